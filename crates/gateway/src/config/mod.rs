@@ -1,0 +1,226 @@
+//! What the configuration says, resolved: every value typed, every name looked up, every default filled in.
+//!
+//! A [`Config`] that exists is right. The file is read into a tree with positions ([`tree`]), checked against one table
+//! of keys ([`keys`], from which the JSON Schema is made too), and resolved ([`resolve`]). All faults are found in
+//! one run; see [`Problem`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+use tollgate_limiter::{Limit, Scope};
+
+/// The whole configuration of one gateway.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Listeners and bounds on input.
+    pub server: Server,
+    /// Behaviour that is not about one rule.
+    pub settings: Settings,
+    /// Whether a caller needs a key.
+    pub auth: Auth,
+    /// Tiers and limits, in the order of the file, tiers first.
+    pub rules: Vec<Rule>,
+    /// Who may call.
+    pub users: Vec<Arc<User>>,
+    /// Every key, of users and (from `API_KEYS`) of nobody in particular.
+    pub keys: Vec<Key>,
+    /// What may be called.
+    pub models: Vec<Model>,
+}
+
+/// `server`.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where SDKs talk to.
+    pub listen: SocketAddr,
+    /// Health, metrics, admin. Equal to `listen`: one port for all.
+    pub admin: SocketAddr,
+    /// Needed by `/admin/*`; needed at all when `admin` is not a loopback address.
+    pub admin_key: Option<Secret>,
+    /// Guards `/metrics` when set.
+    pub metrics_key: Option<Secret>,
+    /// Peers whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// How long streams may go on after SIGTERM.
+    pub shutdown_grace: Duration,
+    /// Largest JSON body, bytes.
+    pub max_body: usize,
+    /// Largest multipart body, bytes.
+    pub max_upload: usize,
+    /// Connections one address may hold open at a time; trusted proxies are exempt.
+    pub max_connections_per_ip: usize,
+}
+
+/// `settings`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+/// `settings.log_format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// `auth`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// 401 without a valid key.
+    Required,
+    /// Callers without a key are anonymous; a wrong key is still 401.
+    Optional,
+}
+
+/// One entry of `tiers` or `limits`.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Its name: `anonymous`, or the tier's.
+    pub name: String,
+    /// Which requests it is for.
+    pub matches: Match,
+    /// What it is counted per.
+    pub per: Scope,
+    /// Its limits; id `<rule>-<unit>-<window>`. Empty for `unlimited`.
+    pub limits: Vec<Arc<Limit>>,
+}
+
+/// The conditions of a rule: all that are present must hold; within one, any value.
+#[derive(Clone, Debug, Default)]
+pub struct Match {
+    /// Only callers with (or without) a key.
+    pub authenticated: Option<bool>,
+    /// Globs on the canonical route: `/v1/images/*`.
+    pub endpoint: Vec<String>,
+    /// Resolved model names.
+    pub model: Vec<String>,
+    /// User names.
+    pub user: Vec<String>,
+    /// Team names.
+    pub team: Vec<String>,
+    /// Tier names.
+    pub tier: Vec<String>,
+    /// Key ids: 12 hex digits.
+    pub api_key: Vec<String>,
+    /// Networks of the client address.
+    pub ip: Vec<IpNet>,
+}
+
+/// One entry of `users`.
+#[derive(Clone, Debug)]
+pub struct User {
+    /// Unique.
+    pub name: String,
+    /// Free text.
+    pub team: Option<String>,
+    /// A name in `tiers`.
+    pub tier: Option<String>,
+    /// Resolved names of the models it may use; `None`: all.
+    pub models: Option<Vec<String>>,
+}
+
+/// One accepted key.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// SHA-256 of the secret.
+    pub hash: [u8; 32],
+    /// The first 12 hex digits of `hash`.
+    pub id: String,
+    /// What its owner calls it.
+    pub name: Option<String>,
+    /// Refused from then on.
+    pub expires: Option<SystemTime>,
+    /// Whose it is; `None` for keys from the environment.
+    pub user: Option<Arc<User>>,
+}
+
+/// One entry of `models`.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The name it is counted under. `*` (environment only): every name.
+    pub name: String,
+    /// Other names for it.
+    pub aliases: Vec<String>,
+    /// Models to try, in order, when no provider of this one answers. Resolved names.
+    pub fallback: Vec<String>,
+    /// Who serves it, in order. Never empty.
+    pub providers: Vec<Provider>,
+}
+
+/// One entry of `models[].providers`.
+#[derive(Clone, Debug)]
+pub struct Provider {
+    /// Unique within its model: host and port of `url`, or `simulated`; `…-2` for a second one.
+    pub name: String,
+    /// What is spoken, and to whom.
+    pub kind: ProviderKind,
+    /// What the provider calls the model; `None`: as the caller does.
+    pub model_name: Option<String>,
+    /// Deadlines of one attempt.
+    pub deadlines: Deadlines,
+}
+
+/// `type` of a provider with what only that type has.
+#[derive(Clone, Debug)]
+pub enum ProviderKind {
+    /// Any server that speaks OpenAI's HTTP API.
+    Openai {
+        /// Scheme, authority and base path without a trailing slash: `https://api.openai.com/v1`.
+        base: http::Uri,
+        /// Sent as `Authorization: Bearer`.
+        key: Option<Secret>,
+        /// Whether `stream_options.include_usage` may be added to its streams.
+        stream_usage: bool,
+    },
+    /// Answers by itself.
+    Simulated {
+        /// Before the first byte.
+        latency: Duration,
+        /// Pace of a stream; 0: as fast as it goes.
+        tokens_per_second: u32,
+        /// Length of an answer.
+        completion_tokens: u32,
+        /// Share of requests answered 500, 0 to 1.
+        fail_rate: f64,
+    },
+}
+
+/// The deadlines of one attempt at one provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// TCP and TLS.
+    pub connect: Duration,
+    /// From sending a streamed request to its first event.
+    pub first_token: Duration,
+    /// Between two reads of an answer.
+    pub idle: Duration,
+    /// The whole attempt.
+    pub total: Duration,
+}
+
+/// A value that never shows itself: `Debug` and `Display` print `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes the value in.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+    /// The value itself, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
