@@ -1,1 +1,44 @@
-//! x
+//! Rate limits, exact in memory: one definition of each algorithm, and stores that execute it.
+//!
+//! A [`Limit`] is a rule's one [`Quota`], counted by an [`Algorithm`], per a [`Scope`]. A request meets several: it
+//! makes one [`Charge`] of each, and the store takes all of them or none. What was taken is a [`Reservation`], settled
+//! when it is known what the request really used.
+//!
+//! ```
+//! use std::{borrow::Cow, sync::Arc};
+//! use tollgate_limiter::{Algorithm, Charge, Decision, Dimension, Limit, MemoryStore, Scope, SystemClock};
+//!
+//! let store = MemoryStore::new(SystemClock);
+//! let per_user = Scope::of([Dimension::User]);
+//! let limit = Limit::new("free", "10k tokens/minute".parse()?, Algorithm::TokenBucket, per_user)?;
+//! let alice = per_user.subject(|_| Cow::Borrowed("alice"));
+//! match store.reserve(vec![Charge::estimate(Arc::new(limit), alice, 700)]) {
+//!     Decision::Granted(reservation) => { reservation.settle(&[512]); }
+//!     Decision::Denied(denial) => println!("try again: {:?}", denial.retry()),
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The map
+//! - [`quota`]: units, windows, algorithms and their notation; the gate that keeps numbers exact
+//! - [`spec`]: the definition of every algorithm. Pure: no clock, no lock, no float
+//! - [`limit`]: what is limited per what, and one request's charge
+//! - [`reservation`]: what a store answers
+//! - [`memory`]: the store of one process
+//! - [`clock`]: where its time comes from
+
+pub mod clock;
+pub mod limit;
+pub mod memory;
+mod names;
+pub mod quota;
+pub mod reservation;
+pub mod spec;
+
+pub use clock::{Clock, ManualClock, Millis, SystemClock};
+pub use limit::{Charge, Dimension, Limit, LimitError, Scope, Subject, SubjectError};
+pub use memory::{Budgets, MemoryStore, Occupancy};
+pub use names::UnknownName;
+pub use quota::{Algorithm, Quota, QuotaError, Span, Unit, Window};
+pub use reservation::{Decision, Denial, Reservation, Standing};
+pub use spec::{Correction, Retry};

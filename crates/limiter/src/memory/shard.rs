@@ -1,0 +1,358 @@
+//! One shard: subjects, their counters, and who is forgotten first.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::hash_map::Entry;
+use std::collections::{BinaryHeap, HashMap};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::sync::Arc;
+
+use super::{Budgets, Occupancy};
+use crate::clock::Millis;
+use crate::limit::{Limit, Subject};
+use crate::reservation::Standing;
+use crate::spec::{Correction, Receipt, State};
+
+/// Tickets without a subject that a queue may keep.
+const STALE_TICKETS_MAX: usize = 64;
+
+/// Which budget a subject counts in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    Keyed,
+    Unauthenticated,
+}
+
+impl Class {
+    pub(super) fn of(subject: &Subject) -> Class {
+        if subject.is_unauthenticated() {
+            Class::Unauthenticated
+        } else {
+            Class::Keyed
+        }
+    }
+}
+
+/// A subject and its hash, made once per decision.
+#[derive(Clone, Debug)]
+pub(super) struct Key {
+    hash: u64,
+    text: Arc<str>,
+}
+
+impl Key {
+    pub(super) fn new(hash: u64, text: Arc<str>) -> Key {
+        Key { hash, text }
+    }
+
+    /// Whether it is surely this subject's; a `false` may be wrong.
+    pub(super) fn is(&self, subject: &Subject) -> bool {
+        std::ptr::eq(&*self.text, subject.as_str())
+    }
+
+    /// Its shard, `last` being the highest number. Not the bits by which the map inside chooses.
+    pub(super) fn place(&self, last: usize) -> usize {
+        (self.hash >> 40) as usize & last
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Key) -> bool {
+        self.hash == other.hash && self.text == other.text
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        hasher.write_u64(self.hash);
+    }
+}
+
+/// Passes on the hash that a key brings.
+#[derive(Default)]
+pub(super) struct Brought(u64);
+
+impl Hasher for Brought {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+}
+
+/// Subjects by key. Each has one ticket in the queue of its class: when it was expected to have nothing in use, by
+/// what was known when the ticket was written. A ticket is brought up to date only when it comes to the front.
+pub(super) struct Shard {
+    subjects: HashMap<Key, Counters, BuildHasherDefault<Brought>>,
+    keyed: Queue,
+    unauthenticated: Queue,
+    /// Numbers the lives of states and tickets.
+    births: u64,
+    evicted_live: u64,
+}
+
+/// The subjects of one class.
+struct Queue {
+    tickets: BinaryHeap<Reverse<Ticket>>,
+    subjects: usize,
+    budget: usize,
+}
+
+/// The counters of one subject.
+struct Counters {
+    class: Class,
+    ticket: u64,
+    list: Vec<Counter>,
+}
+
+/// One counter, with the limit it was last charged by.
+struct Counter {
+    limit: Arc<Limit>,
+    state: State,
+}
+
+/// Ordered by time, then by age.
+struct Ticket {
+    idle: Millis,
+    number: u64,
+    key: Key,
+}
+
+impl Shard {
+    pub(super) fn new(budgets: Budgets) -> Shard {
+        Shard {
+            subjects: HashMap::default(),
+            keyed: Queue::new(budgets.keyed),
+            unauthenticated: Queue::new(budgets.unauthenticated),
+            births: 0,
+            evicted_live: 0,
+        }
+    }
+
+    /// The state of a counter, if there is one.
+    pub(super) fn state(&mut self, key: &Key, limit: &Arc<Limit>) -> Option<&mut State> {
+        let counters = self.subjects.get_mut(key)?;
+        let place = counters.place(limit)?;
+        Some(&mut counters.list[place].state)
+    }
+
+    /// The state of a counter, born if there was none. A subject once known as keyed stays keyed.
+    pub(super) fn state_or_new(
+        &mut self,
+        key: &Key,
+        class: Class,
+        limit: &Arc<Limit>,
+        now: Millis,
+    ) -> &mut State {
+        self.births += 1;
+        let birth = self.births;
+        let counters = match self.subjects.entry(key.clone()) {
+            Entry::Occupied(occupied) => occupied.into_mut(),
+            Entry::Vacant(vacant) => {
+                let queue = match class {
+                    Class::Keyed => &mut self.keyed,
+                    Class::Unauthenticated => &mut self.unauthenticated,
+                };
+                queue.join(now, birth, key);
+                vacant.insert(Counters {
+                    class,
+                    ticket: birth,
+                    list: Vec::with_capacity(1),
+                })
+            }
+        };
+        if counters.class == Class::Unauthenticated && class == Class::Keyed {
+            self.unauthenticated.subjects -= 1;
+            self.keyed.join(now, birth, key);
+            (counters.class, counters.ticket) = (class, birth);
+        }
+        counters.state_or_new(limit, now, birth)
+    }
+
+    /// Settles what `receipt` took. A counter that was forgotten meanwhile is born again only to be charged.
+    pub(super) fn settle(
+        &mut self,
+        key: &Key,
+        standing: &Standing,
+        now: Millis,
+        receipt: &Receipt,
+        actual: u64,
+    ) -> Correction {
+        let (limit, rate) = (&standing.limit, standing.limit.rate());
+        let forgotten = self.state(key, limit).is_none();
+        if forgotten && actual <= standing.requested {
+            return Correction::default();
+        }
+        let state = self.state_or_new(key, Class::of(&standing.subject), limit, now);
+        state.redate(rate, now);
+        state.correct(rate, now, receipt, actual)
+    }
+
+    /// Forgets a subject. Says whether it was known.
+    pub(super) fn remove(&mut self, key: &Key) -> bool {
+        let Some(counters) = self.subjects.remove(key) else {
+            return false;
+        };
+        self.queue(counters.class).subjects -= 1;
+        true
+    }
+
+    /// Forgets subjects while a class is past its budget: those with nothing in use first, then those nearest to it.
+    pub(super) fn make_room(&mut self, now: Millis) {
+        for class in [Class::Keyed, Class::Unauthenticated] {
+            while self.queue(class).subjects > self.queue(class).budget {
+                let Some(Reverse(ticket)) = self.queue(class).tickets.pop() else {
+                    break;
+                };
+                self.redeem(class, ticket, now);
+            }
+            self.sweep(class);
+        }
+    }
+
+    /// Subjects in both classes, and how many were forgotten with something in use.
+    pub(super) fn occupancy(&self) -> Occupancy {
+        Occupancy {
+            keyed: self.keyed.subjects,
+            unauthenticated: self.unauthenticated.subjects,
+            evicted_live: self.evicted_live,
+        }
+    }
+
+    /// Forgets the subject of a ticket from the front, if the ticket is still right about it; else renews it.
+    fn redeem(&mut self, class: Class, ticket: Ticket, now: Millis) {
+        let Some(counters) = self
+            .subjects
+            .get(&ticket.key)
+            .filter(|c| c.ticket == ticket.number)
+        else {
+            return;
+        };
+        let reset = counters.reset(now);
+        if reset > Millis::ZERO && now + reset > ticket.idle {
+            self.queue(class).tickets.push(Reverse(Ticket {
+                idle: now + reset,
+                ..ticket
+            }));
+            return;
+        }
+        self.evicted_live += u64::from(reset > Millis::ZERO);
+        self.remove(&ticket.key);
+    }
+
+    /// Drops tickets of subjects that were cleared, when they are more than the others.
+    fn sweep(&mut self, class: Class) {
+        let queue = match class {
+            Class::Keyed => &mut self.keyed,
+            Class::Unauthenticated => &mut self.unauthenticated,
+        };
+        if queue.tickets.len() > 2 * queue.subjects + STALE_TICKETS_MAX {
+            let subjects = &self.subjects;
+            let valid = |ticket: &Ticket| {
+                subjects
+                    .get(&ticket.key)
+                    .is_some_and(|c| c.ticket == ticket.number)
+            };
+            queue.tickets.retain(|Reverse(ticket)| valid(ticket));
+        }
+    }
+
+    fn queue(&mut self, class: Class) -> &mut Queue {
+        match class {
+            Class::Keyed => &mut self.keyed,
+            Class::Unauthenticated => &mut self.unauthenticated,
+        }
+    }
+}
+
+impl Queue {
+    fn new(budget: usize) -> Queue {
+        Queue {
+            tickets: BinaryHeap::new(),
+            subjects: 0,
+            budget,
+        }
+    }
+
+    fn join(&mut self, now: Millis, number: u64, key: &Key) {
+        self.subjects += 1;
+        self.tickets.push(Reverse(Ticket {
+            idle: now,
+            number,
+            key: key.clone(),
+        }));
+    }
+}
+
+impl Counters {
+    fn place(&self, limit: &Arc<Limit>) -> Option<usize> {
+        let same =
+            |counter: &Counter| Arc::ptr_eq(&counter.limit, limit) || counter.limit.same_counter(limit);
+        self.list.iter().position(same)
+    }
+
+    fn state_or_new(&mut self, limit: &Arc<Limit>, now: Millis, birth: u64) -> &mut State {
+        let place = match self.place(limit) {
+            Some(place) => {
+                if !Arc::ptr_eq(&self.list[place].limit, limit) {
+                    self.list[place].limit = Arc::clone(limit);
+                }
+                place
+            }
+            None => {
+                // Counters of limits that are no more leave when others come.
+                self.list.retain(|counter| counter.reset(now) > Millis::ZERO);
+                self.list.push(Counter {
+                    limit: Arc::clone(limit),
+                    state: State::new(limit.rate(), birth),
+                });
+                self.list.len() - 1
+            }
+        };
+        &mut self.list[place].state
+    }
+
+    /// How long until nothing is in use in any counter.
+    fn reset(&self, now: Millis) -> Millis {
+        self.list
+            .iter()
+            .map(|counter| counter.reset(now))
+            .max()
+            .unwrap_or_default()
+    }
+}
+
+impl Counter {
+    fn reset(&self, now: Millis) -> Millis {
+        self.state.reading(self.limit.rate(), now).reset
+    }
+}
+
+impl PartialEq for Ticket {
+    fn eq(&self, other: &Ticket) -> bool {
+        (self.idle, self.number) == (other.idle, other.number)
+    }
+}
+
+impl Eq for Ticket {}
+
+impl PartialOrd for Ticket {
+    fn partial_cmp(&self, other: &Ticket) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Ticket {
+    fn cmp(&self, other: &Ticket) -> Ordering {
+        (self.idle, self.number).cmp(&(other.idle, other.number))
+    }
+}

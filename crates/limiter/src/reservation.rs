@@ -1,0 +1,168 @@
+//! What a store answers: granted, with a reservation to settle; or denied, with a time.
+
+use std::sync::Arc;
+
+use crate::clock::Millis;
+use crate::limit::{Limit, Subject};
+use crate::spec::{Correction, Retry};
+
+/// The answer to one request. A refusal is a value, not an error.
+#[derive(Debug)]
+pub enum Decision {
+    /// Every enforced limit had room, and it was taken.
+    Granted(Reservation),
+    /// At least one enforced limit had no room. Nothing was taken.
+    Denied(Denial),
+}
+
+impl Decision {
+    /// What each limit says, one per charge, in the order of the charges.
+    pub fn standings(&self) -> &[Standing] {
+        match self {
+            Decision::Granted(reservation) => reservation.standings(),
+            Decision::Denied(denial) => denial.standings(),
+        }
+    }
+
+    /// The store's time of the decision, in milliseconds since the Unix epoch.
+    pub const fn now(&self) -> Millis {
+        match self {
+            Decision::Granted(reservation) => reservation.now,
+            Decision::Denied(denial) => denial.now,
+        }
+    }
+
+    /// Whether it was granted.
+    pub const fn is_granted(&self) -> bool {
+        matches!(self, Decision::Granted(_))
+    }
+}
+
+/// What one limit says after a decision.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Standing {
+    /// The limit.
+    pub limit: Arc<Limit>,
+    /// Whose counter.
+    pub subject: Subject,
+    /// What this request asked for.
+    pub requested: u64,
+    /// Whether it was taken. Never of a denial; not of a shadow limit without room.
+    pub taken: bool,
+    /// Units in use, rounded up. More than the capacity after a late settlement.
+    pub used: u64,
+    /// Units left to take now.
+    pub remaining: u64,
+    /// How long until nothing is in use.
+    pub reset: Millis,
+    /// When what was asked for fits: `Now` unless this limit refuses, or would refuse if it were not a shadow.
+    pub retry: Retry,
+}
+
+/// A refusal. Nothing was taken from any limit.
+#[derive(Clone, Debug)]
+pub struct Denial {
+    standings: Vec<Standing>,
+    binding: usize,
+    now: Millis,
+}
+
+impl Denial {
+    /// At least one of the standings is of an enforced limit that refuses.
+    pub(crate) fn new(standings: Vec<Standing>, now: Millis) -> Denial {
+        let weight = |(_, standing): &(usize, &Standing)| (!standing.limit.is_shadow(), standing.retry);
+        // From the back, because `max_by_key` takes the last of equals and the first should bind.
+        let binding = standings
+            .iter()
+            .enumerate()
+            .rev()
+            .max_by_key(weight)
+            .map_or(0, |(index, _)| index);
+        Denial {
+            standings,
+            binding,
+            now,
+        }
+    }
+
+    /// What each limit says, one per charge, in the order of the charges.
+    pub fn standings(&self) -> &[Standing] {
+        &self.standings
+    }
+
+    /// The position of the refusing charge: with several, the one with the longest wait; never is longest.
+    pub const fn binding_index(&self) -> usize {
+        self.binding
+    }
+
+    /// The standing of the refusing charge.
+    pub fn binding(&self) -> &Standing {
+        &self.standings[self.binding]
+    }
+
+    /// What the refusing limit was asked for.
+    pub fn requested(&self) -> u64 {
+        self.binding().requested
+    }
+
+    /// When it is worth asking again, if ever.
+    pub fn retry(&self) -> Retry {
+        self.binding().retry
+    }
+
+    /// The store's time of the decision, in milliseconds since the Unix epoch.
+    pub const fn now(&self) -> Millis {
+        self.now
+    }
+}
+
+/// What a request holds until it is known what it used. Dropped, the estimate stands.
+#[must_use = "settle it with what was really used; dropped, the estimate stands"]
+pub struct Reservation {
+    standings: Vec<Standing>,
+    now: Millis,
+    hold: Box<dyn Hold>,
+}
+
+impl Reservation {
+    pub(crate) fn new(standings: Vec<Standing>, now: Millis, hold: Box<dyn Hold>) -> Reservation {
+        Reservation { standings, now, hold }
+    }
+
+    /// What each limit says, one per charge, in the order of the charges.
+    pub fn standings(&self) -> &[Standing] {
+        &self.standings
+    }
+
+    /// The store's time of the decision, in milliseconds since the Unix epoch.
+    pub const fn now(&self) -> Millis {
+        self.now
+    }
+
+    /// Replaces what was taken by what was used, one amount per charge, in the order of the charges. Charges without
+    /// an amount keep what was taken; those that took nothing stay so. One correction per charge.
+    pub fn settle(self, actual: &[u64]) -> Vec<Correction> {
+        self.hold.settle(&self.standings, actual)
+    }
+
+    /// Gives everything back: the request was answered by nobody.
+    pub fn refund(self) -> Vec<Correction> {
+        let nothing = vec![0; self.standings.len()];
+        self.settle(&nothing)
+    }
+}
+
+impl std::fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reservation")
+            .field("standings", &self.standings)
+            .field("now", &self.now)
+            .finish()
+    }
+}
+
+/// A store's side of a reservation: what it took, one receipt per standing.
+pub(crate) trait Hold: Send + Sync {
+    fn settle(&self, standings: &[Standing], actual: &[u64]) -> Vec<Correction>;
+}

@@ -1,0 +1,357 @@
+//! The definition: what every algorithm means, in whole numbers, with time as an argument.
+//!
+//! A [`State`] is what one counter remembers. `redate` first; then `fits`, `wait` and `reading` ask, `charge` takes,
+//! `correct` settles. Nothing here reads a clock, and asking never changes anything.
+//!
+//! Every state stores `at`, the store's time of its last write. A clock behind `at` counts as `at`, so that going back
+//! never mints quota. A state dated more than one window ahead of the clock is re-dated to the clock with its level
+//! kept, so that one forward excursion does not freeze it.
+
+use crate::clock::Millis;
+use crate::quota::{Algorithm, Quota, Span, Window};
+
+mod bucket;
+mod calendar;
+mod fixed;
+mod moving;
+mod sliding;
+
+use bucket::Bucket;
+use fixed::Fixed;
+use moving::Moving;
+use sliding::Sliding;
+
+/// From the epoch, a Thursday, to the first Monday.
+const FIRST_MONDAY_MS: u64 = 4 * 86_400_000;
+
+/// A quota and an algorithm, as the numbers the definition works with. One that exists passed the gate: no product
+/// of an amount and a time overflows what is exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    algorithm: Algorithm,
+    window: Window,
+    /// L: units per window.
+    capacity: u64,
+    /// B: the size of the bucket; L for the others.
+    burst: u64,
+    /// u: milliseconds in one unit of time.
+    tick: u64,
+    /// W in milliseconds; 31 days for a calendar month.
+    length_ms: u64,
+    /// Added to a time before it is divided into windows.
+    offset_ms: u64,
+}
+
+impl Rate {
+    /// `None`: no unit of time lets this algorithm count this quota exactly.
+    pub(crate) fn new(quota: &Quota, window: Window, algorithm: Algorithm) -> Option<Rate> {
+        let length_ms = window.longest().get();
+        Some(Rate {
+            algorithm,
+            window,
+            capacity: quota.amount(),
+            burst: quota.burst().unwrap_or(quota.amount()),
+            tick: quota.resolution(algorithm)?,
+            length_ms,
+            offset_ms: if window.span() == Span::Week {
+                length_ms - FIRST_MONDAY_MS
+            } else {
+                0
+            },
+        })
+    }
+
+    /// How it is counted.
+    pub const fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// How long it lasts.
+    pub const fn window(&self) -> Window {
+        self.window
+    }
+
+    /// Milliseconds in one unit of time: waits are whole numbers of it.
+    pub const fn tick(&self) -> Millis {
+        Millis(self.tick)
+    }
+
+    /// The most that can be taken at once.
+    pub const fn at_once(&self) -> u64 {
+        self.burst
+    }
+
+    /// W in ticks.
+    const fn length(&self) -> u64 {
+        self.length_ms / self.tick
+    }
+
+    /// Where unconditional charges stop, and amounts are clamped.
+    fn stop(&self) -> u64 {
+        2 * self.capacity.max(self.burst)
+    }
+
+    /// The number of the window that contains `at`.
+    fn index(&self, at: Millis) -> u64 {
+        match self.window.span() {
+            Span::Month => calendar::month_of(at),
+            _ => (at.get() + self.offset_ms) / self.length_ms,
+        }
+    }
+
+    /// The first moment after window `index`.
+    fn end(&self, index: u64) -> Millis {
+        match self.window.span() {
+            Span::Month => calendar::start_of_month(index + 1),
+            _ => Millis((index + 1) * self.length_ms - self.offset_ms),
+        }
+    }
+
+    /// How far `at` is into its window, in whole ticks.
+    fn elapsed(&self, at: Millis) -> u64 {
+        (at.get() + self.offset_ms) % self.length_ms / self.tick
+    }
+
+    /// Milliseconds from `now` to `ticks` after `at`.
+    fn wait(&self, at: Millis, ticks: u64, now: Millis) -> Millis {
+        Millis((at.get() / self.tick + ticks) * self.tick) - now
+    }
+}
+
+/// When an amount fits. Ordered: the later, the greater; never is greatest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Retry {
+    /// It fits now.
+    Now,
+    /// It fits after this long if nobody else comes, and not one tick earlier.
+    After(Millis),
+    /// It never fits: it is more than the limit's capacity.
+    Never,
+}
+
+/// What a counter says at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Units in use, rounded up. More than the capacity after a late settlement.
+    pub used: u64,
+    /// Units that could be taken at once.
+    pub remaining: u64,
+    /// How long until nothing is in use.
+    pub reset: Millis,
+}
+
+/// What `charge` took, and from where: kept until it is settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    life: u64,
+    generation: u64,
+    amount: u64,
+    at: Millis,
+    /// Bucket: D, the debt right after the take, and R, what had been refunded by then.
+    debt: u64,
+    refunded: u64,
+}
+
+/// What a settlement did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Correction {
+    /// Units charged on top of the estimate.
+    pub charged: u64,
+    /// Units given back.
+    pub returned: u64,
+    /// Units used on top of the estimate but not charged, because debt has a bound.
+    pub forgiven: u64,
+}
+
+/// What one counter remembers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Told apart from every earlier state of the same counter.
+    life: u64,
+    /// Changes when what was taken before can no longer be given back.
+    generation: u64,
+    /// The store's time of the last write; of a bucket, in whole ticks.
+    at: Millis,
+    level: Level,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Level {
+    Fixed(Fixed),
+    Sliding(Sliding),
+    Moving(Moving),
+    Bucket(Bucket),
+}
+
+impl State {
+    /// Nothing used. `life` must differ from that of every state this counter had before.
+    pub fn new(rate: &Rate, life: u64) -> State {
+        let level = match rate.algorithm {
+            Algorithm::FixedWindow => Level::Fixed(Fixed::default()),
+            Algorithm::SlidingWindow => Level::Sliding(Sliding::default()),
+            Algorithm::MovingWindow => Level::Moving(Moving::default()),
+            Algorithm::TokenBucket => Level::Bucket(Bucket::new(rate)),
+        };
+        State {
+            life,
+            generation: 0,
+            at: Millis::ZERO,
+            level,
+        }
+    }
+
+    /// Brings a state from more than one window ahead back to the clock, its level kept. The one write that may come
+    /// with a denial. Says whether it was one.
+    pub fn redate(&mut self, rate: &Rate, now: Millis) -> bool {
+        if self.at <= now + Millis(rate.length_ms) {
+            return false;
+        }
+        match &mut self.level {
+            Level::Fixed(fixed) => fixed.redate(rate, now),
+            Level::Sliding(sliding) => sliding.redate(rate, self.at, now),
+            Level::Moving(moving) => moving.redate(rate, self.at, now),
+            Level::Bucket(_) => {}
+        }
+        self.at = match self.level {
+            Level::Bucket(bucket) => bucket.grid(now),
+            _ => now,
+        };
+        self.generation += 1;
+        true
+    }
+
+    /// Whether `amount` can be taken.
+    pub fn fits(&self, rate: &Rate, now: Millis, amount: u64) -> bool {
+        let at = self.at.max(now);
+        match &self.level {
+            Level::Fixed(fixed) => fixed.rolled(rate, at).fits(rate, amount),
+            Level::Sliding(sliding) => sliding.rolled(rate, at).fits(rate, at, amount),
+            Level::Moving(moving) => moving.fits(rate, at, amount),
+            Level::Bucket(bucket) => bucket.drained(rate, self.at, now).bucket.fits(rate, amount),
+        }
+    }
+
+    /// When `amount` can be taken.
+    pub fn wait(&self, rate: &Rate, now: Millis, amount: u64) -> Retry {
+        if amount > rate.at_once() {
+            return Retry::Never;
+        }
+        if self.fits(rate, now, amount) {
+            return Retry::Now;
+        }
+        let at = self.at.max(now);
+        Retry::After(match &self.level {
+            Level::Fixed(fixed) => rate.end(fixed.rolled(rate, at).window()) - now,
+            Level::Sliding(sliding) => sliding.rolled(rate, at).wait(rate, at, now, amount),
+            Level::Moving(moving) => moving.wait(rate, at, now, amount),
+            Level::Bucket(bucket) => {
+                let drained = bucket.drained(rate, self.at, now);
+                drained.bucket.wait(rate, drained.at, now, amount)
+            }
+        })
+    }
+
+    /// What is in use and what is left.
+    pub fn reading(&self, rate: &Rate, now: Millis) -> Reading {
+        let at = self.at.max(now);
+        match &self.level {
+            Level::Fixed(fixed) => fixed.rolled(rate, at).reading(rate, now),
+            Level::Sliding(sliding) => sliding.rolled(rate, at).reading(rate, at, now),
+            Level::Moving(moving) => moving.reading(rate, at, now),
+            Level::Bucket(bucket) => {
+                let drained = bucket.drained(rate, self.at, now);
+                drained.bucket.reading(rate, drained.at, now)
+            }
+        }
+    }
+
+    /// Takes `amount`, which fits.
+    pub fn charge(&mut self, rate: &Rate, now: Millis, amount: u64) -> Receipt {
+        self.refresh(rate, now);
+        let (mut debt, mut refunded) = (0, 0);
+        match &mut self.level {
+            Level::Fixed(fixed) => fixed.add(amount),
+            Level::Sliding(sliding) => sliding.add(amount),
+            Level::Moving(moving) => moving.add(rate, self.at, amount),
+            Level::Bucket(bucket) => (debt, refunded) = bucket.add(rate, amount),
+        }
+        Receipt {
+            life: self.life,
+            generation: self.generation,
+            amount,
+            at: self.at,
+            debt,
+            refunded,
+        }
+    }
+
+    /// Replaces what `receipt` took by `actual`. More is charged now, unconditionally, up to a bound; less is given
+    /// back only into what it was taken from, and never after a `clear`.
+    pub fn correct(&mut self, rate: &Rate, now: Millis, receipt: &Receipt, actual: u64) -> Correction {
+        // A bucket is settled at the terms it was last charged at: settling does not bring back those of a limit
+        // that was changed since.
+        let rate = &match self.level {
+            Level::Bucket(bucket) => bucket.terms(rate),
+            _ => *rate,
+        };
+        self.refresh(rate, now);
+        let clamped = actual.min(rate.stop());
+        if let Some(more) = actual.checked_sub(receipt.amount).filter(|more| *more > 0) {
+            let charged = match &mut self.level {
+                Level::Fixed(fixed) => fixed.add_late(rate, clamped.saturating_sub(receipt.amount)),
+                Level::Sliding(sliding) => sliding.add_late(rate, clamped.saturating_sub(receipt.amount)),
+                Level::Moving(moving) => {
+                    moving.add_late(rate, self.at, clamped.saturating_sub(receipt.amount))
+                }
+                Level::Bucket(bucket) => bucket.add_late(rate, clamped.saturating_sub(receipt.amount)),
+            };
+            return Correction {
+                charged,
+                forgiven: more - charged,
+                returned: 0,
+            };
+        }
+        if (self.life, self.generation) != (receipt.life, receipt.generation) {
+            return Correction::default();
+        }
+        let less = receipt.amount - actual;
+        let returned = match &mut self.level {
+            Level::Fixed(fixed) => fixed.give_back(rate.index(receipt.at), less),
+            Level::Sliding(sliding) => sliding.give_back(rate.index(receipt.at), less),
+            Level::Moving(moving) => moving.give_back(rate, self.at, receipt.at, less),
+            Level::Bucket(bucket) => bucket.give_back(rate, self.at, receipt, less),
+        };
+        Correction {
+            returned,
+            ..Correction::default()
+        }
+    }
+
+    /// Lets the time pass that has passed, before a write.
+    fn refresh(&mut self, rate: &Rate, now: Millis) {
+        let at = self.at.max(now);
+        match &mut self.level {
+            Level::Fixed(fixed) => *fixed = fixed.rolled(rate, at),
+            Level::Sliding(sliding) => *sliding = sliding.rolled(rate, at),
+            Level::Moving(moving) => moving.forget(rate, at),
+            Level::Bucket(bucket) => {
+                let drained = bucket.drained(rate, self.at, now);
+                self.generation += u64::from(drained.renewed);
+                (*bucket, self.at) = (drained.bucket, drained.at);
+                return;
+            }
+        }
+        self.at = at;
+    }
+}
+
+/// `min(x + d, stop)`, but never lower than `x`: raises `level` and returns by how much.
+fn raise(level: &mut u64, by: u64, stop: u64) -> u64 {
+    let raised = level.saturating_add(by).min(stop).max(*level);
+    let added = raised - *level;
+    *level = raised;
+    added
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! token_bucket: GCRA as a whole-number debt. One unit weighs W ticks; L of debt drain per tick; a bucket of B units
+//! holds C = B·W. Exact at any rate, where an emission interval in whole ticks is not. Worst trailing window: B + L.
+//!
+//! The scale depends on W alone, not on L: a raised or lowered limit reads the same debt.
+
+use super::Reading;
+use super::{Rate, Receipt, raise};
+use crate::clock::Millis;
+
+/// Beyond this the sum of refunds starts anew.
+const REFUNDED_MAX: u64 = 1 << 52;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bucket {
+    debt: u64,
+    /// R: debt given back since this generation began.
+    refunded: u64,
+    /// L, B and the tick at the last charge.
+    capacity: u64,
+    burst: u64,
+    tick: u64,
+}
+
+/// A bucket after the time that has passed.
+pub(super) struct Drained {
+    pub(super) bucket: Bucket,
+    pub(super) at: Millis,
+    /// What was taken before can no longer be given back: a new generation.
+    pub(super) renewed: bool,
+}
+
+impl Bucket {
+    pub(super) fn new(rate: &Rate) -> Bucket {
+        Bucket {
+            debt: 0,
+            refunded: 0,
+            capacity: rate.capacity,
+            burst: rate.burst,
+            tick: rate.tick,
+        }
+    }
+
+    /// The rate as it was at the last charge.
+    pub(super) fn terms(self, rate: &Rate) -> Rate {
+        Rate {
+            capacity: self.capacity,
+            burst: self.burst,
+            tick: self.tick,
+            ..*rate
+        }
+    }
+
+    /// `at` in whole ticks.
+    pub(super) fn grid(self, at: Millis) -> Millis {
+        Millis(at.get() / self.tick * self.tick)
+    }
+
+    pub(super) fn drained(self, rate: &Rate, at: Millis, now: Millis) -> Drained {
+        let (mut bucket, at) = self.converted(rate, at);
+        bucket.debt = bucket.debt.min(full(rate));
+        let reached = at.max(bucket.grid(now));
+        let ticks = (reached.get() - at.get()) / rate.tick;
+        let drained = ticks.min(bucket.debt.div_ceil(rate.capacity)) * rate.capacity;
+        bucket.debt = bucket.debt.saturating_sub(drained);
+        let renewed = bucket.debt == 0
+            || bucket.refunded >= REFUNDED_MAX
+            || (self.capacity, self.burst, self.tick) != (rate.capacity, rate.burst, rate.tick);
+        if renewed {
+            bucket.refunded = 0;
+        }
+        Drained {
+            bucket,
+            at: reached,
+            renewed,
+        }
+    }
+
+    pub(super) fn fits(self, rate: &Rate, amount: u64) -> bool {
+        amount <= rate.burst && self.debt + amount * rate.length() <= rate.burst * rate.length()
+    }
+
+    pub(super) fn wait(self, rate: &Rate, at: Millis, now: Millis, amount: u64) -> Millis {
+        let over = self.debt + amount * rate.length() - rate.burst * rate.length();
+        rate.wait(at, over.div_ceil(rate.capacity), now)
+    }
+
+    pub(super) fn reading(self, rate: &Rate, at: Millis, now: Millis) -> Reading {
+        let full = rate.burst * rate.length();
+        Reading {
+            used: self.debt.div_ceil(rate.length()),
+            remaining: full.saturating_sub(self.debt) / rate.length(),
+            reset: match self.debt {
+                0 => Millis::ZERO,
+                debt => rate.wait(at, debt.div_ceil(rate.capacity), now),
+            },
+        }
+    }
+
+    /// Takes, and returns D and R for the receipt.
+    pub(super) fn add(&mut self, rate: &Rate, amount: u64) -> (u64, u64) {
+        self.debt += amount * rate.length();
+        (self.debt, self.refunded)
+    }
+
+    /// Charges unconditionally, up to B + L of debt. Returns whole units.
+    pub(super) fn add_late(&mut self, rate: &Rate, amount: u64) -> u64 {
+        raise(&mut self.debt, amount * rate.length(), full(rate)).div_ceil(rate.length())
+    }
+
+    /// At most what is still owed of the debt at the take: giving back more would forgive debt of others.
+    pub(super) fn give_back(&mut self, rate: &Rate, at: Millis, receipt: &Receipt, amount: u64) -> u64 {
+        let ticks = (at.get() - receipt.at.get()) / rate.tick;
+        let drained = ticks.min(receipt.debt.div_ceil(rate.capacity)) * rate.capacity;
+        let owed = receipt
+            .debt
+            .saturating_sub(drained)
+            .saturating_sub(self.refunded - receipt.refunded);
+        let returned = (amount * rate.length()).min(owed).min(self.debt);
+        self.debt -= returned;
+        self.refunded += returned;
+        returned / rate.length()
+    }
+
+    /// In the ticks of `rate`: the debt by the power of ten, rounded up; `at` never earlier than it was.
+    fn converted(self, rate: &Rate, at: Millis) -> (Bucket, Millis) {
+        let bucket = Bucket {
+            capacity: rate.capacity,
+            burst: rate.burst,
+            tick: rate.tick,
+            ..self
+        };
+        if rate.tick > self.tick {
+            let debt = self.debt.div_ceil(rate.tick / self.tick);
+            return (
+                Bucket { debt, ..bucket },
+                Millis(at.get().next_multiple_of(rate.tick)),
+            );
+        }
+        if rate.tick < self.tick {
+            let debt = self.debt * (self.tick / rate.tick);
+            return (Bucket { debt, ..bucket }, at + Millis(self.tick));
+        }
+        (bucket, at)
+    }
+}
+
+/// The most debt there is: (B + L)·W.
+fn full(rate: &Rate) -> u64 {
+    (rate.burst + rate.capacity) * rate.length()
+}

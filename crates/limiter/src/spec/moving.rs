@@ -1,0 +1,151 @@
+//! moving_window: a log of what was taken when; never more than L in any trailing window.
+//!
+//! The log is exact while it is short. Beyond that its entries are merged into slots of the window, each dated at its
+//! slot's *end*: it is held longer, never shorter. So it stays short whatever the limit.
+
+use super::{Rate, Reading, raise};
+use crate::clock::Millis;
+
+/// Entries up to which the log is exact.
+const EXACT_ENTRIES: usize = 64;
+/// Slots of a window: of a minute or less, and of a longer one.
+const SLOTS_SHORT: u64 = 60;
+const SLOTS_LONG: u64 = 96;
+const SHORT_MS: u64 = 60_000;
+
+/// Entries in order of time, one per time, none empty. Those whose window has passed are dead: they count for
+/// nothing and are dropped by the next write.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Moving(Vec<Entry>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    time: u64,
+    amount: u64,
+}
+
+impl Moving {
+    pub(super) fn redate(&mut self, rate: &Rate, at: Millis, now: Millis) {
+        let amount = self.level(rate, at);
+        self.0.clear();
+        if amount > 0 {
+            self.0.push(Entry {
+                time: now.get(),
+                amount,
+            });
+        }
+    }
+
+    pub(super) fn fits(&self, rate: &Rate, at: Millis, amount: u64) -> bool {
+        self.level(rate, at).saturating_add(amount) <= rate.capacity
+    }
+
+    /// Until enough of the oldest entries have left. `amount` does not fit now, but is no more than L.
+    pub(super) fn wait(&self, rate: &Rate, at: Millis, now: Millis, amount: u64) -> Millis {
+        let mut level = self.level(rate, at);
+        let mut until = at;
+        for entry in self.live(rate, at) {
+            if level.saturating_add(amount) <= rate.capacity {
+                break;
+            }
+            level -= entry.amount;
+            until = Millis(entry.time + rate.length_ms);
+        }
+        until - now
+    }
+
+    pub(super) fn reading(&self, rate: &Rate, at: Millis, now: Millis) -> Reading {
+        let used = self.level(rate, at);
+        let newest = self.live(rate, at).last();
+        Reading {
+            used,
+            remaining: rate.capacity.saturating_sub(used),
+            reset: newest.map_or(Millis::ZERO, |entry| Millis(entry.time + rate.length_ms) - now),
+        }
+    }
+
+    /// Drops dead entries.
+    pub(super) fn forget(&mut self, rate: &Rate, at: Millis) {
+        let dead = self.dead(rate, at);
+        self.0.drain(..dead);
+    }
+
+    pub(super) fn add(&mut self, rate: &Rate, at: Millis, amount: u64) {
+        if amount == 0 {
+            return;
+        }
+        let time = at.get();
+        // Merged entries are dated ahead, so the newest is not always the last.
+        let place = self.0.partition_point(|entry| entry.time < time);
+        match self.0.get_mut(place).filter(|entry| entry.time == time) {
+            Some(entry) => entry.amount += amount,
+            None => self.0.insert(place, Entry { time, amount }),
+        }
+        if self.0.len() > EXACT_ENTRIES {
+            self.merge(rate);
+        }
+    }
+
+    pub(super) fn add_late(&mut self, rate: &Rate, at: Millis, amount: u64) -> u64 {
+        let mut level = self.level(rate, at);
+        let charged = raise(&mut level, amount, rate.stop());
+        self.add(rate, at, charged);
+        charged
+    }
+
+    /// Into the entry of that moment, or the merged entry that took it in.
+    pub(super) fn give_back(&mut self, rate: &Rate, at: Millis, taken: Millis, amount: u64) -> u64 {
+        if at.get() >= taken.get() + rate.length_ms {
+            return 0;
+        }
+        let find = |time: u64| self.0.binary_search_by_key(&time, |entry| entry.time);
+        let Ok(place) = find(taken.get()).or_else(|_| find(slot_end(rate, taken.get()))) else {
+            return 0;
+        };
+        let entry = &mut self.0[place];
+        let returned = amount.min(entry.amount);
+        entry.amount -= returned;
+        if entry.amount == 0 {
+            self.0.remove(place);
+        }
+        returned
+    }
+
+    fn merge(&mut self, rate: &Rate) {
+        let mut kept = 0;
+        for index in 0..self.0.len() {
+            let Entry { time, amount } = self.0[index];
+            let time = slot_end(rate, time);
+            if kept > 0 && self.0[kept - 1].time == time {
+                self.0[kept - 1].amount += amount;
+            } else {
+                self.0[kept] = Entry { time, amount };
+                kept += 1;
+            }
+        }
+        self.0.truncate(kept);
+    }
+
+    fn level(&self, rate: &Rate, at: Millis) -> u64 {
+        self.live(rate, at).iter().map(|entry| entry.amount).sum()
+    }
+
+    fn live(&self, rate: &Rate, at: Millis) -> &[Entry] {
+        &self.0[self.dead(rate, at)..]
+    }
+
+    fn dead(&self, rate: &Rate, at: Millis) -> usize {
+        self.0
+            .partition_point(|entry| entry.time + rate.length_ms <= at.get())
+    }
+}
+
+/// The end of the slot that contains `time`; a time on the grid stays.
+fn slot_end(rate: &Rate, time: u64) -> u64 {
+    let slots = if rate.length_ms <= SHORT_MS {
+        SLOTS_SHORT
+    } else {
+        SLOTS_LONG
+    };
+    time.next_multiple_of(rate.length_ms.div_ceil(slots))
+}

@@ -1,0 +1,106 @@
+//! sliding_window: this window's count, plus the previous one's weighted by how much of it a trailing window still
+//! covers. With e ticks gone of W: level·W = previous·(W − e) + used·W, compared before any division.
+//! Worst trailing window: just under 2L.
+
+use super::{Rate, Reading, raise};
+use crate::clock::Millis;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sliding {
+    window: u64,
+    used: u64,
+    previous: u64,
+}
+
+impl Sliding {
+    /// At the window of `at`: rolling one keeps its count as the previous one, rolling more forgets both.
+    pub(super) fn rolled(self, rate: &Rate, at: Millis) -> Sliding {
+        let window = rate.index(at);
+        match window.saturating_sub(self.window) {
+            0 => self,
+            1 => Sliding {
+                window,
+                used: 0,
+                previous: self.used,
+            },
+            _ => Sliding {
+                window,
+                used: 0,
+                previous: 0,
+            },
+        }
+    }
+
+    pub(super) fn redate(&mut self, rate: &Rate, at: Millis, now: Millis) {
+        let level = self.level(rate, at).div_ceil(u128::from(rate.length()));
+        *self = Sliding {
+            window: rate.index(now),
+            used: level as u64,
+            previous: 0,
+        };
+    }
+
+    pub(super) fn fits(self, rate: &Rate, at: Millis, amount: u64) -> bool {
+        self.level(rate, at) + product(amount, rate.length()) <= product(rate.capacity, rate.length())
+    }
+
+    pub(super) fn wait(self, rate: &Rate, at: Millis, now: Millis, amount: u64) -> Millis {
+        let (length, elapsed) = (rate.length(), rate.elapsed(at));
+        // Ticks of a window until `count` of the window before weighs no more than `room`.
+        let shrunk = |count: u64, room: u64| {
+            length - (product(room, length) / u128::from(count)).min(length.into()) as u64
+        };
+        let ticks = if self.used.saturating_add(amount) <= rate.capacity {
+            shrunk(self.previous, rate.capacity - self.used - amount) - elapsed
+        } else {
+            length - elapsed + shrunk(self.used, rate.capacity - amount)
+        };
+        rate.wait(at, ticks, now)
+    }
+
+    pub(super) fn reading(self, rate: &Rate, at: Millis, now: Millis) -> Reading {
+        let length = u128::from(rate.length());
+        let level = self.level(rate, at);
+        let left = product(rate.capacity, rate.length()).saturating_sub(level);
+        let rest = rate.length() - rate.elapsed(at);
+        Reading {
+            used: level.div_ceil(length) as u64,
+            remaining: (left / length) as u64,
+            reset: match (self.used, self.previous) {
+                (0, 0) => Millis::ZERO,
+                (0, _) => rate.wait(at, rest, now),
+                _ => rate.wait(at, rest + rate.length(), now),
+            },
+        }
+    }
+
+    pub(super) fn add(&mut self, amount: u64) {
+        self.used += amount;
+    }
+
+    pub(super) fn add_late(&mut self, rate: &Rate, amount: u64) -> u64 {
+        raise(&mut self.used, amount, rate.stop())
+    }
+
+    /// Into the window it was charged in, running or previous.
+    pub(super) fn give_back(&mut self, window: u64, amount: u64) -> u64 {
+        let count = match self.window.checked_sub(window) {
+            Some(0) => &mut self.used,
+            Some(1) => &mut self.previous,
+            _ => return 0,
+        };
+        let returned = amount.min(*count);
+        *count -= returned;
+        returned
+    }
+
+    /// level·W.
+    fn level(self, rate: &Rate, at: Millis) -> u128 {
+        product(self.previous, rate.length() - rate.elapsed(at)) + product(self.used, rate.length())
+    }
+}
+
+/// A count kept from a larger limit may exceed what the gate knows of: 128 bits hold every case.
+fn product(a: u64, b: u64) -> u128 {
+    u128::from(a) * u128::from(b)
+}

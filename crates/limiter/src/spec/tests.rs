@@ -1,0 +1,1 @@
+//! Months and the gate, from inside.
