@@ -1,1 +1,88 @@
-//! x
+//! Tollgate: a gateway in front of LLM providers whose limits hold.
+//!
+//! Start at [`pipeline`]: the life of a request, in order. The rest by floor, each knowing only those below it:
+//!
+//! | floor | modules |
+//! |---|---|
+//! | 5 processes, sockets, signals | [`cli`] [`edge`] [`admin`] |
+//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`reload`] |
+//! | 3 one outside world each | [`identity`] [`admission`] [`route`] [`upstream`] [`simulated`] |
+//! | 2 meaning | [`config`] [`snapshot`] [`metrics`] [`log`] [`error`] [`headers`] |
+//! | 1 bytes and values | [`call`] [`dialect`] [`sse`] |
+//! | 0 the engine | [`tollgate_limiter`] |
+
+pub mod admin;
+pub mod admission;
+pub mod call;
+pub mod cli;
+pub mod config;
+pub mod dialect;
+pub mod edge;
+pub mod error;
+pub mod headers;
+pub mod identity;
+pub mod ledger;
+pub mod log;
+pub mod metrics;
+pub mod pipeline;
+pub mod relay;
+pub mod reload;
+pub mod route;
+pub mod router;
+pub mod simulated;
+pub mod snapshot;
+pub mod sse;
+pub mod upstream;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
+use tollgate_limiter::{MemoryStore, SystemClock};
+
+use crate::config::Config;
+use crate::ledger::Ledger;
+use crate::log::Log;
+use crate::metrics::Metrics;
+use crate::route::RetryBudget;
+use crate::snapshot::Snapshot;
+
+/// The long-lived parts of a gateway.
+pub struct Gateway {
+    /// What the configuration means now.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// What was used.
+    pub limits: MemoryStore,
+    /// Where requests end.
+    pub ledger: Ledger,
+    /// How often a second provider may be asked.
+    pub retries: RetryBudget,
+    /// Cancelled when the process begins to end: no longer ready, still accepting.
+    pub leaving: CancellationToken,
+    /// Cancelled when listeners close: connections end after the answer under way.
+    pub closing: CancellationToken,
+    /// Cancelled when the grace is over: streams end with an error event.
+    pub ending: CancellationToken,
+}
+
+impl Gateway {
+    /// A gateway for one configuration. Opens nothing yet.
+    pub fn new(config: Config, log: Log) -> Arc<Self> {
+        let metrics = Arc::new(Metrics::new(log.clone()));
+        let snapshot = Snapshot::new(config, None, &metrics);
+        Arc::new(Self {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            limits: MemoryStore::new(SystemClock),
+            ledger: Ledger { metrics, log },
+            retries: RetryBudget::default(),
+            leaving: CancellationToken::new(),
+            closing: CancellationToken::new(),
+            ending: CancellationToken::new(),
+        })
+    }
+
+    /// Every series of this process.
+    pub fn metrics(&self) -> &Metrics {
+        &self.ledger.metrics
+    }
+}

@@ -1,2 +1,7 @@
-//! x
-fn main(){}
+//! The `tollgate` binary: see [`tollgate::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tollgate::cli::main()
+}

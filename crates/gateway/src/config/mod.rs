@@ -1,8 +1,34 @@
 //! What the configuration says, resolved: every value typed, every name looked up, every default filled in.
 //!
-//! A [`Config`] that exists is right. The file is read into a tree with positions ([`tree`]), checked against one table
-//! of keys ([`keys`], from which the JSON Schema is made too), and resolved ([`resolve`]). All faults are found in
-//! one run; see [`Problem`].
+//! A [`Config`] that exists is right. [`load()`] reads the file into a tree with positions (`parse`), replaces variables
+//! (`substitute`), adds what the environment says (`environment`), checks it against one table of keys (`keys`, from
+//! which the JSON Schema is made too), and resolves it (`resolve`). All faults are found in one run; see [`Problem`].
+
+mod check;
+mod effective;
+mod environment;
+mod keys;
+mod kind;
+mod load;
+mod parse;
+mod problem;
+mod resolve;
+mod resolve_models;
+mod resolve_rules;
+mod resolve_users;
+mod review;
+mod scalar;
+mod schema;
+mod substitute;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+pub use load::{Environment, Loaded, load};
+pub use parse::FILE_BYTES_MAX;
+pub use problem::{Problem, Severity};
+pub use schema::schema;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,6 +54,16 @@ pub struct Config {
     pub keys: Vec<Key>,
     /// What may be called.
     pub models: Vec<Model>,
+}
+
+impl Config {
+    /// What every limit promises, in the order of the rules: rule and limit; [`Limit::guarantee`] says it in words.
+    /// A rule without limits (`unlimited`) does not appear.
+    pub fn limits(&self) -> impl Iterator<Item = (&Rule, &Arc<Limit>)> {
+        self.rules
+            .iter()
+            .flat_map(|rule| rule.limits.iter().map(move |limit| (rule, limit)))
+    }
 }
 
 /// `server`.
@@ -154,7 +190,7 @@ pub struct Model {
 }
 
 /// One entry of `models[].providers`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Provider {
     /// Unique within its model: host and port of `url`, or `simulated`; `…-2` for a second one.
     pub name: String,
@@ -167,7 +203,7 @@ pub struct Provider {
 }
 
 /// `type` of a provider with what only that type has.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum ProviderKind {
     /// Any server that speaks OpenAI's HTTP API.
     Openai {
@@ -223,4 +259,23 @@ impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("***")
     }
+}
+
+/// Whether a canonical route fits a glob of `match.endpoint`: `*` is any number of characters, `/` included.
+pub fn endpoint_matches(glob: &str, route: &str) -> bool {
+    let mut parts = glob.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = route.strip_prefix(first) else {
+        return false;
+    };
+    let Some(last) = parts.next_back() else {
+        return rest.is_empty();
+    };
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
 }

@@ -1,0 +1,329 @@
+//! A JSON body: one pass of serde_json for the members, a look at the text of those that are a prompt.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::text::{self, Part, TooDeep};
+use super::{
+    Call, CallError, Edit, Endpoint, Field, Form, Prompt, UsageReport, answers, checked_model, number,
+};
+
+const ASK_AFTER_MODEL: &str = r#","stream_options":{"include_usage":true}"#;
+const ASK_AS_VALUE: &str = r#"{"include_usage":true}"#;
+const ASK_AS_ONLY_MEMBER: &str = r#""include_usage":true"#;
+const ASK_AS_FIRST_MEMBER: &str = r#""include_usage":true,"#;
+
+pub(super) fn parse(endpoint: Endpoint, body: Bytes) -> Result<Call, CallError> {
+    let json = std::str::from_utf8(&body).map_err(|error| {
+        CallError::NotJson(format!("it is not UTF-8 from byte {} on", error.valid_up_to()))
+    })?;
+    if json.starts_with('\u{feff}') {
+        return Err(CallError::NotJson("it begins with a byte order mark".to_owned()));
+    }
+    let members = members(json)?;
+    if let Some(twice) = members.duplicate {
+        return Err(CallError::Duplicate(twice));
+    }
+    if members.too_deep {
+        return Err(CallError::TooDeep);
+    }
+    let model = model(json, &members)?;
+    let streamed = boolean("stream", members.get(Member::Stream))?.unwrap_or(false);
+    let usage = usage_report(endpoint, json, &members, &model)?;
+    let output_max = count("max_tokens", members.get(Member::MaxTokens))?.max(count(
+        "max_completion_tokens",
+        members.get(Member::MaxCompletionTokens),
+    )?);
+    let n = count("n", members.get(Member::N))?;
+    let best_of = count("best_of", members.get(Member::BestOf))?;
+    let prompt = members.prompt;
+    let form = Form::Json;
+    Ok(Call {
+        endpoint,
+        model,
+        streamed,
+        usage,
+        prompt,
+        output_max,
+        answers: answers(n, best_of),
+        form,
+        body,
+    })
+}
+
+/// The members of a request that matter here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum Member {
+    Model,
+    Stream,
+    StreamOptions,
+    N,
+    BestOf,
+    MaxTokens,
+    MaxCompletionTokens,
+    Messages,
+    Prompt,
+    Suffix,
+    Input,
+    Instructions,
+    Query,
+    Documents,
+    Texts,
+    Tools,
+    Functions,
+    ResponseFormat,
+    #[serde(other)]
+    Other,
+}
+
+const MEMBERS: [&str; Member::Other as usize] = [
+    "model",
+    "stream",
+    "stream_options",
+    "n",
+    "best_of",
+    "max_tokens",
+    "max_completion_tokens",
+    "messages",
+    "prompt",
+    "suffix",
+    "input",
+    "instructions",
+    "query",
+    "documents",
+    "texts",
+    "tools",
+    "functions",
+    "response_format",
+];
+
+/// Every member's value as written, and what is in all of them together.
+#[derive(Default)]
+struct Members<'a> {
+    values: [Option<&'a RawValue>; Member::Other as usize],
+    prompt: Prompt,
+    duplicate: Option<&'static str>,
+    too_deep: bool,
+}
+
+impl<'a> Members<'a> {
+    /// The value of a member; one that is null is one that is not there.
+    fn get(&self, member: Member) -> Option<&'a str> {
+        self.values[member as usize]
+            .map(RawValue::get)
+            .filter(|value| *value != "null")
+    }
+
+    fn add(&mut self, member: Member, value: &'a RawValue) {
+        if member != Member::Other {
+            let index = member as usize;
+            if self.values[index].replace(value).is_some() {
+                self.duplicate = self.duplicate.or(Some(MEMBERS[index]));
+            }
+        }
+        self.too_deep |= self.count(member, value.get()).is_err();
+    }
+
+    fn count(&mut self, member: Member, value: &str) -> Result<(), TooDeep> {
+        let mut prompt = Prompt::default();
+        match member {
+            Member::Messages | Member::Input => text::add_text(&mut prompt, value, 1, part_of_message)?,
+            Member::Prompt
+            | Member::Suffix
+            | Member::Instructions
+            | Member::Query
+            | Member::Documents
+            | Member::Texts => text::add_text(&mut prompt, value, 1, |_| Part::Text)?,
+            Member::Tools | Member::Functions | Member::ResponseFormat => {
+                text::check_depth(value, 1)?;
+                // The names of a schema reach the model as its strings do.
+                prompt.text_bytes = value.len() as u64;
+            }
+            _ => text::check_depth(value, 1)?,
+        }
+        if !matches!(member, Member::Prompt | Member::Input) {
+            prompt.token_ids = 0; // a number elsewhere is not a prompt
+        }
+        self.prompt.add(prompt);
+        Ok(())
+    }
+}
+
+impl Prompt {
+    fn add(&mut self, other: Prompt) {
+        self.text_bytes += other.text_bytes;
+        self.token_ids += other.token_ids;
+        self.images += other.images;
+        self.audio += other.audio;
+        self.files += other.files;
+    }
+}
+
+/// The members of messages and of their content parts, by name.
+fn part_of_message(name: &str) -> Part {
+    match name {
+        "role" | "type" | "id" | "tool_call_id" => Part::Label,
+        "image_url" | "input_image" | "video_url" | "input_video" => Part::Image,
+        "input_audio" | "audio_url" | "audio" => Part::Audio,
+        "file" | "input_file" | "file_url" => Part::File,
+        _ => Part::Text,
+    }
+}
+
+struct MembersVisitor;
+
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Members<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+        let mut members = Members::default();
+        while let Some(member) = map.next_key::<Member>()? {
+            members.add(member, map.next_value()?);
+        }
+        Ok(members)
+    }
+}
+
+fn members(json: &str) -> Result<Members<'_>, CallError> {
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let members = deserializer.deserialize_map(MembersVisitor).and_then(|members| {
+        deserializer.end()?;
+        Ok(members)
+    });
+    members.map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => CallError::NotAnObject,
+        _ => CallError::NotJson(error.to_string()),
+    })
+}
+
+fn model(json: &str, members: &Members<'_>) -> Result<Field, CallError> {
+    let written = members.get(Member::Model).ok_or(CallError::MissingModel)?;
+    let model: String =
+        serde_json::from_str(written).map_err(|_| wrong_type("model", "a string", written))?;
+    let start = offset(json, written);
+    Ok(Field {
+        value: checked_model(&model)?,
+        span: start..start + written.len(),
+    })
+}
+
+fn usage_report(
+    endpoint: Endpoint,
+    json: &str,
+    members: &Members<'_>,
+    model: &Field,
+) -> Result<UsageReport, CallError> {
+    if !endpoint.streams() {
+        return Ok(UsageReport::NoOption);
+    }
+    let unasked = |span, with| Ok(UsageReport::Unasked(Edit { span, with }));
+    let Some(options) = members.values[Member::StreamOptions as usize].map(RawValue::get) else {
+        return unasked(model.span.end..model.span.end, ASK_AFTER_MODEL);
+    };
+    let start = offset(json, options);
+    if options == "null" {
+        return unasked(start..start + options.len(), ASK_AS_VALUE);
+    }
+    if !options.starts_with('{') {
+        return Err(wrong_type("stream_options", "an object", options));
+    }
+    let found = serde_json::Deserializer::from_str(options).deserialize_map(OptionsVisitor);
+    let found = found.map_err(|error| CallError::NotJson(error.to_string()))?;
+    match found.include_usage {
+        _ if found.twice => Err(CallError::Duplicate("stream_options.include_usage")),
+        None if found.empty => unasked(start + 1..start + 1, ASK_AS_ONLY_MEMBER),
+        None => unasked(start + 1..start + 1, ASK_AS_FIRST_MEMBER),
+        Some("true") => Ok(UsageReport::Asked),
+        Some(written @ ("false" | "null")) => {
+            let start = offset(json, written);
+            unasked(start..start + written.len(), "true")
+        }
+        Some(written) => Err(wrong_type("stream_options.include_usage", "a boolean", written)),
+    }
+}
+
+/// What `stream_options` says about usage.
+struct Options<'a> {
+    include_usage: Option<&'a str>,
+    twice: bool,
+    empty: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum OptionsMember {
+    IncludeUsage,
+    #[serde(other)]
+    Other,
+}
+
+struct OptionsVisitor;
+
+impl<'de> Visitor<'de> for OptionsVisitor {
+    type Value = Options<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Options<'de>, A::Error> {
+        let mut options = Options {
+            include_usage: None,
+            twice: false,
+            empty: true,
+        };
+        while let Some(member) = map.next_key()? {
+            let value: &RawValue = map.next_value()?;
+            options.empty = false;
+            if let OptionsMember::IncludeUsage = member {
+                options.twice |= options.include_usage.replace(value.get()).is_some();
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn boolean(param: &'static str, value: Option<&str>) -> Result<Option<bool>, CallError> {
+    match value {
+        None => Ok(None),
+        Some("true") => Ok(Some(true)),
+        Some("false") => Ok(Some(false)),
+        Some(written) => Err(wrong_type(param, "a boolean", written)),
+    }
+}
+
+fn count(param: &'static str, value: Option<&str>) -> Result<Option<u64>, CallError> {
+    let Some(written) = value else { return Ok(None) };
+    number(written).map_err(|()| wrong_type(param, "an integer", written))
+}
+
+fn wrong_type(param: &'static str, expected: &'static str, written: &str) -> CallError {
+    let found = match written.as_bytes().first() {
+        Some(b'{') => "an object",
+        Some(b'[') => "an array",
+        Some(b'"') if expected == "a string" => "a string that is not valid Unicode",
+        Some(b'"') => "a string",
+        Some(b't' | b'f') => "a boolean",
+        Some(b'n') => "null",
+        _ => "a number",
+    };
+    CallError::WrongType {
+        param,
+        expected,
+        found,
+    }
+}
+
+/// Where `part`, a slice of `json`, begins in it.
+fn offset(json: &str, part: &str) -> usize {
+    part.as_ptr().addr() - json.as_ptr().addr()
+}

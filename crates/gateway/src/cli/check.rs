@@ -1,0 +1,191 @@
+//! `check`: what a configuration means, before it is deployed.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Configuration, Outcome, Stopped, block_on, exit};
+use crate::config::{Config, Loaded, Problem, ProviderKind, Severity};
+use crate::reload::Refused;
+use crate::upstream;
+
+/// Longest wait for one provider.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// The file; default as for `serve`.
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    file: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    configuration: Configuration,
+    /// Do not reach out to providers.
+    #[arg(long)]
+    offline: bool,
+    /// Warnings count as errors.
+    #[arg(long)]
+    deny_warnings: bool,
+    /// One JSON document.
+    #[arg(long)]
+    json: bool,
+    /// Print the whole configuration with all defaults, secrets masked, each value with its origin.
+    #[arg(long)]
+    show_effective: bool,
+}
+
+pub(super) fn run(options: &Options) -> Outcome {
+    let mut source = options.configuration.source();
+    source.file = options.file.clone().or(source.file);
+    let loaded = match source.load() {
+        Ok(loaded) => Ok(loaded),
+        Err(Refused::Faulty(problems)) => Err(problems),
+        Err(unreadable) => return Err(Stopped::new(exit::UNAVAILABLE, unreadable)),
+    };
+    let probes = match &loaded {
+        Ok(loaded) if !options.offline => block_on(probe(&loaded.config))?,
+        _ => Vec::new(),
+    };
+    let problems = match &loaded {
+        Ok(loaded) => &loaded.warnings,
+        Err(problems) => problems,
+    };
+    let report = Report {
+        loaded: loaded.as_ref().ok(),
+        problems,
+        probes: &probes,
+    };
+    let verdict = report.verdict(options.deny_warnings);
+    super::print(&if options.json {
+        report.json(verdict, options)
+    } else {
+        report.text(verdict, options)
+    })?;
+    Ok(ExitCode::from(verdict))
+}
+
+/// One provider, asked for its models.
+struct Probe {
+    model: String,
+    provider: String,
+    /// Its status, or why there is none.
+    result: Result<u16, String>,
+}
+
+impl Probe {
+    /// Any answer but a refusal of our key will do: not every compatible server lists models.
+    fn trouble(&self) -> Option<(u8, String)> {
+        match &self.result {
+            Ok(status @ (401 | 403)) => Some((exit::NO, format!("refuses its key (status {status})"))),
+            Ok(_) => None,
+            Err(why) => Some((exit::UNAVAILABLE, why.clone())),
+        }
+    }
+}
+
+async fn probe(config: &Config) -> Vec<Probe> {
+    let providers = config
+        .models
+        .iter()
+        .flat_map(|model| model.providers.iter().map(move |p| (model, p)));
+    let probes = providers.filter_map(|(model, provider)| {
+        let ProviderKind::Openai { base, key, .. } = &provider.kind else {
+            return None;
+        };
+        let asking = upstream::probe(base, key.as_ref(), provider.deadlines.connect);
+        Some(async move {
+            let result = match tokio::time::timeout(PATIENCE, asking).await {
+                Ok(Ok(status)) => Ok(status.as_u16()),
+                Ok(Err(failure)) => Err(failure.to_string()),
+                Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+            };
+            Probe {
+                model: model.name.clone(),
+                provider: provider.name.clone(),
+                result,
+            }
+        })
+    });
+    futures_util::future::join_all(probes).await
+}
+
+struct Report<'a> {
+    loaded: Option<&'a Loaded>,
+    problems: &'a [Problem],
+    probes: &'a [Probe],
+}
+
+impl Report<'_> {
+    fn verdict(&self, deny_warnings: bool) -> u8 {
+        if self.loaded.is_none() || (deny_warnings && !self.problems.is_empty()) {
+            return exit::NO;
+        }
+        // A refused key is a fault here; a provider that is away is a fault elsewhere.
+        self.probes
+            .iter()
+            .filter_map(Probe::trouble)
+            .map(|(code, _)| code)
+            .min()
+            .unwrap_or(0)
+    }
+
+    fn text(&self, verdict: u8, options: &Options) -> String {
+        let mut lines: Vec<String> = self.problems.iter().map(ToString::to_string).collect();
+        for probe in self.probes {
+            let state = probe.trouble().map_or("reachable".to_owned(), |(_, why)| why);
+            lines.push(format!(
+                "provider {} of model {}: {state}",
+                probe.provider, probe.model
+            ));
+        }
+        if let Some(loaded) = self.loaded {
+            for (rule, limit) in loaded.config.limits() {
+                lines.push(format!(
+                    "limit {}: per {}, {}",
+                    limit.id(),
+                    rule.per,
+                    limit.guarantee()
+                ));
+            }
+            if options.show_effective {
+                lines.push(format!("{:#}", loaded.effective));
+            }
+        }
+        let errors = self
+            .problems
+            .iter()
+            .filter(|problem| problem.severity == Severity::Error)
+            .count();
+        let warnings = self.problems.len() - errors;
+        let word = if verdict == 0 { "ok" } else { "not ok" };
+        lines.push(format!("{word}: {errors} errors, {warnings} warnings"));
+        lines.join("\n")
+    }
+
+    fn json(&self, verdict: u8, options: &Options) -> String {
+        let problems = self.problems.iter().map(|problem| {
+            json!({ "severity": if problem.severity == Severity::Error { "error" } else { "warning" },
+                    "file": problem.file, "line": problem.line, "col": problem.col, "path": problem.path,
+                    "message": problem.message, "help": problem.help })
+        });
+        let probes = self.probes.iter().map(|probe| {
+            json!({ "model": probe.model, "provider": probe.provider, "status": probe.result.as_ref().ok(),
+                    "problem": probe.trouble().map(|(_, why)| why) })
+        });
+        let limits = self.loaded.iter().flat_map(|loaded| loaded.config.limits()).map(|(rule, limit)| {
+            json!({ "id": limit.id(), "per": rule.per.to_string(), "algorithm": limit.algorithm().as_str(),
+                    "guarantee": limit.guarantee() })
+        });
+        let mut report = json!({
+            "ok": verdict == 0,
+            "problems": problems.collect::<Vec<_>>(),
+            "providers": probes.collect::<Vec<_>>(),
+            "limits": limits.collect::<Vec<_>>(),
+        });
+        if let (true, Some(loaded)) = (options.show_effective, self.loaded) {
+            report["effective"] = loaded.effective.clone();
+        }
+        format!("{report:#}")
+    }
+}

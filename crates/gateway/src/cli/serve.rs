@@ -1,0 +1,198 @@
+//! `serve`: the gateway, from start to the end of its last stream.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::task::TaskTracker;
+
+use super::{Configuration, Outcome, Stopped, exit};
+use crate::Gateway;
+use crate::config::{Config, Loaded, LogFormat};
+use crate::edge::{Plane, accept, listen};
+use crate::log::Log;
+use crate::reload::{self, Refused};
+
+/// After the signal to end, new connections are still accepted for this long: load balancers need it to notice.
+const STILL_ACCEPTING: Duration = Duration::from_secs(5);
+
+/// After the grace, streams have this long to get their error event out.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// The log has this long to be read at the end.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
+
+#[derive(Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    configuration: Configuration,
+    /// Reload when the file changes, not only on SIGHUP.
+    #[arg(long)]
+    watch: bool,
+}
+
+pub(super) fn run(options: &Options) -> Outcome {
+    let source = options.configuration.source();
+    let loaded = source.load().map_err(|refused| refusal(&refused))?;
+    let log = start_log(loaded.config.settings.log_format);
+    let Loaded { config, warnings, .. } = loaded;
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    let (source, watch) = (source.clone(), options.watch);
+    let served = serve(config, log.clone(), move |gateway| async move {
+        let reloading = gateway.clone();
+        tokio::spawn(async move {
+            if let Err(error) = reload::run(reloading, source, watch).await {
+                tracing::error!(%error, "the configuration is not watched");
+            }
+        });
+    });
+    log.flush(LOG_PATIENCE);
+    served
+}
+
+/// A configuration refused at start, and the way out for who has none.
+fn refusal(refused: &Refused) -> Stopped {
+    let hint = match refused {
+        Refused::Unreadable(..) => "\nNo file yet? `tollgate demo` needs none.",
+        Refused::Faulty(_) => "",
+    };
+    Stopped::new(exit::CONFIG, format!("{refused}{hint}"))
+}
+
+/// The log of this process, and of everything that speaks through `tracing`.
+pub(super) fn start_log(format: LogFormat) -> Log {
+    let log = Log::to(std::io::stderr(), format);
+    let builder = tracing_subscriber::fmt()
+        .with_writer(log.clone())
+        .with_max_level(tracing::Level::INFO);
+    let started = match format {
+        LogFormat::Json => builder
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .try_init(),
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+    };
+    // A second log in one process can only be a test's: the first one goes on.
+    drop(started);
+    log
+}
+
+/// Runs a gateway until it is told to end; `started` is called once its listeners are open.
+pub(super) fn serve<F, S>(config: Config, log: Log, started: S) -> Outcome
+where
+    S: FnOnce(Arc<Gateway>) -> F,
+    F: Future<Output = ()>,
+{
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Stopped::new(exit::NO, error))?;
+    let code = runtime.block_on(async {
+        let gateway = Gateway::new(config, log);
+        let connections = TaskTracker::new();
+        open(&gateway, &connections).map_err(|error| Stopped::new(exit::UNAVAILABLE, error))?;
+        // The handler is there before anybody can have read an address to send a signal about.
+        let signals = Signals::new().map_err(|error| Stopped::new(exit::NO, error))?;
+        started(gateway.clone()).await;
+        Ok(until_ended(&gateway, &connections, signals).await)
+    })?;
+    // Whatever still runs (a provider's connection, a watcher) has nothing to say any more.
+    runtime.shutdown_background();
+    Ok(code)
+}
+
+fn open(gateway: &Arc<Gateway>, connections: &TaskTracker) -> std::io::Result<()> {
+    let now = gateway.snapshot.load_full();
+    let (data, admin) = (now.config.server.listen, now.config.server.admin);
+    let planes = if data == admin {
+        vec![(data, Plane::Both)]
+    } else {
+        vec![(data, Plane::Data), (admin, Plane::Admin)]
+    };
+    let opened: Vec<(TcpListener, Plane)> = planes
+        .into_iter()
+        .map(|(address, plane)| Ok((listen(address)?, plane)))
+        .collect::<std::io::Result<_>>()?;
+    for (listener, plane) in opened {
+        let address = listener.local_addr()?;
+        tracing::info!(%address, plane = plane.as_str(), "listening");
+        tokio::spawn(accept(gateway.clone(), listener, plane, connections.clone()));
+    }
+    Ok(())
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The next signal to end; its number.
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.terminate.recv() => 15,
+            _ = self.interrupt.recv() => 2,
+        }
+    }
+}
+
+/// Not ready → still accepting → closed → drained → streams ended. A second signal ends it at once.
+async fn until_ended(gateway: &Gateway, connections: &TaskTracker, mut signals: Signals) -> ExitCode {
+    let signal = signals.next().await;
+    let grace = gateway.snapshot.load().config.server.shutdown_grace;
+    tracing::info!(
+        signal,
+        ?grace,
+        "ending: no longer ready, accepting a little longer"
+    );
+    let drained = async {
+        gateway.leaving.cancel();
+        tokio::time::sleep(STILL_ACCEPTING).await;
+        gateway.closing.cancel();
+        connections.close();
+        tracing::info!(connections = connections.len(), "closed: answers under way go on");
+        if tokio::time::timeout(grace, connections.wait()).await.is_err() {
+            tracing::warn!(
+                connections = connections.len(),
+                "the grace is over: streams are ended"
+            );
+            gateway.ending.cancel();
+            let _ = tokio::time::timeout(LAST_WORDS, connections.wait()).await;
+        }
+    };
+    tokio::select! {
+        () = drained => {
+            tracing::info!("ended");
+            ExitCode::SUCCESS
+        }
+        signal = signals.next() => {
+            tracing::warn!(signal, "a second signal: ended at once");
+            ExitCode::from(128 + signal)
+        }
+    }
+}
+
+/// As many descriptors as the system allows: the soft limit of 1,024 is for programs that use `select`.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit on open files stays as it is");
+    }
+}

@@ -1,0 +1,253 @@
+//! `tiers` and `limits`: both become rules.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tollgate_limiter::{Algorithm, Limit, Quota, Scope, Unit};
+
+use super::kind::join;
+use super::problem::{Origin, Problems, quoted};
+use super::resolve::{Index, Item, Names, items, read, texts};
+use super::scalar;
+use super::tree::{Entry, Node, Value};
+use super::{Match, Rule};
+
+/// Limits of one rule.
+const LIMITS_MAX: usize = 16;
+
+/// The names in `tiers`.
+pub(super) fn tier_names(root: &Node) -> Index {
+    let mut index = Index::default();
+    for tier in tiers(root) {
+        index.add(&tier.key, &tier.key);
+    }
+    index
+}
+
+/// All rules, tiers first.
+pub(super) fn rules(root: &Node, names: &Names<'_>, problems: &mut Problems) -> Vec<Rule> {
+    let strategy = root
+        .get("settings")
+        .and_then(|entry| read(&entry.value, "rate_limiting_strategy", scalar::strategy));
+    let mut reader = Reader {
+        default: strategy.unwrap_or(Algorithm::FixedWindow),
+        seen: HashMap::new(),
+        problems,
+    };
+    let mut rules: Vec<Rule> = tiers(root).map(|entry| reader.tier(entry)).collect();
+    let limits = root.get("limits").map_or(&[][..], |entry| entry.value.items());
+    for (index, node) in limits.iter().enumerate() {
+        rules.extend(reader.rule(node, &format!("limits[{index}]"), names));
+    }
+    rules
+}
+
+fn tiers(root: &Node) -> impl Iterator<Item = &Entry> {
+    let entries = root.get("tiers").map_or(&[][..], |entry| entry.value.entries());
+    entries.iter().filter(|entry| !entry.key.starts_with("x-"))
+}
+
+struct Reader<'a> {
+    default: Algorithm,
+    /// Where each name was first given.
+    seen: HashMap<String, Origin>,
+    problems: &'a mut Problems,
+}
+
+impl Reader<'_> {
+    fn tier(&mut self, entry: &Entry) -> Rule {
+        let path = join("tiers", &entry.key);
+        self.note_name(&entry.key, entry.at, &path);
+        let matches = Match {
+            tier: vec![entry.key.clone()],
+            ..Match::default()
+        };
+        let mut rule = Rule {
+            name: entry.key.clone(),
+            matches,
+            per: Scope::GLOBAL,
+            limits: Vec::new(),
+        };
+        match &entry.value.value {
+            Value::Map(_) => {
+                rule.per = self.scope(&entry.value, &path);
+                let strategy = self.strategy(&entry.value);
+                rule.limits = self.limits(&rule, strategy, &texts(&entry.value, "limit", &path));
+            }
+            _ => {
+                rule.per = Scope::of([
+                    tollgate_limiter::Dimension::User,
+                    tollgate_limiter::Dimension::Model,
+                ]);
+                rule.limits = self.limits(&rule, self.default, &items(&entry.value, &path));
+            }
+        }
+        rule
+    }
+
+    fn rule(&mut self, node: &Node, path: &str, names: &Names<'_>) -> Option<Rule> {
+        let name = read(node, "name", |text| {
+            scalar::rule_name(text).map(|()| text.to_owned())
+        });
+        if let (Some(name), Some(entry)) = (&name, node.get("name")) {
+            self.note_name(name, entry.value.at, &join(path, "name"));
+        }
+        let matches = node
+            .get("match")
+            .map(|entry| self.matches(&entry.value, &join(path, "match"), names));
+        let mut rule = Rule {
+            // A stand-in, so that the limits of a rule with a faulty name are looked at too.
+            name: name.clone().unwrap_or_else(|| "unnamed".to_owned()),
+            matches: matches.unwrap_or_default(),
+            per: self.scope(node, path),
+            limits: Vec::new(),
+        };
+        let strategy = self.strategy(node);
+        rule.limits = self.limits(&rule, strategy, &texts(node, "limit", path));
+        name.map(|_| rule)
+    }
+
+    fn note_name(&mut self, name: &str, at: Origin, path: &str) {
+        match self.seen.get(name) {
+            Some(first) => {
+                let message = format!("a second rule or tier is called {}", quoted(name));
+                let help = format!("the first is at {}", self.problems.place(*first));
+                self.problems.error(at, path, message, help);
+            }
+            None => drop(self.seen.insert(name.to_owned(), at)),
+        }
+    }
+
+    fn matches(&mut self, node: &Node, path: &str, names: &Names<'_>) -> Match {
+        let texts = |key| texts(node, key, path);
+        let plain = |key, check: fn(&str) -> Result<(), scalar::Fault>| -> Vec<String> {
+            texts(key)
+                .iter()
+                .filter(|item| check(item.text).is_ok())
+                .map(|item| item.text.to_owned())
+                .collect()
+        };
+        let team = texts("team");
+        for item in team
+            .iter()
+            .filter(|item| names.teams.meaning(item.text).is_none())
+        {
+            let help = super::problem::suggest(item.text, names.teams.names());
+            self.problems.warning(
+                item.at,
+                &item.path,
+                format!("nobody is in team {}", item.quoted()),
+                help,
+            );
+        }
+        let mut known = |key, what, index: &Index| -> Vec<String> {
+            texts(key)
+                .iter()
+                .filter_map(|item| index.look_up(what, item, self.problems))
+                .collect()
+        };
+        Match {
+            authenticated: read(node, "authenticated", scalar::boolean),
+            model: known("model", "model", names.models),
+            user: known("user", "user", names.users),
+            tier: known("tier", "tier", names.tiers),
+            team: team.iter().map(|item| item.text.to_owned()).collect(),
+            endpoint: plain("endpoint", scalar::endpoint),
+            api_key: plain("api_key", scalar::key_id),
+            ip: texts("ip")
+                .iter()
+                .filter_map(|item| scalar::network(item.text).ok())
+                .collect(),
+        }
+    }
+
+    fn scope(&mut self, node: &Node, path: &str) -> Scope {
+        let items = texts(node, "per", path);
+        for item in items
+            .iter()
+            .filter(|item| item.text == "global" && items.len() > 1)
+        {
+            self.problems.error(
+                item.at,
+                &item.path,
+                "`global` stands alone",
+                "it means: per nothing",
+            );
+        }
+        Scope::of(
+            items
+                .iter()
+                .filter_map(|item| scalar::dimension(item.text).ok().flatten()),
+        )
+    }
+
+    fn strategy(&self, node: &Node) -> Algorithm {
+        read(node, "strategy", scalar::strategy).unwrap_or(self.default)
+    }
+
+    fn limits(&mut self, rule: &Rule, algorithm: Algorithm, items: &[Item<'_>]) -> Vec<Arc<Limit>> {
+        let mut limits: Vec<Arc<Limit>> = Vec::new();
+        for item in items {
+            let quotas = match Quota::parse_all(item.text) {
+                Ok(quotas) => quotas,
+                Err(error) => {
+                    let message = match item.expanded {
+                        true => "the value is no limit".to_owned(),
+                        false => format!("{} is no limit: {}", quoted(item.text), error.problem()),
+                    };
+                    self.problems.error(item.at, &item.path, message, error.advice());
+                    continue;
+                }
+            };
+            if quotas.is_empty() && items.len() > 1 {
+                self.problems.error(
+                    item.at,
+                    &item.path,
+                    "`unlimited` stands alone",
+                    "remove it, or the other limits",
+                );
+            }
+            for quota in quotas {
+                match limit(rule, quota, algorithm, &limits) {
+                    Ok(limit) => limits.push(Arc::new(limit)),
+                    Err((message, help)) => self.problems.error(item.at, &item.path, message, help),
+                }
+            }
+            if limits.len() > LIMITS_MAX {
+                let message = format!("more than {LIMITS_MAX} limits in one rule");
+                self.problems.error(item.at, &item.path, message, "");
+                break;
+            }
+        }
+        limits
+    }
+}
+
+/// One limit, or message and help.
+fn limit(
+    rule: &Rule,
+    quota: Quota,
+    algorithm: Algorithm,
+    others: &[Arc<Limit>],
+) -> Result<Limit, (String, String)> {
+    if quota.unit() != Unit::Requests {
+        let message = format!("`{quota}` is not counted by this version");
+        return Err((
+            message,
+            "allowed: requests, such as `60/minute` or `1_000/day`".to_owned(),
+        ));
+    }
+    let limit = Limit::new(&rule.name, quota, algorithm, rule.per)
+        .map_err(|error| (error.problem().to_owned(), String::new()))?;
+    // A minute and 60 seconds are one window.
+    let same = |other: &&Arc<Limit>| {
+        other.unit() == limit.unit() && other.window().length() == limit.window().length()
+    };
+    match others.iter().find(same) {
+        Some(other) => {
+            let message = format!("`{quota}` and `{}` have the same window", other.quota());
+            Err((message, "keep one of them".to_owned()))
+        }
+        None => Ok(limit),
+    }
+}

@@ -1,0 +1,322 @@
+//! Listeners, connections, drain: where sockets are.
+//!
+//! Our own accept loop on hyper, because the bounds that matter are per connection: how many, per address, how slow, how
+//! large. What happens inside a request is [`crate::pipeline`]'s.
+
+pub mod framing;
+pub mod guard;
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::Service;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use self::guard::{Exchanges, Guard, Held};
+use crate::error::{Error, raw_response};
+use crate::metrics::{ByEndpointCode, ByReason, OTHER};
+use crate::relay::Body;
+use crate::{Gateway, admin, pipeline};
+
+/// Connections that wait in the kernel to be accepted.
+const BACKLOG: u32 = 4096;
+
+/// File descriptors kept for what is not a caller: admin, log, Redis, files.
+const DESCRIPTORS_RESERVED: u64 = 64;
+
+/// After an `accept` that failed for lack of descriptors: long enough not to spin, short enough to recover in time.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Requests one HTTP/2 connection may have open.
+const H2_STREAMS_MAX: u32 = 128;
+
+/// Bytes buffered for a reader slower than the provider.
+const WRITE_BYTES_MAX: usize = 64 << 10;
+
+/// What a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plane {
+    /// `/v1/*` only.
+    Data,
+    /// Health, metrics, `/admin/*` only.
+    Admin,
+    /// Both on one port.
+    Both,
+}
+
+impl Plane {
+    /// Its name in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Admin => "admin",
+            Self::Both => "data and admin",
+        }
+    }
+}
+
+/// A plane with what answers its admin paths.
+#[derive(Clone)]
+struct Planes {
+    plane: Plane,
+    admin: Option<axum::Router>,
+}
+
+impl Planes {
+    /// What answers this path, unless the pipeline does.
+    fn admin_of(&self, path: &str) -> Option<&axum::Router> {
+        self.admin
+            .as_ref()
+            .filter(|_| self.plane == Plane::Admin || admin::is_admin_path(path))
+    }
+}
+
+/// Opens a listening socket.
+///
+/// # Errors
+/// When the address is taken or not ours, naming it.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let open = || {
+        let socket = if address.is_ipv4() {
+            tokio::net::TcpSocket::new_v4()?
+        } else {
+            tokio::net::TcpSocket::new_v6()?
+        };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    open().map_err(|error: io::Error| {
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+    })
+}
+
+/// Accepts connections until the gateway closes; each runs as a task of `connections`.
+pub async fn accept(gateway: Arc<Gateway>, listener: TcpListener, plane: Plane, connections: TaskTracker) {
+    let door = Arc::new(Door::new());
+    let admin = (plane != Plane::Data).then(|| admin::router(gateway.clone()));
+    let plane = Planes { plane, admin };
+    loop {
+        let accepted = tokio::select! {
+            () = gateway.closing.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((socket, peer)) => match door.enter(&gateway, peer.ip().to_canonical(), plane.plane) {
+                Ok(visit) => drop(connections.spawn(serve(gateway.clone(), socket, visit, plane.clone()))),
+                Err(reason) => {
+                    gateway
+                        .metrics()
+                        .connections_refused
+                        .get_or_create(&ByReason { reason })
+                        .inc();
+                }
+            },
+            // Out of descriptors or memory; anything else was the one connection's trouble.
+            Err(error) if connection_error(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept connections for the moment");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn connection_error(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    )
+}
+
+/// Counts who is inside, in all and per address.
+struct Door {
+    places: Arc<Semaphore>,
+    per_ip: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// One connection that was let in; leaving is dropping it.
+struct Visit {
+    door: Arc<Door>,
+    gateway: Arc<Gateway>,
+    peer: IpAddr,
+    counted: bool,
+    _place: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl Door {
+    /// As many places as there are descriptors for: each connection may need a second one to a provider.
+    fn new() -> Self {
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let places = descriptors
+            .unwrap_or(u64::MAX)
+            .saturating_sub(DESCRIPTORS_RESERVED)
+            / 2;
+        let places = usize::try_from(places)
+            .unwrap_or(usize::MAX)
+            .clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            places: Arc::new(Semaphore::new(places)),
+            per_ip: Mutex::default(),
+        }
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        gateway: &Arc<Gateway>,
+        peer: IpAddr,
+        plane: Plane,
+    ) -> Result<Visit, &'static str> {
+        let place = self.places.clone().try_acquire_owned().map_err(|_| "total")?;
+        let now = gateway.snapshot.load();
+        let server = &now.config.server;
+        // Everybody behind a proxy has its address; operators must always get in.
+        let counted = plane != Plane::Admin && !server.trusted_proxies.iter().any(|net| net.contains(&peer));
+        if counted {
+            let mut per_ip = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
+            let open = per_ip.entry(peer).or_default();
+            if *open >= server.max_connections_per_ip {
+                return Err("per_ip");
+            }
+            *open += 1;
+        }
+        gateway.metrics().connections.inc();
+        Ok(Visit {
+            door: self.clone(),
+            gateway: gateway.clone(),
+            peer,
+            counted,
+            _place: place,
+        })
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.gateway.metrics().connections.dec();
+        if !self.counted {
+            return;
+        }
+        let mut per_ip = self.door.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = per_ip.get_mut(&self.peer) {
+            *open -= 1;
+            if *open == 0 {
+                per_ip.remove(&self.peer);
+            }
+        }
+    }
+}
+
+async fn serve(gateway: Arc<Gateway>, socket: TcpStream, visit: Visit, plane: Planes) {
+    // Fails only on a connection that is gone already.
+    let _ = socket.set_nodelay(true);
+    let refusals = gateway.clone();
+    let refuse = Arc::new(move |violation: &framing::Violation| {
+        let status = StatusCode::from_u16(violation.status()).unwrap_or(StatusCode::BAD_REQUEST);
+        let metrics = refusals.metrics();
+        metrics
+            .connections_refused
+            .get_or_create(&ByReason { reason: "malformed" })
+            .inc();
+        metrics
+            .http_requests
+            .get_or_create(&ByEndpointCode {
+                endpoint: OTHER,
+                code: status.as_u16(),
+            })
+            .inc();
+        raw_response(status, &violation.to_string())
+    });
+    let guard = Guard::new(socket, guard::Limits::default(), refuse);
+    let service = Requests {
+        gateway: gateway.clone(),
+        exchanges: guard.exchanges(),
+        peer: visit.peer,
+        plane,
+    };
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(WRITE_BYTES_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_header_list_size(guard::Limits::default().head_bytes as u32)
+        .max_send_buf_size(WRITE_BYTES_MAX)
+        .keep_alive_interval(Duration::from_secs(30));
+    let connection = builder.serve_connection(TokioIo::new(guard), service);
+    tokio::pin!(connection);
+    let closing = gateway.closing.cancelled();
+    tokio::pin!(closing);
+    // How a connection ends is the caller's affair: requests ended with their entries.
+    let finished = tokio::select! {
+        biased;
+        _ = connection.as_mut() => true,
+        () = &mut closing => false,
+    };
+    if !finished {
+        connection.as_mut().graceful_shutdown();
+        let _ = connection.await;
+    }
+    drop(visit);
+}
+
+/// The requests of one connection.
+struct Requests {
+    gateway: Arc<Gateway>,
+    exchanges: Exchanges,
+    peer: IpAddr,
+    plane: Planes,
+}
+
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Held<Body>>, Infallible>> + Send>>;
+
+impl Service<Request<Incoming>> for Requests {
+    type Response = Response<Held<Body>>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        let (gateway, peer, exchange) = (self.gateway.clone(), self.peer, self.exchanges.begin());
+        let admin = self.plane.admin_of(request.uri().path()).cloned();
+        Box::pin(async move {
+            let answering = async {
+                match admin {
+                    Some(admin) => admin::answer(admin, request).await,
+                    None => pipeline::answer(&gateway, request, peer).await,
+                }
+            };
+            // A defect in one request is that request's: its entry has ended with the unwinding.
+            let response = AssertUnwindSafe(answering)
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|_| internal_error());
+            Ok(response.map(|body| exchange.hold(body)))
+        })
+    }
+}
+
+fn internal_error() -> Response<Body> {
+    let mut response = Response::new(Body::plain(Error::Internal.body()));
+    *response.status_mut() = Error::Internal.status();
+    Error::Internal.headers(response.headers_mut());
+    response
+}

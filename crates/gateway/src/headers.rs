@@ -1,0 +1,425 @@
+//! The one place where limits become headers, and where headers cross the gateway.
+//!
+//! Both crossings are by allow-list: a header nobody thought of stays on its side.
+
+use std::time::Duration;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use serde_json::{Map, Value};
+use tollgate_limiter::{Denial, Limit, Millis, Retry, Standing, Unit};
+
+use crate::ledger::Entry;
+use crate::metrics::Name;
+
+/// Longest request id taken over from a caller.
+const REQUEST_ID_BYTES_MAX: usize = 64;
+
+/// A wait longer than this is not worth a client's own retry.
+const RETRY_WORTHWHILE_MAX: Duration = Duration::from_secs(60);
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// What goes to a provider from the caller's headers; its credentials, address and cookies never do.
+const TO_PROVIDER: [HeaderName; 3] = [
+    header::ACCEPT,
+    HeaderName::from_static("openai-beta"),
+    HeaderName::from_static("idempotency-key"),
+];
+
+/// What comes back from a provider, besides `openai-*` and `anthropic-*` (without their limits).
+const FROM_PROVIDER: [HeaderName; 3] = [
+    header::CONTENT_TYPE,
+    header::CONTENT_DISPOSITION,
+    header::CACHE_CONTROL,
+];
+
+/// The W3C trace a request belongs to (Trace Context, level 1).
+pub struct Trace {
+    id: String,
+    flags: String,
+    state: Option<HeaderValue>,
+}
+
+impl Trace {
+    /// The caller's trace, or a new one where it sent none that is valid.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let sent = headers
+            .get(TRACEPARENT)
+            .and_then(|value| parse_traceparent(value.to_str().ok()?));
+        match sent {
+            Some((id, flags)) => Self {
+                id: id.into(),
+                flags: flags.into(),
+                state: headers.get(TRACESTATE).cloned(),
+            },
+            None => Self {
+                id: format!("{:032x}", fastrand::u128(1..)),
+                flags: "00".into(),
+                state: None,
+            },
+        }
+    }
+
+    /// 32 hex digits.
+    pub fn id(&self) -> Name {
+        self.id.as_str().into()
+    }
+
+    fn insert(&self, headers: &mut HeaderMap) {
+        let value = format!("00-{}-{:016x}-{}", self.id, fastrand::u64(1..), self.flags);
+        insert(headers, TRACEPARENT, &value);
+        if let Some(state) = &self.state {
+            headers.insert(TRACESTATE, state.clone());
+        }
+    }
+}
+
+/// `00-<trace>-<parent>-<flags>`: trace and flags.
+fn parse_traceparent(value: &str) -> Option<(&str, &str)> {
+    let mut parts = value.split('-');
+    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let hex = |text: &str, length: usize| {
+        text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let zero = |text: &str| text.bytes().all(|byte| byte == b'0');
+    let valid = hex(version, 2) && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
+    // Version 00 has nothing after the flags; later versions may.
+    let complete = version != "ff" && (version != "00" || parts.next().is_none());
+    (valid && complete && !zero(trace) && !zero(parent)).then_some((trace, flags))
+}
+
+/// The caller's request id where it is short and printable, else a new one.
+pub fn request_id(headers: &HeaderMap) -> Name {
+    let sent = headers
+        .get(X_REQUEST_ID)
+        .and_then(|value| value.to_str().ok())
+        .filter(|id| {
+            (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+        });
+    sent.map_or_else(|| format!("req_{:032x}", fastrand::u128(..)).into(), Name::from)
+}
+
+/// The content type of a multipart body.
+pub fn multipart(headers: &HeaderMap) -> Option<&str> {
+    let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    let kind = content_type.get(.."multipart/".len())?;
+    kind.eq_ignore_ascii_case("multipart/").then_some(content_type)
+}
+
+/// On every answer: which request it was.
+pub fn request(headers: &mut HeaderMap, entry: &Entry) {
+    insert(headers, X_REQUEST_ID, &entry.request_id);
+}
+
+/// What a provider is sent along with the body.
+pub fn to_provider(sent: &HeaderMap, trace: &Trace, request_id: &str) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(12);
+    for name in &TO_PROVIDER {
+        if let Some(value) = sent.get(name) {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+    // A JSON body is sent as one whatever the caller called it: `curl -d` says it sends a form.
+    let form = multipart(sent).and_then(|form| HeaderValue::from_str(form).ok());
+    headers.insert(
+        header::CONTENT_TYPE,
+        form.unwrap_or(HeaderValue::from_static("application/json")),
+    );
+    headers.insert(
+        header::USER_AGENT,
+        HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION"))),
+    );
+    insert(&mut headers, X_REQUEST_ID, request_id);
+    trace.insert(&mut headers);
+    headers
+}
+
+/// What the caller gets of a provider's headers.
+pub fn from_provider(headers: &mut HeaderMap, sent: &HeaderMap) {
+    for (name, value) in sent {
+        let theirs = name.as_str();
+        let dialect = theirs.starts_with("openai-") || theirs.starts_with("anthropic-");
+        let limits = theirs.starts_with("anthropic-ratelimit-");
+        if FROM_PROVIDER.contains(name) || (dialect && !limits) {
+            headers.append(name.clone(), value.clone());
+        } else if name == X_REQUEST_ID {
+            headers.insert(HeaderName::from_static("x-upstream-request-id"), value.clone());
+        }
+    }
+}
+
+/// Who answered, and what took how long.
+pub fn provider(headers: &mut HeaderMap, name: &str, limit: Duration, upstream: Duration) {
+    insert(headers, HeaderName::from_static("x-tollgate-provider"), name);
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+    let timing = format!(
+        "limit;dur={:.2}, upstream;dur={:.1}",
+        milliseconds(limit),
+        milliseconds(upstream)
+    );
+    insert(headers, SERVER_TIMING, &timing);
+}
+
+/// How long to wait, in the two forms clients read; `None`: for ever.
+pub fn retry_after(headers: &mut HeaderMap, wait: Option<Duration>) {
+    if let Some(wait) = wait {
+        let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        headers.insert(header::RETRY_AFTER, millis.div_ceil(1_000).into());
+        headers.insert(HeaderName::from_static("retry-after-ms"), millis.into());
+    }
+    if wait.is_none_or(|wait| wait > RETRY_WORTHWHILE_MAX) {
+        headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+    }
+}
+
+/// The standings of a request that was let through; `now` is the store's time.
+pub fn standings(headers: &mut HeaderMap, standings: &[Standing], now: Millis) {
+    let Some(binding) = binding(standings, |unit| unit == Unit::Requests) else {
+        return;
+    };
+    limit_families(headers, standings, binding, now);
+}
+
+/// The headers of a 429.
+pub fn denial(headers: &mut HeaderMap, denial: &Denial) {
+    retry_after(headers, wait(denial));
+    limit_families(headers, denial.standings(), denial.binding(), denial.now());
+}
+
+/// What the body of a 429 has besides what every error has.
+pub fn denial_fields(denial: &Denial) -> Map<String, Value> {
+    let standing = denial.binding();
+    let retry_after_ms = wait(denial).map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+    let fields: [(&str, Value); 5] = [
+        ("rule", standing.limit.id().into()),
+        ("scope", standing.limit.scope().to_string().into()),
+        ("limit", capacity(&standing.limit).into()),
+        ("used", standing.used.into()),
+        ("retry_after_ms", retry_after_ms.into()),
+    ];
+    fields
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}
+
+/// The sentence of a 429.
+pub fn denial_sentence(denial: &Denial) -> String {
+    let Standing {
+        limit,
+        used,
+        requested,
+        ..
+    } = denial.binding();
+    let advice = match wait(denial) {
+        Some(wait) => format!("Please try again in {}.", go_duration(wait)),
+        None => "It asks for more than the limit ever allows.".to_owned(),
+    };
+    format!(
+        "Rate limit reached: {} (per {}) on {}. Limit {}, Used {used}, Requested {requested}. {advice}",
+        limit.id(),
+        limit.scope(),
+        limit.unit(),
+        capacity(limit),
+    )
+}
+
+fn wait(denial: &Denial) -> Option<Duration> {
+    match denial.retry() {
+        Retry::After(wait) => Some(Duration::from_millis(wait.get())),
+        Retry::Now => Some(Duration::ZERO),
+        Retry::Never => None,
+    }
+}
+
+/// The most that can be used at once: the burst of a bucket, else the quota.
+fn capacity(limit: &Limit) -> u64 {
+    limit.quota().burst().unwrap_or_else(|| limit.quota().amount())
+}
+
+/// The standing with the least left of its limit, of equals that with the shortest window.
+fn binding(standings: &[Standing], counted: impl Fn(Unit) -> bool) -> Option<&Standing> {
+    let enforced = standings
+        .iter()
+        .filter(|standing| !standing.limit.is_shadow() && counted(standing.limit.unit()));
+    enforced.min_by(|a, b| {
+        // a.remaining / a.capacity against b.remaining / b.capacity, without division.
+        let left = u128::from(a.remaining) * u128::from(capacity(&b.limit));
+        let right = u128::from(b.remaining) * u128::from(capacity(&a.limit));
+        left.cmp(&right)
+            .then(a.limit.window().longest().cmp(&b.limit.window().longest()))
+    })
+}
+
+fn limit_families(headers: &mut HeaderMap, standings: &[Standing], general: &Standing, now: Millis) {
+    let number = |name: &'static str, value: u64, headers: &mut HeaderMap| {
+        headers.insert(HeaderName::from_static(name), value.into());
+    };
+    number("x-ratelimit-limit", capacity(&general.limit), headers);
+    number("x-ratelimit-remaining", general.remaining, headers);
+    number(
+        "x-ratelimit-reset",
+        Millis(now.get() + general.reset.get()).ceil_secs(),
+        headers,
+    );
+    let refusing = general.retry != Retry::Now && general.limit.unit() == Unit::Requests;
+    let requests = if refusing {
+        Some(general)
+    } else {
+        binding(standings, |unit| unit == Unit::Requests)
+    };
+    if let Some(requests) = requests {
+        number("x-ratelimit-limit-requests", capacity(&requests.limit), headers);
+        number("x-ratelimit-remaining-requests", requests.remaining, headers);
+        let reset = go_duration(Duration::from_millis(requests.reset.get()));
+        insert(
+            headers,
+            HeaderName::from_static("x-ratelimit-reset-requests"),
+            &reset,
+        );
+    }
+    let (mut policy, mut state) = (String::new(), String::new());
+    for standing in standings.iter().filter(|standing| !standing.limit.is_shadow()) {
+        if !policy.is_empty() {
+            policy.push_str(", ");
+            state.push_str(", ");
+        }
+        let (limit, reset) = (&standing.limit, standing.reset.ceil_secs());
+        let window = limit.window().longest().ceil_secs();
+        policy.push_str(&format!(
+            "{};q={};w={window}",
+            quoted(limit.id()),
+            capacity(limit)
+        ));
+        state.push_str(&format!(
+            "{};r={};t={reset}",
+            quoted(limit.id()),
+            standing.remaining
+        ));
+    }
+    insert(headers, HeaderName::from_static("ratelimit-policy"), &policy);
+    insert(headers, HeaderName::from_static("ratelimit"), &state);
+}
+
+/// A string of structured fields (RFC 9651 3.3.3): printable ASCII; anything else of a name becomes `?`.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => out.extend(['\\', character]),
+            ' '..='~' => out.push(character),
+            _ => out.push('?'),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// As Go prints a `time.Duration`, which is how OpenAI writes resets: `6m0s`, `40.21s`, `17ms`, `0s`.
+fn go_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if (1..1_000).contains(&millis) {
+        return format!("{millis}ms");
+    }
+    let (hours, minutes) = (millis / 3_600_000, millis / 60_000 % 60);
+    let mut seconds = format!("{}.{:03}", millis / 1_000 % 60, millis % 1_000);
+    seconds.truncate(seconds.trim_end_matches('0').trim_end_matches('.').len());
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m{seconds}s"),
+        _ => format!("{hours}h{minutes}m{seconds}s"),
+    }
+}
+
+/// Inserts a value of ours. Configured names may hold what a header cannot: those are left out.
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_as_go_prints_them() {
+        for (millis, expected) in [
+            (0, "0s"),
+            (17, "17ms"),
+            (1_000, "1s"),
+            (10_000, "10s"),
+            (40_210, "40.21s"),
+            (60_000, "1m0s"),
+            (360_000, "6m0s"),
+            (3_600_000, "1h0m0s"),
+            (86_399_999, "23h59m59.999s"),
+        ] {
+            assert_eq!(go_duration(Duration::from_millis(millis)), expected);
+        }
+    }
+
+    #[test]
+    fn traceparents() {
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        for (value, expected) in [
+            (format!("00-{trace}-00f067aa0ba902b7-01"), true),
+            (format!("cc-{trace}-00f067aa0ba902b7-01-more"), true),
+            (format!("00-{trace}-00f067aa0ba902b7-01-more"), false),
+            (format!("ff-{trace}-00f067aa0ba902b7-01"), false),
+            (format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)), false),
+            (format!("00-{trace}-0000000000000000-01"), false),
+            (format!("00-{}-00f067aa0ba902b7-01", trace.to_uppercase()), false),
+            ("00".to_owned(), false),
+        ] {
+            assert_eq!(parse_traceparent(&value).is_some(), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn request_ids_are_short_and_printable() {
+        let sent = |value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(X_REQUEST_ID, HeaderValue::from_bytes(value).unwrap());
+            request_id(&headers).to_string()
+        };
+        assert_eq!(sent(b"abc-123"), "abc-123");
+        for bad in [&b""[..], b"a b", b"\xff", &[b'a'; 65]] {
+            assert!(sent(bad).starts_with("req_"));
+        }
+    }
+
+    #[test]
+    fn providers_keep_their_limits_to_themselves() {
+        let sent = [
+            ("content-type", "application/json"),
+            ("x-ratelimit-limit-requests", "7"),
+            ("anthropic-ratelimit-requests-limit", "7"),
+            ("anthropic-organization-id", "o"),
+            ("openai-processing-ms", "3"),
+            ("set-cookie", "s"),
+            ("x-request-id", "theirs"),
+            ("retry-after", "9"),
+        ];
+        let sent: HeaderMap = sent
+            .iter()
+            .map(|(n, v)| (n.parse().unwrap(), HeaderValue::from_static(v)))
+            .collect();
+        let mut got = HeaderMap::new();
+        from_provider(&mut got, &sent);
+        let mut names: Vec<&str> = got.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        let expected = [
+            "anthropic-organization-id",
+            "content-type",
+            "openai-processing-ms",
+            "x-upstream-request-id",
+        ];
+        assert_eq!(names, expected);
+    }
+}

@@ -1,0 +1,365 @@
+//! The one place where a request ends.
+//!
+//! An [`Entry`] is opened when a request's head has arrived and travels with it: through the pipeline, then inside the
+//! answer's body. Wherever it is dropped (answer complete, error, client gone, provider dead, panic, shutdown) the request
+//! ends: counted, settled, logged, exactly once. Nobody has to remember to call anything, and a client that leaves,
+//! which drops the request's future at whatever await it stands, cannot skip it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::{Method, StatusCode};
+use serde::Serialize;
+use tollgate_limiter::Reservation;
+
+use crate::config::Key;
+use crate::dialect::Usage;
+use crate::log::Log;
+use crate::metrics::{
+    ByEndpoint, ByEndpointCode, ByEndpointModel, ByProvider, ByTokens, ByWhom, Metrics, Name, OTHER,
+};
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The whole answer was handed over.
+    Done,
+    /// Answered with an error of ours before it reached a provider's answer.
+    Refused,
+    /// The caller went away first.
+    ClientLeft,
+    /// The provider broke off in the middle of its answer.
+    UpstreamDied,
+    /// The provider stalled, or took longer in all than it may.
+    TimedOut,
+    /// The process ended first.
+    Shutdown,
+    /// A defect of ours.
+    Panicked,
+}
+
+impl Outcome {
+    /// Who aborted, for `streams_aborted_total`; `None`: nobody.
+    fn aborted_by(self) -> Option<&'static str> {
+        match self {
+            Self::Done | Self::Refused => None,
+            Self::ClientLeft => Some("client"),
+            Self::UpstreamDied => Some("upstream"),
+            Self::TimedOut => Some("timeout"),
+            Self::Shutdown => Some("shutdown"),
+            Self::Panicked => Some("panic"),
+        }
+    }
+}
+
+/// Tokens of one answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// What was used.
+    pub usage: Usage,
+    /// Counted here, because the provider did not say.
+    pub estimated: bool,
+}
+
+/// What a request shares with the rest of the process when it ends.
+#[derive(Clone)]
+pub struct Ledger {
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
+    /// Where it is written down.
+    pub log: Log,
+}
+
+/// One request from head to end. See the module.
+pub struct Entry {
+    ledger: Ledger,
+    started: Instant,
+    /// The canonical route, or `other`.
+    pub endpoint: &'static str,
+    method: Method,
+    /// Returned to the caller as `x-request-id`.
+    pub request_id: Name,
+    /// W3C trace id, 32 hex digits.
+    pub trace_id: Name,
+    /// The client's address.
+    pub address: IpAddr,
+    /// The key it came with.
+    pub key: Option<Arc<Key>>,
+    /// The resolved model.
+    pub model: Option<Name>,
+    /// Who answered, or was asked last; the model differs from `model` after a fallback.
+    pub asked: Option<ByProvider>,
+    /// Attempts at providers.
+    pub attempts: u32,
+    /// Whether an event stream was asked for.
+    pub streamed: bool,
+    /// The status sent, once there is one.
+    pub status: Option<StatusCode>,
+    /// `code` of the error sent.
+    pub code: Option<&'static str>,
+    /// The limit that refused.
+    pub rule: Option<Name>,
+    /// Set on the way; what is not set when the entry is dropped was cut by the client.
+    pub outcome: Option<Outcome>,
+    /// Tokens used, once known.
+    pub tokens: Option<Tokens>,
+    /// From the request's head to the first byte of the provider's answer.
+    pub first_byte: Option<Duration>,
+    /// When the provider that answers was asked.
+    pub last_attempt: Instant,
+    /// Time spent waiting for providers before the answer started.
+    pub upstream_wait: Duration,
+    /// When the body was complete: our own work is counted from here.
+    pub received: Option<Instant>,
+    reservation: Option<Reservation>,
+    /// When the first event of a stream came.
+    pub first_event: Option<Instant>,
+}
+
+impl Entry {
+    /// Opens the account of a request whose head has just arrived.
+    pub fn open(
+        ledger: &Ledger,
+        endpoint: &'static str,
+        method: Method,
+        request_id: Name,
+        trace_id: Name,
+        address: IpAddr,
+    ) -> Self {
+        ledger
+            .metrics
+            .http_requests_in_flight
+            .get_or_create(&ByEndpoint { endpoint })
+            .inc();
+        let started = Instant::now();
+        Self {
+            ledger: ledger.clone(),
+            started,
+            last_attempt: started,
+            endpoint,
+            method,
+            request_id,
+            trace_id,
+            address,
+            key: None,
+            model: None,
+            asked: None,
+            attempts: 0,
+            streamed: false,
+            status: None,
+            code: None,
+            rule: None,
+            outcome: None,
+            tokens: None,
+            first_byte: None,
+            upstream_wait: Duration::ZERO,
+            received: None,
+            reservation: None,
+            first_event: None,
+        }
+    }
+
+    /// When the request's head arrived.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// What it will cost if nothing says otherwise.
+    pub fn reserve(&mut self, reservation: Reservation) {
+        self.reservation = Some(reservation);
+    }
+
+    /// Nobody answered it: it costs nothing.
+    pub fn refund(&mut self) {
+        if let Some(reservation) = self.reservation.take() {
+            reservation.refund();
+        }
+    }
+
+    /// The metrics of this process.
+    pub fn metrics(&self) -> &Metrics {
+        &self.ledger.metrics
+    }
+
+    /// An answer starts now: its status, and what we added to the wait for it.
+    pub fn answer_starts(&mut self, status: StatusCode) {
+        self.status = Some(status);
+        let ours = self
+            .received
+            .unwrap_or(self.started)
+            .elapsed()
+            .saturating_sub(self.upstream_wait);
+        let endpoint = self.endpoint;
+        let overhead = self
+            .ledger
+            .metrics
+            .overhead_duration
+            .get_or_create(&ByEndpoint { endpoint });
+        overhead.observe(ours.as_secs_f64());
+    }
+
+    fn outcome_at_end(&self) -> Outcome {
+        match self.outcome {
+            _ if std::thread::panicking() => Outcome::Panicked,
+            Some(outcome) => outcome,
+            None => Outcome::ClientLeft,
+        }
+    }
+
+    fn count(&self, outcome: Outcome, status: u16, latency: Duration) {
+        let metrics = &self.ledger.metrics;
+        let endpoint = self.endpoint;
+        metrics
+            .http_requests_in_flight
+            .get_or_create(&ByEndpoint { endpoint })
+            .dec();
+        metrics
+            .http_requests
+            .get_or_create(&ByEndpointCode {
+                endpoint,
+                code: status,
+            })
+            .inc();
+        let model = self.model.clone().unwrap_or_else(|| Name::from(OTHER));
+        let by_model = ByEndpointModel { endpoint, model };
+        metrics
+            .http_request_duration
+            .get_or_create(&by_model)
+            .observe(latency.as_secs_f64());
+        if let (true, Some(by)) = (self.streamed, outcome.aborted_by()) {
+            metrics.streams_aborted.get_or_create(&ByWhom { by }).inc();
+        }
+        let (Some(asked), Some(tokens)) = (&self.asked, self.tokens) else {
+            return;
+        };
+        for (r#type, amount) in [
+            ("prompt", tokens.usage.prompt),
+            ("completion", tokens.usage.completion),
+            ("cached", tokens.usage.cached),
+            ("reasoning", tokens.usage.reasoning),
+        ] {
+            if amount > 0 {
+                let ByProvider { model, provider } = asked.clone();
+                let by = ByTokens {
+                    model,
+                    provider,
+                    r#type,
+                };
+                metrics.tokens.get_or_create(&by).inc_by(amount);
+            }
+        }
+        let Some(first) = self.first_event.filter(|_| tokens.usage.completion > 1) else {
+            return;
+        };
+        let pace = first.elapsed().as_secs_f64() / (tokens.usage.completion - 1) as f64;
+        metrics.time_per_output_token.get_or_create(asked).observe(pace);
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let latency = self.started.elapsed();
+        let outcome = self.outcome_at_end();
+        // 499 is what nginx logs for a client that left before there was a status.
+        let left_early = if outcome == Outcome::Panicked { 500 } else { 499 };
+        let status = self.status.map_or(left_early, |status| status.as_u16());
+        self.count(outcome, status, latency);
+        let usage = self.tokens.map(|tokens| tokens.usage);
+        self.ledger.log.record(&Record {
+            timestamp: timestamp(SystemTime::now()),
+            level: if status >= 500 { "warn" } else { "info" },
+            message: "request",
+            request_id: &self.request_id,
+            trace_id: &self.trace_id,
+            method: self.method.as_str(),
+            endpoint: self.endpoint,
+            status,
+            outcome,
+            code: self.code,
+            rule: self.rule.as_deref(),
+            user: self
+                .key
+                .as_ref()
+                .and_then(|key| Some(key.user.as_ref()?.name.as_str())),
+            api_key: self.key.as_ref().map(|key| key.id.as_str()),
+            ip: self.address,
+            model: self.model.as_deref(),
+            provider: self.asked.as_ref().map(|asked| &*asked.provider),
+            fallback_model: self
+                .asked
+                .as_ref()
+                .map(|asked| &asked.model)
+                .filter(|m| Some(*m) != self.model.as_ref())
+                .map(|m| &**m),
+            attempts: self.attempts,
+            stream: self.streamed,
+            prompt_tokens: usage.map(|usage| usage.prompt),
+            completion_tokens: usage.map(|usage| usage.completion),
+            cached_tokens: usage.map(|usage| usage.cached).filter(|&cached| cached > 0),
+            reasoning_tokens: usage
+                .map(|usage| usage.reasoning)
+                .filter(|&reasoning| reasoning > 0),
+            estimated: self
+                .tokens
+                .map(|tokens| tokens.estimated)
+                .filter(|&estimated| estimated),
+            latency_ms: milliseconds(latency),
+            first_byte_ms: self.first_byte.map(milliseconds),
+        });
+    }
+}
+
+/// A request's line in the log. No prompt, no answer, no secret: only what is listed here.
+#[derive(Serialize)]
+struct Record<'a> {
+    timestamp: String,
+    level: &'static str,
+    message: &'static str,
+    request_id: &'a str,
+    trace_id: &'a str,
+    method: &'a str,
+    endpoint: &'static str,
+    status: u16,
+    outcome: Outcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_key: Option<&'a str>,
+    ip: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fallback_model: Option<&'a str>,
+    attempts: u32,
+    stream: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cached_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimated: Option<bool>,
+    latency_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_byte_ms: Option<f64>,
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// RFC 3339 with milliseconds, UTC.
+pub fn timestamp(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).map_or_else(|_| String::new(), |at| format!("{at:.3}"))
+}

@@ -1,0 +1,340 @@
+//! The life of a request, in order: identify → parse → admit → route → relay → end. Start here.
+//!
+//! One straight function of typed values. Its end is not here: an [`Entry`] is opened first, travels along, and ends the
+//! request wherever it is dropped (see [`crate::ledger`]).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Request, Response, StatusCode, request};
+use http_body::Body as HttpBody;
+use http_body_util::BodyExt;
+use serde_json::json;
+use tollgate_limiter::Decision;
+
+use crate::call::{Call, Endpoint, Form};
+use crate::dialect::openai;
+use crate::error::Error;
+use crate::identity::{Caller, identify};
+use crate::ledger::{Entry, Outcome, Tokens};
+use crate::metrics::Name;
+use crate::relay::{Body, Estimate, Relay, Terms};
+use crate::router::{self, Route};
+use crate::snapshot::{Model, Snapshot};
+use crate::upstream::{Answer, AnswerBody, Deployment, Question, is_event_stream};
+use crate::{Gateway, admission, headers, route};
+
+/// A body must come at this pace, after a first [`BODY_PATIENCE`].
+const BODY_BYTES_PER_SECOND_MIN: u64 = 1024;
+const BODY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Answers one request. Never fails: every error is an answer too.
+pub async fn answer<B>(gateway: &Gateway, request: Request<B>, peer: IpAddr) -> Response<Body>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+{
+    let (head, body) = request.into_parts();
+    let found = router::route(&head.method, head.uri.path());
+    let endpoint = found.as_ref().map_or(crate::metrics::OTHER, Route::name);
+    let trace = headers::Trace::of(&head.headers);
+    let request_id = headers::request_id(&head.headers);
+    let mut entry = Box::new(Entry::open(
+        &gateway.ledger,
+        endpoint,
+        head.method.clone(),
+        request_id,
+        trace.id(),
+        peer,
+    ));
+    let now = gateway.snapshot.load_full();
+    let answered = match found {
+        Ok(found) => handle(gateway, &now, &mut entry, &trace, found, &head, body).await,
+        Err(error) => Err(error),
+    };
+    match answered {
+        Ok(answered) => answered.into_response(entry, gateway),
+        Err(error) => refuse(entry, &error),
+    }
+}
+
+async fn handle<B: HttpBody<Data = Bytes> + Unpin>(
+    gateway: &Gateway,
+    now: &Snapshot,
+    entry: &mut Entry,
+    trace: &headers::Trace,
+    found: Route,
+    head: &request::Parts,
+    body: B,
+) -> Result<Answered, Error> {
+    let caller = identify(now, &head.headers, entry.address)?;
+    entry.address = caller.address;
+    entry.key.clone_from(&caller.key);
+    let endpoint = match found {
+        Route::Call(endpoint) => endpoint,
+        Route::Models => return Ok(Answered::ours(list_models(now, &caller))),
+        Route::Model(id) => return one_model(now, &caller, &id).map(Answered::ours),
+    };
+    let call = parse(now, endpoint, &head.headers, body).await?;
+    entry.received = Some(Instant::now());
+    entry.streamed = call.streamed();
+    let model = usable_model(now, &caller, call.model())?;
+    entry.model = Some(model.name.clone());
+    let deployments: Vec<_> = now
+        .deployments(model, &caller)
+        .filter(|deployment| deployment.serves(endpoint))
+        .collect();
+    if deployments.is_empty() {
+        return Err(Error::UnsupportedEndpoint(
+            call.model().to_owned(),
+            endpoint.route(),
+        ));
+    }
+
+    let started = Instant::now();
+    let charges = admission::charges(now, &caller, endpoint.route(), &model.name);
+    let said = match gateway.limits.reserve(charges) {
+        Decision::Granted(reservation) => {
+            let mut said = HeaderMap::new();
+            headers::standings(&mut said, reservation.standings(), reservation.now());
+            entry.reserve(reservation);
+            said
+        }
+        Decision::Denied(denial) => return Err(Error::Limited(Box::new(denial))),
+    };
+    let limit_took = started.elapsed();
+
+    let forwarded = headers::to_provider(&head.headers, trace, &entry.request_id);
+    let question = Question {
+        call: &call,
+        headers: &forwarded,
+    };
+    let asked = tokio::select! {
+        biased;
+        asked = route::ask(&deployments, &question, &gateway.retries, entry) => asked,
+        () = gateway.ending.cancelled() => Err(Error::ShuttingDown),
+    };
+    let (deployment, answer) = asked.inspect_err(|_| entry.refund())?;
+    entry.first_byte = Some(entry.started().elapsed());
+    Ok(Answered::Theirs {
+        call,
+        deployment: deployment.clone(),
+        answer,
+        said,
+        limit_took,
+    })
+}
+
+/// What a request is answered with, before it is a response.
+enum Answered {
+    /// JSON of ours.
+    Ours(Bytes),
+    /// A provider's answer.
+    Theirs {
+        call: Call,
+        deployment: Arc<Deployment>,
+        answer: Answer,
+        /// What the limits said: headers.
+        said: HeaderMap,
+        limit_took: Duration,
+    },
+}
+
+impl Answered {
+    fn ours(value: serde_json::Value) -> Self {
+        Self::Ours(value.to_string().into())
+    }
+
+    fn into_response(self, mut entry: Box<Entry>, gateway: &Gateway) -> Response<Body> {
+        let mut response = Response::new(Body::plain(Bytes::new()));
+        let out = response.headers_mut();
+        headers::request(out, &entry);
+        match self {
+            Self::Ours(json) => {
+                out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                entry.answer_starts(StatusCode::OK);
+                *response.body_mut() = Body::Whole(Some(json), Some(entry));
+            }
+            Self::Theirs {
+                call,
+                deployment,
+                answer,
+                said,
+                limit_took,
+            } => {
+                headers::from_provider(out, &answer.headers);
+                out.extend(said);
+                headers::provider(out, &deployment.name, limit_took, entry.upstream_wait);
+                *response.status_mut() = answer.status;
+                entry.answer_starts(answer.status);
+                *response.body_mut() = relay(&call, &deployment, answer, entry, gateway);
+            }
+        }
+        response
+    }
+}
+
+fn relay(
+    call: &Call,
+    deployment: &Deployment,
+    answer: Answer,
+    mut entry: Box<Entry>,
+    gateway: &Gateway,
+) -> Body {
+    let label = deployment.label();
+    let events = is_event_stream(&answer.headers);
+    let waited = entry.last_attempt.elapsed();
+    let metrics = entry.metrics();
+    metrics
+        .upstream_request_duration
+        .get_or_create(&label)
+        .observe(waited.as_secs_f64());
+    if events {
+        metrics
+            .time_to_first_token
+            .get_or_create(&label)
+            .observe(waited.as_secs_f64());
+        entry.first_event = Some(Instant::now());
+    }
+    match answer.body {
+        AnswerBody::Whole(bytes) => {
+            if answer.status.is_success() {
+                entry.tokens = Some(tokens_of_answer(call, deployment, &bytes));
+            }
+            Body::Whole(Some(bytes), Some(entry))
+        }
+        AnswerBody::Open { head, rest } => {
+            let deadlines = deployment.provider.deadlines;
+            let terms = Terms {
+                call,
+                events,
+                counts_deltas: deployment.counts_deltas(),
+                idle: deadlines.idle,
+                deadline: entry.last_attempt + deadlines.total,
+                ending: &gateway.ending,
+            };
+            Body::Relay(Box::pin(Relay::new(&terms, head, rest, entry)))
+        }
+    }
+}
+
+fn tokens_of_answer(call: &Call, deployment: &Deployment, answer: &[u8]) -> Tokens {
+    if let Some(usage) = openai::usage_of_answer(answer) {
+        return Tokens {
+            usage,
+            estimated: false,
+        };
+    }
+    let mut estimate = Estimate::new(call, deployment.counts_deltas());
+    estimate.add(openai::answer_content_bytes(answer));
+    estimate.tokens()
+}
+
+fn refuse(mut entry: Box<Entry>, error: &Error) -> Response<Body> {
+    let status = error.status();
+    let mut response = Response::new(Body::plain(Bytes::new()));
+    *response.status_mut() = status;
+    headers::request(response.headers_mut(), &entry);
+    error.headers(response.headers_mut());
+    if let Error::Limited(denial) = error {
+        entry.rule = Some(Name::from(denial.binding().limit.id()));
+    }
+    entry.code = error.code();
+    entry.outcome = Some(Outcome::Refused);
+    entry.answer_starts(status);
+    *response.body_mut() = Body::Whole(Some(error.body()), Some(entry));
+    response
+}
+
+/// The model of this name, where the caller may use it. One it may not use is a 403, not a 404: it is told apart from a
+/// typo, and the names are no secret among those who have a key.
+fn usable_model<'a>(now: &'a Snapshot, caller: &Caller, name: &str) -> Result<&'a Arc<Model>, Error> {
+    let model = now
+        .model(name)
+        .ok_or_else(|| Error::ModelNotFound(name.to_owned()))?;
+    if caller.may_use(&model.name) {
+        Ok(model)
+    } else {
+        Err(Error::ModelNotAllowed(name.to_owned()))
+    }
+}
+
+fn model_object(name: &str) -> serde_json::Value {
+    json!({ "id": name, "object": "model", "created": 0, "owned_by": "tollgate" })
+}
+
+fn list_models(now: &Snapshot, caller: &Caller) -> serde_json::Value {
+    let models: Vec<_> = now.models_of(caller).map(model_object).collect();
+    json!({ "object": "list", "data": models })
+}
+
+fn one_model(now: &Snapshot, caller: &Caller, id: &str) -> Result<serde_json::Value, Error> {
+    match now.model(id).filter(|model| caller.may_use(&model.name)) {
+        Some(_) => Ok(model_object(id)),
+        None => Err(Error::ModelNotFound(id.to_owned())),
+    }
+}
+
+async fn parse<B: HttpBody<Data = Bytes> + Unpin>(
+    now: &Snapshot,
+    endpoint: Endpoint,
+    sent: &HeaderMap,
+    body: B,
+) -> Result<Call, Error> {
+    let server = &now.config.server;
+    match sent.get(header::CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => return Err(Error::CompressedBody),
+        _ => {}
+    }
+    match (endpoint.form(), headers::multipart(sent)) {
+        (Form::Json | Form::Either, None) => {
+            Call::from_json(endpoint, collect(body, server.max_body).await?).map_err(Error::Call)
+        }
+        (Form::Multipart | Form::Either, Some(kind)) => {
+            Call::from_multipart(endpoint, kind, collect(body, server.max_upload).await?).map_err(Error::Call)
+        }
+        (Form::Json, Some(_)) => Err(Error::Malformed(
+            "This endpoint takes a JSON body, not multipart.",
+        )),
+        (Form::Multipart, None) => Err(Error::Malformed(
+            "This endpoint takes a multipart/form-data body.",
+        )),
+    }
+}
+
+/// The whole body, bounded in size and in time.
+async fn collect<B: HttpBody<Data = Bytes> + Unpin>(mut body: B, bytes_max: usize) -> Result<Bytes, Error> {
+    let announced = body.size_hint().lower();
+    if announced > bytes_max as u64 {
+        return Err(Error::BodyTooLarge(bytes_max));
+    }
+    let started = tokio::time::Instant::now();
+    let mut first = Bytes::new();
+    let mut all: Vec<u8> = Vec::new();
+    loop {
+        let received = (first.len() + all.len()) as u64;
+        let due = started + BODY_PATIENCE + Duration::from_secs(received / BODY_BYTES_PER_SECOND_MIN);
+        let frame = match tokio::time::timeout_at(due, body.frame()).await {
+            Err(_) => return Err(Error::SlowBody),
+            Ok(None) => break,
+            Ok(Some(Err(_))) => return Err(Error::Malformed("The request body broke off.")),
+            Ok(Some(Ok(frame))) => frame,
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        if received as usize + data.len() > bytes_max {
+            return Err(Error::BodyTooLarge(bytes_max));
+        }
+        if first.is_empty() && all.is_empty() {
+            first = data;
+        } else {
+            if all.is_empty() {
+                all.reserve(announced as usize);
+            }
+            all.extend_from_slice(&std::mem::take(&mut first));
+            all.extend_from_slice(&data);
+        }
+    }
+    Ok(if all.is_empty() { first } else { all.into() })
+}

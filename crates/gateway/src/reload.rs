@@ -1,0 +1,160 @@
+//! New configuration while running: build, then swap, or keep the last good one and say so.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{RecursiveMode, Watcher};
+use sha2::{Digest, Sha256};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::Gateway;
+use crate::config::{self, Config, Loaded, Problem};
+use crate::snapshot::Snapshot;
+
+/// Editors and ConfigMaps change a file in several steps; it is read when they have been quiet this long.
+const QUIET: Duration = Duration::from_millis(150);
+
+/// Where a process has its configuration from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The file; `None`: from the environment alone.
+    pub file: Option<PathBuf>,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug)]
+pub enum Refused {
+    /// The file cannot be read.
+    Unreadable(PathBuf, std::io::Error),
+    /// Its faults, all of them.
+    Faulty(Vec<Problem>),
+}
+
+impl Source {
+    /// Reads and resolves the configuration.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or for every fault in it.
+    pub fn load(&self) -> Result<Loaded, Refused> {
+        Ok(self.load_hashed()?.0)
+    }
+
+    fn load_hashed(&self) -> Result<(Loaded, [u8; 32]), Refused> {
+        let environment = |name: &str| std::env::var(name).ok();
+        let file = match &self.file {
+            None => None,
+            Some(path) => {
+                let text = read(path).map_err(|error| Refused::Unreadable(path.clone(), error))?;
+                Some((path.display().to_string(), text))
+            }
+        };
+        let hash = Sha256::digest(file.as_ref().map_or("", |(_, text)| text)).into();
+        let named = file.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
+        config::load(named, &environment)
+            .map(|loaded| (loaded, hash))
+            .map_err(Refused::Faulty)
+    }
+}
+
+/// At most one byte more than a configuration may have: the loader refuses it then.
+fn read(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let bound = config::FILE_BYTES_MAX as u64 + 1;
+    std::fs::File::open(path)?.take(bound).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unreadable(path, error) => write!(f, "{}: cannot be read: {error}", path.display()),
+            Self::Faulty(problems) => {
+                for (index, problem) in problems.iter().enumerate() {
+                    write!(f, "{}{problem}", if index > 0 { "\n" } else { "" })?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Swaps a configuration in. Requests under way keep the one they began with.
+pub fn apply(gateway: &Gateway, config: Config) {
+    let before = gateway.snapshot.load_full();
+    for (what, was, is) in [
+        ("server.listen", before.config.server.listen, config.server.listen),
+        ("server.admin", before.config.server.admin, config.server.admin),
+    ] {
+        if was != is {
+            tracing::warn!(%was, %is, "{what} takes effect at the next start");
+        }
+    }
+    gateway
+        .snapshot
+        .store(Arc::new(Snapshot::new(config, Some(&before), gateway.metrics())));
+}
+
+/// Reloads on SIGHUP, and with `watch` whenever the file's content changes, until the process ends.
+///
+/// # Errors
+/// When signals or the file's directory cannot be watched.
+pub async fn run(gateway: Arc<Gateway>, source: Source, watch: bool) -> std::io::Result<()> {
+    let mut hangups = signal(SignalKind::hangup())?;
+    let (changed, mut changes) = mpsc::channel(1);
+    let _watcher = match &source.file {
+        Some(file) if watch => Some(watch_directory(file, changed).map_err(std::io::Error::other)?),
+        _ => None,
+    };
+    let mut seen = source.load_hashed().ok().map(|(_, hash)| hash);
+    loop {
+        let asked = tokio::select! {
+            hangup = hangups.recv() => hangup.is_some(),
+            Some(()) = changes.recv() => {
+                while let Ok(Some(())) = tokio::time::timeout(QUIET, changes.recv()).await {}
+                false
+            }
+            () = gateway.closing.cancelled() => return Ok(()),
+        };
+        // Reading is quick, but the disk may not be.
+        let reading = source.clone();
+        let loaded = tokio::task::spawn_blocking(move || reading.load_hashed()).await;
+        let result = match loaded.map_err(std::io::Error::other)? {
+            // Other files of the directory changed, or this one back to what it was.
+            Ok((_, hash)) if !asked && seen == Some(hash) => continue,
+            Ok((loaded, hash)) => {
+                seen = Some(hash);
+                for warning in &loaded.warnings {
+                    tracing::warn!("{warning}");
+                }
+                apply(&gateway, loaded.config);
+                tracing::info!("configuration reloaded");
+                1
+            }
+            Err(refused) => {
+                seen = None;
+                tracing::error!("configuration not reloaded, the last good one stays:\n{refused}");
+                0
+            }
+        };
+        gateway.metrics().config_last_reload_successful.set(result);
+    }
+}
+
+/// The directory, not the file: editors replace files, and a ConfigMap is a symlink that moves.
+fn watch_directory(file: &Path, changed: mpsc::Sender<()>) -> notify::Result<notify::RecommendedWatcher> {
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|event| !event.kind.is_access()) {
+            // Full: a change is already waiting to be looked at.
+            let _ = changed.try_send(());
+        }
+    })?;
+    let parent = file
+        .parent()
+        .filter(|parent| parent.as_os_str() != OsStr::new(""));
+    watcher.watch(parent.unwrap_or(Path::new(".")), RecursiveMode::NonRecursive)?;
+    Ok(watcher)
+}

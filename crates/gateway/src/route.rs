@@ -1,0 +1,174 @@
+//! Which providers to ask, in which order, and when to stop.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+
+use crate::error::{Error, Tried};
+use crate::ledger::Entry;
+use crate::upstream::{Answer, Deployment, Failure, Question};
+
+/// Providers asked for one request at most.
+const ATTEMPTS_MAX: usize = 8;
+
+/// Asks the deployments in turn until one answers.
+///
+/// Those that rest after failures are passed over; when all of them rest the first is asked all the same, because a
+/// request that is refused unasked can never find out that the provider is back. A second attempt needs a healthy
+/// deployment and a place in the retry budget.
+///
+/// # Errors
+/// What the attempts add up to: 429 when every provider limits us, 504 when the last ones were too slow, else 502.
+pub async fn ask<'a>(
+    deployments: &[&'a Arc<Deployment>],
+    question: &Question<'_>,
+    budget: &RetryBudget,
+    entry: &mut Entry,
+) -> Result<(&'a Arc<Deployment>, Answer), Error> {
+    let mut failures: Vec<(&Arc<Deployment>, Failure)> = Vec::new();
+    budget.request();
+    for deployment in deployments {
+        if failures.len() == ATTEMPTS_MAX || !deployment.health.take_turn() {
+            continue;
+        }
+        if !failures.is_empty() && !budget.retry() {
+            break;
+        }
+        match attempt(deployment, question, entry).await {
+            Ok(answer) => return Ok((deployment, answer)),
+            Err(failure) => failures.push((deployment, failure)),
+        }
+    }
+    if let (true, Some(first)) = (failures.is_empty(), deployments.first()) {
+        match attempt(first, question, entry).await {
+            Ok(answer) => return Ok((first, answer)),
+            Err(failure) => failures.push((first, failure)),
+        }
+    }
+    Err(verdict(&failures))
+}
+
+async fn attempt(
+    deployment: &Arc<Deployment>,
+    question: &Question<'_>,
+    entry: &mut Entry,
+) -> Result<Answer, Failure> {
+    entry.last_attempt = Instant::now();
+    entry.attempts += 1;
+    entry.asked = Some(deployment.label());
+    let result = deployment.ask(question, entry.metrics()).await;
+    entry.upstream_wait += entry.last_attempt.elapsed();
+    result
+}
+
+fn verdict(failures: &[(&Arc<Deployment>, Failure)]) -> Error {
+    let tried: Tried = failures
+        .iter()
+        .map(|(deployment, why)| format!("{} at {}: {why}", deployment.model, deployment.name))
+        .collect();
+    let limited = |failure: &Failure| matches!(failure, Failure::Status(StatusCode::TOO_MANY_REQUESTS, _));
+    if !failures.is_empty() && failures.iter().all(|(_, failure)| limited(failure)) {
+        let waits = failures.iter().filter_map(|(_, failure)| match failure {
+            Failure::Status(_, wait) => *wait,
+            _ => None,
+        });
+        return Error::UpstreamLimited(waits.min(), tried);
+    }
+    match failures.last() {
+        Some((_, Failure::TimedOut(..))) => Error::UpstreamTimeout(tried),
+        _ => Error::UpstreamFailed(tried),
+    }
+}
+
+/// Further attempts are at most a tenth of the requests of the last ten seconds, so that providers in trouble are not
+/// asked twice as often as healthy ones. A few are always allowed: with little traffic a tenth is nothing.
+pub struct RetryBudget {
+    window: Mutex<Window>,
+    born: Instant,
+}
+
+const SLOTS: usize = 10;
+const SLOT: Duration = Duration::from_secs(1);
+const RETRIES_ALWAYS: u64 = 10;
+
+#[derive(Default)]
+struct Window {
+    slots: [Slot; SLOTS],
+}
+
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    number: u64,
+    requests: u64,
+    retries: u64,
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self {
+            window: Mutex::default(),
+            born: Instant::now(),
+        }
+    }
+}
+
+impl RetryBudget {
+    fn request(&self) {
+        let number = self.slot_number();
+        self.lock().slot(number).requests += 1;
+    }
+
+    fn retry(&self) -> bool {
+        let number = self.slot_number();
+        let mut window = self.lock();
+        let recent = window
+            .slots
+            .iter()
+            .filter(|slot| slot.number + SLOTS as u64 > number);
+        let (requests, retries) =
+            recent.fold((0, 0), |sum, slot| (sum.0 + slot.requests, sum.1 + slot.retries));
+        let allowed = retries < RETRIES_ALWAYS.max(requests / 10);
+        if allowed {
+            window.slot(number).retries += 1;
+        }
+        allowed
+    }
+
+    /// Slots are numbered from `SLOTS`, so that the zeroes of a fresh window are never recent.
+    fn slot_number(&self) -> u64 {
+        (self.born.elapsed().as_millis() / SLOT.as_millis()) as u64 + SLOTS as u64
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Window> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Window {
+    fn slot(&mut self, number: u64) -> &mut Slot {
+        let slot = &mut self.slots[(number % SLOTS as u64) as usize];
+        if slot.number != number {
+            *slot = Slot {
+                number,
+                ..Slot::default()
+            };
+        }
+        slot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenth_of_the_requests_and_a_few_always() {
+        let budget = RetryBudget::default();
+        let granted = (0..100).filter(|_| budget.retry()).count();
+        assert_eq!(granted as u64, RETRIES_ALWAYS);
+        (0..1_000).for_each(|_| budget.request());
+        let granted = (0..1_000).filter(|_| budget.retry()).count();
+        assert_eq!(granted as u64, 100 - RETRIES_ALWAYS);
+    }
+}

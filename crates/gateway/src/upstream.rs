@@ -1,0 +1,469 @@
+//! One provider of one model: asking it, with deadlines, and knowing whether it answers these days.
+//!
+//! An attempt ends in an [`Answer`] only once something worth sending has arrived: a small JSON answer whole, a stream up to
+//! its first event. Until then nothing was sent to the caller and the next provider may be asked.
+
+mod connect;
+mod health;
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Response, StatusCode, Uri};
+use http_body::{Body as _, Frame};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::time::timeout_at;
+
+pub use self::connect::Client;
+use self::health::Health;
+use crate::call::{Call, Endpoint};
+use crate::config::{Provider, ProviderKind, Secret};
+use crate::dialect::openai;
+use crate::metrics::{ByProvider, ByProviderCode, Metrics, Name};
+use crate::simulated::{Simulated, Simulation};
+use crate::sse;
+
+/// JSON answers up to this size are read whole before the caller gets the first byte.
+const WHOLE_BYTES_MAX: usize = 1 << 20;
+
+/// Comments and other bytes before the first event of a stream.
+const PREAMBLE_BYTES_MAX: usize = 64 << 10;
+
+/// One provider of one model.
+pub struct Deployment {
+    /// The model's name.
+    pub model: Name,
+    /// The provider's name, unique within the model.
+    pub name: Name,
+    /// Its settings.
+    pub provider: Provider,
+    /// Whether it answers these days.
+    pub health: Health,
+    link: Link,
+}
+
+enum Link {
+    Http {
+        client: Client,
+        base: Uri,
+        authorization: Option<HeaderValue>,
+        stream_usage: bool,
+    },
+    Simulated(Simulated),
+}
+
+/// What a provider is asked.
+pub struct Question<'a> {
+    /// The caller's request.
+    pub call: &'a Call,
+    /// Headers that go along: only those on our list.
+    pub headers: &'a HeaderMap,
+}
+
+/// What a provider answered, with a status that is the caller's business (2xx, and 4xx about the request).
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// All of its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: AnswerBody,
+}
+
+/// The body of an [`Answer`].
+pub enum AnswerBody {
+    /// All of it.
+    Whole(Bytes),
+    /// More is to come.
+    Open {
+        /// Chunks read already.
+        head: VecDeque<Bytes>,
+        /// Where the rest comes from.
+        rest: Source,
+    },
+}
+
+/// Why a provider did not answer.
+#[derive(Debug)]
+pub enum Failure {
+    /// No connection: the request was never sent.
+    Unreachable(String),
+    /// A deadline passed; its name and length.
+    TimedOut(&'static str, Duration),
+    /// A status that says nothing about the request itself, and how long it wants to be left alone.
+    Status(StatusCode, Option<Duration>),
+    /// The answer broke off, or was not HTTP as asked for.
+    Broken(String),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unreachable(why) => write!(f, "not reached ({why})"),
+            Self::TimedOut(what, bound) => write!(f, "no {what} within {bound:?}"),
+            Self::Status(status, _) => write!(f, "status {}", status.as_u16()),
+            Self::Broken(why) => write!(f, "{why}"),
+        }
+    }
+}
+
+/// The bytes of an answer as they come.
+pub enum Source {
+    /// From a connection.
+    Http(Incoming),
+    /// From ourselves.
+    Simulated(Simulation),
+}
+
+impl Source {
+    /// The next frame.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self {
+            Self::Http(body) => Pin::new(body).poll_frame(cx),
+            Self::Simulated(simulation) => simulation
+                .poll_frame(cx)
+                .map(|chunk| chunk.map(|c| Ok(Frame::data(c)))),
+        }
+    }
+
+    async fn chunk(&mut self) -> Option<Result<Bytes, hyper::Error>> {
+        loop {
+            match poll_fn(|cx| self.poll_frame(cx)).await? {
+                // Trailers carry nothing that callers of these APIs expect.
+                Ok(frame) => match frame.into_data() {
+                    Ok(data) => return Some(Ok(data)),
+                    Err(_trailers) => continue,
+                },
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+impl Deployment {
+    /// Sets up the provider; opens no connection yet.
+    pub fn new(model: Name, provider: Provider, metrics: &Metrics) -> Self {
+        let name = Name::from(provider.name.as_str());
+        let link = match &provider.kind {
+            ProviderKind::Openai {
+                base,
+                key,
+                stream_usage,
+            } => Link::Http {
+                client: Client::new(is_tls(base), provider.deadlines.connect),
+                base: base.clone(),
+                authorization: key.as_ref().and_then(authorization),
+                stream_usage: *stream_usage,
+            },
+            ProviderKind::Simulated { .. } => Link::Simulated(Simulated::new(&provider.kind)),
+        };
+        let label = ByProvider {
+            model: model.clone(),
+            provider: name.clone(),
+        };
+        let healthy = metrics.upstream_healthy.get_or_create_owned(&label);
+        Self {
+            model,
+            name,
+            provider,
+            health: Health::new(healthy),
+            link,
+        }
+    }
+
+    /// Its label in metrics.
+    pub fn label(&self) -> ByProvider {
+        ByProvider {
+            model: self.model.clone(),
+            provider: self.name.clone(),
+        }
+    }
+
+    /// Whether it serves this endpoint.
+    pub fn serves(&self, endpoint: Endpoint) -> bool {
+        match &self.link {
+            Link::Http { .. } => true,
+            Link::Simulated(_) => Simulated::serves(endpoint),
+        }
+    }
+
+    /// Whether an answer without `usage` has one token in each delta.
+    pub fn counts_deltas(&self) -> bool {
+        matches!(self.link, Link::Simulated(_))
+    }
+
+    /// Asks once. Counts the attempt and remembers whether it was answered.
+    ///
+    /// # Errors
+    /// A [`Failure`] when the next provider should be asked: no byte of this attempt may reach the caller.
+    pub async fn ask(&self, question: &Question<'_>, metrics: &Metrics) -> Result<Answer, Failure> {
+        let asked = Instant::now();
+        let result = self.attempt(question, asked).await;
+        let code = match &result {
+            Ok(answer) => answer.status.as_str().to_owned(),
+            Err(Failure::Status(status, _)) => status.as_str().to_owned(),
+            Err(Failure::TimedOut(..)) => "timeout".to_owned(),
+            Err(Failure::Unreachable(_) | Failure::Broken(_)) => "error".to_owned(),
+        };
+        let (model, provider) = (self.model.clone(), self.name.clone());
+        metrics
+            .upstream_requests
+            .get_or_create(&ByProviderCode {
+                model,
+                provider,
+                code,
+            })
+            .inc();
+        match &result {
+            Ok(_) => self.health.answered(),
+            Err(failure) => self.health.failed(failure),
+        }
+        result
+    }
+
+    async fn attempt(&self, question: &Question<'_>, asked: Instant) -> Result<Answer, Failure> {
+        let deadlines = self.provider.deadlines;
+        let total = asked + deadlines.total;
+        let stream = question.call.streamed();
+        // A plain answer is written when it is finished: only the total bounds its head.
+        let (what, bound, head_by) = match asked + deadlines.first_token {
+            first if stream && first < total => ("first token", deadlines.first_token, first),
+            _ => ("answer", deadlines.total, total),
+        };
+        let by = tokio::time::Instant::from_std(head_by);
+        let response = match &self.link {
+            Link::Http {
+                client,
+                base,
+                authorization,
+                stream_usage,
+            } => {
+                let body = question
+                    .call
+                    .render(self.provider.model_name.as_deref(), *stream_usage);
+                let request = http_request(base, authorization.as_ref(), question, body)?;
+                let sent = timeout_at(by, client.send(request)).await;
+                sent.map_err(|_| Failure::TimedOut(what, bound))??
+                    .map(Source::Http)
+            }
+            Link::Simulated(simulated) => {
+                let answer = timeout_at(by, simulated.ask(question.call)).await;
+                answer.map_err(|_| Failure::TimedOut(what, bound))?
+            }
+        };
+        let (head, body) = response.into_parts();
+        acceptable(head.status, &head.headers)?;
+        let mut reading = Reading {
+            source: body,
+            head: VecDeque::new(),
+            bytes: 0,
+        };
+        let body = if is_event_stream(&head.headers) {
+            let first = timeout_at(by, reading.until_first_event()).await;
+            first.map_err(|_| Failure::TimedOut("first token", bound))??;
+            AnswerBody::Open {
+                head: reading.head,
+                rest: reading.source,
+            }
+        } else if is_json(&head.headers) {
+            reading.whole(deadlines.idle, total).await?
+        } else {
+            AnswerBody::Open {
+                head: reading.head,
+                rest: reading.source,
+            }
+        };
+        Ok(Answer {
+            status: head.status,
+            headers: head.headers,
+            body,
+        })
+    }
+}
+
+/// An answer being read before any of it is sent.
+struct Reading {
+    source: Source,
+    head: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Reading {
+    async fn more(&mut self) -> Result<Option<Bytes>, Failure> {
+        match self.source.chunk().await {
+            None => Ok(None),
+            Some(Err(_)) => Err(Failure::Broken(
+                "connection closed in the middle of the answer".into(),
+            )),
+            Some(Ok(chunk)) => {
+                self.bytes += chunk.len();
+                self.head.push_back(chunk.clone());
+                Ok(Some(chunk))
+            }
+        }
+    }
+
+    async fn until_first_event(&mut self) -> Result<(), Failure> {
+        let mut splitter = sse::Splitter::new();
+        while self.bytes < PREAMBLE_BYTES_MAX {
+            let Some(chunk) = self.more().await? else {
+                return if self.bytes > 0 {
+                    Ok(())
+                } else {
+                    Err(Failure::Broken("empty event stream".into()))
+                };
+            };
+            let first = splitter
+                .push(chunk)
+                .find_map(|event| event.data().map(|data| openai::read_event(&data).error));
+            match first {
+                Some(true) => return Err(Failure::Broken("error event before the first token".into())),
+                Some(false) => return Ok(()),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn whole(mut self, idle: Duration, total: Instant) -> Result<AnswerBody, Failure> {
+        while self.bytes <= WHOLE_BYTES_MAX {
+            let by = total.min(Instant::now() + idle);
+            let read = timeout_at(by.into(), self.more()).await;
+            if read
+                .map_err(|_| Failure::TimedOut("end of the answer", idle))??
+                .is_none()
+            {
+                let body = if self.head.len() == 1 {
+                    self.head.remove(0).unwrap_or_default()
+                } else {
+                    self.joined()
+                };
+                return Ok(AnswerBody::Whole(body));
+            }
+        }
+        Ok(AnswerBody::Open {
+            head: self.head,
+            rest: self.source,
+        })
+    }
+
+    fn joined(&self) -> Bytes {
+        let mut all = Vec::with_capacity(self.bytes);
+        self.head.iter().for_each(|chunk| all.extend_from_slice(chunk));
+        all.into()
+    }
+}
+
+fn http_request(
+    base: &Uri,
+    authorization: Option<&HeaderValue>,
+    question: &Question<'_>,
+    body: Bytes,
+) -> Result<Request<Full<Bytes>>, Failure> {
+    let uri = under(base, question.call.endpoint().upstream_path())?;
+    let mut request = Request::post(uri)
+        .body(Full::new(body))
+        .map_err(|error| Failure::Broken(error.to_string()))?;
+    *request.headers_mut() = question.headers.clone();
+    request
+        .headers_mut()
+        .insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    if let Some(authorization) = authorization {
+        request
+            .headers_mut()
+            .insert(header::AUTHORIZATION, authorization.clone());
+    }
+    Ok(request)
+}
+
+/// Whether an answer is about the request (2xx, most of 4xx) or about the provider.
+fn acceptable(status: StatusCode, headers: &HeaderMap) -> Result<(), Failure> {
+    let about_the_provider = match status {
+        // Ours is the credential it refuses, not the caller's.
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::PROXY_AUTHENTICATION_REQUIRED => true,
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => true,
+        _ => !(status.is_success() || status.is_client_error()),
+    };
+    if about_the_provider {
+        return Err(Failure::Status(status, retry_after(headers)));
+    }
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => Err(Failure::Broken(
+            "compressed answer to a request for an uncompressed one".into(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// `Retry-After` in seconds, or `retry-after-ms`; dates (RFC 9110 10.2.3) are not sent by these APIs.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let number = |name: HeaderName| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
+    let seconds = number(HeaderName::from_static("retry-after-ms")).map(|ms| ms / 1e3);
+    Duration::try_from_secs_f64(seconds.or_else(|| number(header::RETRY_AFTER))?).ok()
+}
+
+/// Whether the body is server-sent events.
+pub fn is_event_stream(headers: &HeaderMap) -> bool {
+    content_type_is(headers, "text/event-stream")
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    content_type_is(headers, "application/json")
+}
+
+fn content_type_is(headers: &HeaderMap, wanted: &str) -> bool {
+    let value = headers
+        .get(header::CONTENT_TYPE)
+        .map(|value| value.as_bytes())
+        .unwrap_or_default();
+    let essence = value.split(|&byte| byte == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes())
+}
+
+/// An answer of ours as if it had come over HTTP.
+pub fn local_response(status: StatusCode, content_type: &'static str, body: Simulation) -> Response<Source> {
+    let mut response = Response::new(Source::Simulated(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// Asks a provider for its models, to see whether it is there and takes the key.
+///
+/// # Errors
+/// When there is no answer at all.
+pub async fn probe(base: &Uri, key: Option<&Secret>, connect: Duration) -> Result<StatusCode, Failure> {
+    let request = Request::get(under(base, "/models")?).body(Full::default());
+    let mut request = request.map_err(|error| Failure::Broken(error.to_string()))?;
+    if let Some(authorization) = key.and_then(authorization) {
+        request.headers_mut().insert(header::AUTHORIZATION, authorization);
+    }
+    Ok(Client::new(is_tls(base), connect).send(request).await?.status())
+}
+
+fn is_tls(base: &Uri) -> bool {
+    base.scheme() == Some(&http::uri::Scheme::HTTPS)
+}
+
+fn authorization(key: &Secret) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose())).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// A base URL with a path after its own.
+fn under(base: &Uri, path: &str) -> Result<Uri, Failure> {
+    let mut parts = base.clone().into_parts();
+    let extended = format!("{}{path}", base.path().trim_end_matches('/')).try_into();
+    parts.path_and_query =
+        Some(extended.map_err(|_| Failure::Broken("the provider's URL takes no path".into()))?);
+    Uri::from_parts(parts).map_err(|_| Failure::Broken("the provider's URL takes no path".into()))
+}

@@ -1,0 +1,139 @@
+//! The one HTTP client: HTTP/1.1 with keep-alive, TCP and TLS under one connect deadline.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as Pool;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tower_service::Service;
+
+use super::Failure;
+
+/// A pool is replaced by a fresh one after this time, so that a name that moved is looked up again.
+const POOL_AGE_MAX: Duration = Duration::from_secs(300);
+
+/// Idle connections are closed before the usual 60 s of servers and balancers run out.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+
+type Connector = WithDeadline<HttpsConnector<HttpConnector>>;
+type Connections = Pool<Connector, Full<Bytes>>;
+
+/// The connections to one provider.
+pub struct Client {
+    connector: Connector,
+    pool: Mutex<(Instant, Connections)>,
+}
+
+impl Client {
+    /// A client for one base URL; `tls` says whether trust anchors are needed. Opens nothing yet.
+    pub fn new(tls: bool, connect: Duration) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        // Without it Nagle and delayed acknowledgements add 40 ms to each small write.
+        tcp.set_nodelay(true);
+        let builder = HttpsConnectorBuilder::new().with_tls_config(tls_config(tls));
+        let connector = WithDeadline {
+            inner: builder.https_or_http().enable_http1().wrap_connector(tcp),
+            connect,
+        };
+        let pool = Mutex::new((Instant::now(), pool(connector.clone())));
+        Self { connector, pool }
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
+        let sent = self.connections().request(request).await;
+        sent.map_err(|error| {
+            let why = root_cause(&error);
+            if error.is_connect() {
+                Failure::Unreachable(why)
+            } else {
+                Failure::Broken(why)
+            }
+        })
+    }
+
+    fn connections(&self) -> Connections {
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        if pool.0.elapsed() > POOL_AGE_MAX {
+            *pool = (Instant::now(), self::pool(self.connector.clone()));
+        }
+        pool.1.clone()
+    }
+}
+
+fn pool(connector: Connector) -> Connections {
+    Pool::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_MAX)
+        .build(connector)
+}
+
+/// The system's trust anchors, so that a private CA works as everywhere else; the bundled ones where there are none.
+fn tls_config(needed: bool) -> rustls::ClientConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    if needed {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        }
+    }
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring supports the default protocol versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+/// The innermost error says what happened; those around it say who noticed.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+/// A connector whose TCP and TLS handshakes together must finish in time.
+#[derive(Clone)]
+struct WithDeadline<C> {
+    inner: C,
+    connect: Duration,
+}
+
+type Connecting<T> =
+    Pin<Box<dyn Future<Output = Result<T, Box<dyn std::error::Error + Send + Sync>>> + Send>>;
+
+impl<C> Service<Uri> for WithDeadline<C>
+where
+    C: Service<Uri, Error = Box<dyn std::error::Error + Send + Sync>>,
+    C::Future: Send + 'static,
+{
+    type Response = C::Response;
+    type Error = C::Error;
+    type Future = Connecting<C::Response>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (connecting, bound) = (self.inner.call(uri), self.connect);
+        Box::pin(async move {
+            match tokio::time::timeout(bound, connecting).await {
+                Ok(connected) => connected,
+                Err(_) => Err(format!("no connection within {bound:?}").into()),
+            }
+        })
+    }
+}
