@@ -18,12 +18,14 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::guard::{Exchanges, Guard, Held};
@@ -109,15 +111,16 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 pub async fn accept(gateway: Arc<Gateway>, listener: TcpListener, plane: Plane, connections: TaskTracker) {
     let door = Arc::new(Door::new());
     let admin = (plane != Plane::Data).then(|| admin::router(gateway.clone()));
-    let plane = Planes { plane, admin };
+    let planes = Planes { plane, admin };
+    let closing = closing_of(&gateway, plane);
     loop {
         let accepted = tokio::select! {
-            () = gateway.closing.cancelled() => return,
+            () = closing.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((socket, peer)) => match door.enter(&gateway, peer.ip().to_canonical(), plane.plane) {
-                Ok(visit) => drop(connections.spawn(serve(gateway.clone(), socket, visit, plane.clone()))),
+            Ok((socket, peer)) => match door.enter(&gateway, peer.ip().to_canonical(), plane) {
+                Ok(visit) => drop(connections.spawn(serve(gateway.clone(), socket, visit, planes.clone()))),
                 Err(reason) => {
                     gateway
                         .metrics()
@@ -133,6 +136,14 @@ pub async fn accept(gateway: Arc<Gateway>, listener: TcpListener, plane: Plane, 
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Callers are turned away once the gateway closes; operators watch until its last stream has ended.
+fn closing_of(gateway: &Gateway, plane: Plane) -> CancellationToken {
+    match plane {
+        Plane::Admin => gateway.ending.clone(),
+        Plane::Data | Plane::Both => gateway.closing.clone(),
     }
 }
 
@@ -222,7 +233,7 @@ impl Drop for Visit {
     }
 }
 
-async fn serve(gateway: Arc<Gateway>, socket: TcpStream, visit: Visit, plane: Planes) {
+async fn serve(gateway: Arc<Gateway>, socket: TcpStream, visit: Visit, planes: Planes) {
     // Fails only on a connection that is gone already.
     let _ = socket.set_nodelay(true);
     let refusals = gateway.clone();
@@ -243,12 +254,9 @@ async fn serve(gateway: Arc<Gateway>, socket: TcpStream, visit: Visit, plane: Pl
         raw_response(status, &violation.to_string())
     });
     let guard = Guard::new(socket, guard::Limits::default(), refuse);
-    let service = Requests {
-        gateway: gateway.clone(),
-        exchanges: guard.exchanges(),
-        peer: visit.peer,
-        plane,
-    };
+    let closing = closing_of(&gateway, planes.plane);
+    let service =
+        Requests { gateway: gateway.clone(), exchanges: guard.exchanges(), peer: visit.peer, planes };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -264,7 +272,7 @@ async fn serve(gateway: Arc<Gateway>, socket: TcpStream, visit: Visit, plane: Pl
         .keep_alive_interval(Duration::from_secs(30));
     let connection = builder.serve_connection(TokioIo::new(guard), service);
     tokio::pin!(connection);
-    let closing = gateway.closing.cancelled();
+    let closing = closing.cancelled();
     tokio::pin!(closing);
     // How a connection ends is the caller's affair: requests ended with their entries.
     let finished = tokio::select! {
@@ -284,7 +292,7 @@ struct Requests {
     gateway: Arc<Gateway>,
     exchanges: Exchanges,
     peer: IpAddr,
-    plane: Planes,
+    planes: Planes,
 }
 
 type Answering = Pin<Box<dyn Future<Output = Result<Response<Held<Body>>, Infallible>> + Send>>;
@@ -296,12 +304,12 @@ impl Service<Request<Incoming>> for Requests {
 
     fn call(&self, request: Request<Incoming>) -> Answering {
         let (gateway, peer, exchange) = (self.gateway.clone(), self.peer, self.exchanges.begin());
-        let admin = self.plane.admin_of(request.uri().path()).cloned();
+        let admin = self.planes.admin_of(request.uri().path()).cloned();
         Box::pin(async move {
             let answering = async {
                 match admin {
                     Some(admin) => admin::answer(admin, request).await,
-                    None => pipeline::answer(&gateway, request, peer).await,
+                    None => pipeline::answer(&gateway, request.map(|body| body.map_err(broken)), peer).await,
                 }
             };
             // A defect in one request is that request's: its entry has ended with the unwinding.
@@ -312,6 +320,12 @@ impl Service<Request<Incoming>> for Requests {
             Ok(response.map(|body| exchange.hold(body)))
         })
     }
+}
+
+/// Why a request's body broke off.
+fn broken(error: hyper::Error) -> String {
+    let violation = framing::Violation::at_root_of(&error);
+    violation.map_or("The request body broke off.".to_owned(), ToString::to_string)
 }
 
 fn internal_error() -> Response<Body> {

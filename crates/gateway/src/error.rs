@@ -3,6 +3,7 @@
 //! What a caller reads and what the log says are different things: messages here name what the caller can change, never
 //! an address or a credential of ours.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,8 +20,8 @@ use crate::dialect::openai;
 pub enum Error {
     /// The body is not a request: 400.
     Call(CallError),
-    /// Anything else malformed: 400, with the parameter or header at fault.
-    Malformed(&'static str),
+    /// Anything else malformed: 400, with a sentence that says what.
+    Malformed(Cow<'static, str>),
     /// Two credentials that differ: 400.
     AmbiguousCredentials,
     /// No credential where one is required: 401.
@@ -192,7 +193,7 @@ impl Error {
     pub fn message(&self) -> String {
         match self {
             Self::Call(error) => error.to_string(),
-            Self::Malformed(what) => (*what).to_owned(),
+            Self::Malformed(what) => what.to_string(),
             Self::AmbiguousCredentials => {
                 "Authorization and X-API-Key carry different keys. Send one key, or the same in both.".into()
             }

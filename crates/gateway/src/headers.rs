@@ -8,7 +8,6 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Map, Value};
 use tollgate_limiter::{Denial, Limit, Millis, Retry, Standing, Unit};
 
-use crate::ledger::Entry;
 use crate::metrics::Name;
 
 /// Longest request id taken over from a caller.
@@ -111,8 +110,8 @@ pub fn multipart(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// On every answer: which request it was.
-pub fn request(headers: &mut HeaderMap, entry: &Entry) {
-    insert(headers, X_REQUEST_ID, &entry.request_id);
+pub fn request(headers: &mut HeaderMap, request_id: &str) {
+    insert(headers, X_REQUEST_ID, request_id);
 }
 
 /// What a provider is sent along with the body.

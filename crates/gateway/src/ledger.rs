@@ -16,6 +16,7 @@ use tollgate_limiter::Reservation;
 use crate::config::Key;
 use crate::dialect::Usage;
 use crate::log::Log;
+use crate::route::Attempts;
 use crate::metrics::{
     ByEndpoint, ByEndpointCode, ByEndpointModel, ByProvider, ByTokens, ByWhom, Metrics, Name, OTHER,
 };
@@ -89,10 +90,8 @@ pub struct Entry {
     pub key: Option<Arc<Key>>,
     /// The resolved model.
     pub model: Option<Name>,
-    /// Who answered, or was asked last; the model differs from `model` after a fallback.
-    pub asked: Option<ByProvider>,
-    /// Attempts at providers.
-    pub attempts: u32,
+    /// What providers were asked.
+    pub attempts: Attempts,
     /// Whether an event stream was asked for.
     pub streamed: bool,
     /// The status sent, once there is one.
@@ -107,10 +106,6 @@ pub struct Entry {
     pub tokens: Option<Tokens>,
     /// From the request's head to the first byte of the provider's answer.
     pub first_byte: Option<Duration>,
-    /// When the provider that answers was asked.
-    pub last_attempt: Instant,
-    /// Time spent waiting for providers before the answer started.
-    pub upstream_wait: Duration,
     /// When the body was complete: our own work is counted from here.
     pub received: Option<Instant>,
     reservation: Option<Reservation>,
@@ -137,7 +132,6 @@ impl Entry {
         Self {
             ledger: ledger.clone(),
             started,
-            last_attempt: started,
             endpoint,
             method,
             request_id,
@@ -145,8 +139,7 @@ impl Entry {
             address,
             key: None,
             model: None,
-            asked: None,
-            attempts: 0,
+            attempts: Attempts::default(),
             streamed: false,
             status: None,
             code: None,
@@ -154,7 +147,6 @@ impl Entry {
             outcome: None,
             tokens: None,
             first_byte: None,
-            upstream_wait: Duration::ZERO,
             received: None,
             reservation: None,
             first_event: None,
@@ -190,7 +182,7 @@ impl Entry {
             .received
             .unwrap_or(self.started)
             .elapsed()
-            .saturating_sub(self.upstream_wait);
+            .saturating_sub(self.attempts.waited);
         let endpoint = self.endpoint;
         let overhead = self
             .ledger
@@ -231,7 +223,7 @@ impl Entry {
         if let (true, Some(by)) = (self.streamed, outcome.aborted_by()) {
             metrics.streams_aborted.get_or_create(&ByWhom { by }).inc();
         }
-        let (Some(asked), Some(tokens)) = (&self.asked, self.tokens) else {
+        let (Some(asked), Some(tokens)) = (&self.attempts.asked, self.tokens) else {
             return;
         };
         for (r#type, amount) in [
@@ -286,14 +278,13 @@ impl Drop for Entry {
             api_key: self.key.as_ref().map(|key| key.id.as_str()),
             ip: self.address,
             model: self.model.as_deref(),
-            provider: self.asked.as_ref().map(|asked| &*asked.provider),
-            fallback_model: self
-                .asked
+            provider: self.attempts.asked.as_ref().map(|asked| &*asked.provider),
+            fallback_model: self.attempts.asked
                 .as_ref()
                 .map(|asked| &asked.model)
                 .filter(|m| Some(*m) != self.model.as_ref())
                 .map(|m| &**m),
-            attempts: self.attempts,
+            attempts: self.attempts.count,
             stream: self.streamed,
             prompt_tokens: usage.map(|usage| usage.prompt),
             completion_tokens: usage.map(|usage| usage.completion),

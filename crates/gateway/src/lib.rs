@@ -6,8 +6,8 @@
 //! |---|---|
 //! | 5 processes, sockets, signals | [`cli`] [`edge`] [`admin`] |
 //! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`reload`] |
-//! | 3 one outside world each | [`identity`] [`admission`] [`route`] [`upstream`] [`simulated`] |
-//! | 2 meaning | [`config`] [`snapshot`] [`metrics`] [`log`] [`error`] [`headers`] |
+//! | 3 one outside world each | [`snapshot`] [`identity`] [`admission`] [`route`] [`upstream`] [`simulated`] |
+//! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] |
 //! | 1 bytes and values | [`call`] [`dialect`] [`sse`] |
 //! | 0 the engine | [`tollgate_limiter`] |
 

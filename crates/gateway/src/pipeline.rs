@@ -3,6 +3,7 @@
 //! One straight function of typed values. Its end is not here: an [`Entry`] is opened first, travels along, and ends the
 //! request wherever it is dropped (see [`crate::ledger`]).
 
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,7 +35,7 @@ const BODY_PATIENCE: Duration = Duration::from_secs(10);
 /// Answers one request. Never fails: every error is an answer too.
 pub async fn answer<B>(gateway: &Gateway, request: Request<B>, peer: IpAddr) -> Response<Body>
 where
-    B: HttpBody<Data = Bytes> + Unpin,
+    B: HttpBody<Data = Bytes, Error: Display> + Unpin,
 {
     let (head, body) = request.into_parts();
     let found = router::route(&head.method, head.uri.path());
@@ -60,7 +61,7 @@ where
     }
 }
 
-async fn handle<B: HttpBody<Data = Bytes> + Unpin>(
+async fn handle<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(
     gateway: &Gateway,
     now: &Snapshot,
     entry: &mut Entry,
@@ -113,7 +114,7 @@ async fn handle<B: HttpBody<Data = Bytes> + Unpin>(
     };
     let asked = tokio::select! {
         biased;
-        asked = route::ask(&deployments, &question, &gateway.retries, entry) => asked,
+        asked = route::ask(&deployments, &question, &gateway.retries, &mut entry.attempts, gateway.metrics()) => asked,
         () = gateway.ending.cancelled() => Err(Error::ShuttingDown),
     };
     let (deployment, answer) = asked.inspect_err(|_| entry.refund())?;
@@ -150,7 +151,7 @@ impl Answered {
     fn into_response(self, mut entry: Box<Entry>, gateway: &Gateway) -> Response<Body> {
         let mut response = Response::new(Body::plain(Bytes::new()));
         let out = response.headers_mut();
-        headers::request(out, &entry);
+        headers::request(out, &entry.request_id);
         match self {
             Self::Ours(json) => {
                 out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -166,7 +167,7 @@ impl Answered {
             } => {
                 headers::from_provider(out, &answer.headers);
                 out.extend(said);
-                headers::provider(out, &deployment.name, limit_took, entry.upstream_wait);
+                headers::provider(out, &deployment.name, limit_took, entry.attempts.waited);
                 *response.status_mut() = answer.status;
                 entry.answer_starts(answer.status);
                 *response.body_mut() = relay(&call, &deployment, answer, entry, gateway);
@@ -185,7 +186,7 @@ fn relay(
 ) -> Body {
     let label = deployment.label();
     let events = is_event_stream(&answer.headers);
-    let waited = entry.last_attempt.elapsed();
+    let waited = entry.attempts.last_asked.elapsed();
     let metrics = entry.metrics();
     metrics
         .upstream_request_duration
@@ -212,7 +213,7 @@ fn relay(
                 events,
                 counts_deltas: deployment.counts_deltas(),
                 idle: deadlines.idle,
-                deadline: entry.last_attempt + deadlines.total,
+                deadline: entry.attempts.last_asked + deadlines.total,
                 ending: &gateway.ending,
             };
             Body::Relay(Box::pin(Relay::new(&terms, head, rest, entry)))
@@ -236,7 +237,7 @@ fn refuse(mut entry: Box<Entry>, error: &Error) -> Response<Body> {
     let status = error.status();
     let mut response = Response::new(Body::plain(Bytes::new()));
     *response.status_mut() = status;
-    headers::request(response.headers_mut(), &entry);
+    headers::request(response.headers_mut(), &entry.request_id);
     error.headers(response.headers_mut());
     if let Error::Limited(denial) = error {
         entry.rule = Some(Name::from(denial.binding().limit.id()));
@@ -277,7 +278,7 @@ fn one_model(now: &Snapshot, caller: &Caller, id: &str) -> Result<serde_json::Va
     }
 }
 
-async fn parse<B: HttpBody<Data = Bytes> + Unpin>(
+async fn parse<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(
     now: &Snapshot,
     endpoint: Endpoint,
     sent: &HeaderMap,
@@ -295,17 +296,13 @@ async fn parse<B: HttpBody<Data = Bytes> + Unpin>(
         (Form::Multipart | Form::Either, Some(kind)) => {
             Call::from_multipart(endpoint, kind, collect(body, server.max_upload).await?).map_err(Error::Call)
         }
-        (Form::Json, Some(_)) => Err(Error::Malformed(
-            "This endpoint takes a JSON body, not multipart.",
-        )),
-        (Form::Multipart, None) => Err(Error::Malformed(
-            "This endpoint takes a multipart/form-data body.",
-        )),
+        (Form::Json, Some(_)) => Err(Error::Malformed("This endpoint takes a JSON body, not multipart.".into())),
+        (Form::Multipart, None) => Err(Error::Malformed("This endpoint takes a multipart/form-data body.".into())),
     }
 }
 
 /// The whole body, bounded in size and in time.
-async fn collect<B: HttpBody<Data = Bytes> + Unpin>(mut body: B, bytes_max: usize) -> Result<Bytes, Error> {
+async fn collect<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(mut body: B, bytes_max: usize) -> Result<Bytes, Error> {
     let announced = body.size_hint().lower();
     if announced > bytes_max as u64 {
         return Err(Error::BodyTooLarge(bytes_max));
@@ -319,7 +316,7 @@ async fn collect<B: HttpBody<Data = Bytes> + Unpin>(mut body: B, bytes_max: usiz
         let frame = match tokio::time::timeout_at(due, body.frame()).await {
             Err(_) => return Err(Error::SlowBody),
             Ok(None) => break,
-            Ok(Some(Err(_))) => return Err(Error::Malformed("The request body broke off.")),
+            Ok(Some(Err(error))) => return Err(Error::Malformed(error.to_string().into())),
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(data) = frame.into_data() else { continue };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 
 use crate::error::{Error, Tried};
-use crate::ledger::Entry;
+use crate::metrics::{ByProvider, Metrics};
 use crate::upstream::{Answer, Deployment, Failure, Question};
 
 /// Providers asked for one request at most.
@@ -24,7 +24,8 @@ pub async fn ask<'a>(
     deployments: &[&'a Arc<Deployment>],
     question: &Question<'_>,
     budget: &RetryBudget,
-    entry: &mut Entry,
+    attempts: &mut Attempts,
+    metrics: &Metrics,
 ) -> Result<(&'a Arc<Deployment>, Answer), Error> {
     let mut failures: Vec<(&Arc<Deployment>, Failure)> = Vec::new();
     budget.request();
@@ -35,13 +36,13 @@ pub async fn ask<'a>(
         if !failures.is_empty() && !budget.retry() {
             break;
         }
-        match attempt(deployment, question, entry).await {
+        match attempts.ask(deployment, question, metrics).await {
             Ok(answer) => return Ok((deployment, answer)),
             Err(failure) => failures.push((deployment, failure)),
         }
     }
     if let (true, Some(first)) = (failures.is_empty(), deployments.first()) {
-        match attempt(first, question, entry).await {
+        match attempts.ask(first, question, metrics).await {
             Ok(answer) => return Ok((first, answer)),
             Err(failure) => failures.push((first, failure)),
         }
@@ -49,17 +50,39 @@ pub async fn ask<'a>(
     Err(verdict(&failures))
 }
 
-async fn attempt(
-    deployment: &Arc<Deployment>,
-    question: &Question<'_>,
-    entry: &mut Entry,
-) -> Result<Answer, Failure> {
-    entry.last_attempt = Instant::now();
-    entry.attempts += 1;
-    entry.asked = Some(deployment.label());
-    let result = deployment.ask(question, entry.metrics()).await;
-    entry.upstream_wait += entry.last_attempt.elapsed();
-    result
+/// What was tried for one request so far; it outlives a request whose caller leaves in the middle of an attempt.
+#[derive(Debug)]
+pub struct Attempts {
+    /// How many.
+    pub count: u32,
+    /// The last one asked; the model differs from the request's after a fallback.
+    pub asked: Option<ByProvider>,
+    /// When it was asked.
+    pub last_asked: Instant,
+    /// Time spent waiting for providers, in all.
+    pub waited: Duration,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self { count: 0, asked: None, last_asked: Instant::now(), waited: Duration::ZERO }
+    }
+}
+
+impl Attempts {
+    async fn ask(
+        &mut self,
+        deployment: &Deployment,
+        question: &Question<'_>,
+        metrics: &Metrics,
+    ) -> Result<Answer, Failure> {
+        self.count += 1;
+        self.asked = Some(deployment.label());
+        self.last_asked = Instant::now();
+        let result = deployment.ask(question, metrics).await;
+        self.waited += self.last_asked.elapsed();
+        result
+    }
 }
 
 fn verdict(failures: &[(&Arc<Deployment>, Failure)]) -> Error {

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::config::{Config, Key, Match};
+use crate::config::{Config, Key, Match, endpoint_matches};
 use crate::identity::Caller;
 use crate::metrics::{Metrics, Name};
 use crate::upstream::Deployment;
@@ -129,52 +129,12 @@ impl Match {
         }
         self.authenticated
             .is_none_or(|wanted| wanted == caller.key.is_some())
-            && (self.endpoint.is_empty() || self.endpoint.iter().any(|glob| glob_matches(glob, route)))
+            && (self.endpoint.is_empty() || self.endpoint.iter().any(|glob| endpoint_matches(glob, route)))
             && any(&self.model, Some(model))
             && any(&self.user, caller.user())
             && any(&self.team, caller.team())
             && any(&self.tier, caller.tier())
             && any(&self.api_key, caller.key.as_ref().map(|key| key.id.as_str()))
             && (self.ip.is_empty() || self.ip.iter().any(|net| net.contains(&caller.address)))
-    }
-}
-
-/// `*` stands for any run of characters, `/` included; everything else for itself.
-fn glob_matches(glob: &str, text: &str) -> bool {
-    let mut pieces = glob.split('*');
-    let Some(mut rest) = text.strip_prefix(pieces.next().unwrap_or_default()) else {
-        return false;
-    };
-    let Some(last) = pieces.next_back() else {
-        return rest.is_empty();
-    };
-    for piece in pieces {
-        match rest.find(piece) {
-            Some(at) => rest = &rest[at + piece.len()..],
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::glob_matches;
-
-    #[test]
-    fn globs() {
-        for (glob, text, expected) in [
-            ("/v1/images/*", "/v1/images/generations", true),
-            ("/v1/images/*", "/v1/images", false),
-            ("/v1/chat/completions", "/v1/chat/completions", true),
-            ("/v1/chat", "/v1/chat/completions", false),
-            ("*", "/v1/models", true),
-            ("*/completions", "/v1/chat/completions", true),
-            ("/v1/*/completions", "/v1/completions", false),
-            ("/v1/a*a", "/v1/a", false),
-            ("/*/*/*", "/v1/chat/completions", true),
-        ] {
-            assert_eq!(glob_matches(glob, text), expected, "{glob} {text}");
-        }
     }
 }

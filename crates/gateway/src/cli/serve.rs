@@ -43,16 +43,14 @@ pub(super) fn run(options: &Options) -> Outcome {
         tracing::warn!("{warning}");
     }
     let (source, watch) = (source.clone(), options.watch);
-    let served = serve(config, log.clone(), move |gateway| async move {
+    serve(config, log, move |gateway| async move {
         let reloading = gateway.clone();
         tokio::spawn(async move {
             if let Err(error) = reload::run(reloading, source, watch).await {
                 tracing::error!(%error, "the configuration is not watched");
             }
         });
-    });
-    log.flush(LOG_PATIENCE);
-    served
+    })
 }
 
 /// A configuration refused at start, and the way out for who has none.
@@ -90,6 +88,7 @@ where
     F: Future<Output = ()>,
 {
     raise_descriptor_limit();
+    let last = log.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Stopped::new(exit::NO, error))?;
     let code = runtime.block_on(async {
@@ -101,8 +100,9 @@ where
         started(gateway.clone()).await;
         Ok(until_ended(&gateway, &connections, signals).await)
     })?;
-    // Whatever still runs (a provider's connection, a watcher) has nothing to say any more.
-    runtime.shutdown_background();
+    // Requests still under way are dropped here, which ends them: counted and logged as all others.
+    runtime.shutdown_timeout(LAST_WORDS);
+    last.flush(LOG_PATIENCE);
     Ok(code)
 }
 
@@ -121,7 +121,9 @@ fn open(gateway: &Arc<Gateway>, connections: &TaskTracker) -> std::io::Result<()
     for (listener, plane) in opened {
         let address = listener.local_addr()?;
         tracing::info!(%address, plane = plane.as_str(), "listening");
-        tokio::spawn(accept(gateway.clone(), listener, plane, connections.clone()));
+        // Who watches the end does not hold it up.
+        let tracked = if plane == Plane::Admin { TaskTracker::new() } else { connections.clone() };
+        tokio::spawn(accept(gateway.clone(), listener, plane, tracked));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use granit_parser::{Event, Parser, ScalarStyle, Tag};
 use super::problem::{Origin, Problems, quoted};
 use super::tree::{Entry, Node, Scalar, Value};
 
-/// Largest file, bytes.
+/// The largest file that is read, bytes.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
 /// Nodes of a tree, copies made by aliases included.
 const NODES_MAX: usize = 200_000;
