@@ -514,6 +514,60 @@ fn those_with_nothing_in_use_are_forgotten_first() {
     );
 }
 
+/// What was a stranger's and became a known caller's is no longer in reach of strangers.
+#[test]
+fn a_promoted_subject_is_safe_from_junk() {
+    let budgets = Budgets {
+        keyed: 2,
+        unauthenticated: 2,
+    };
+    let store = MemoryStore::with_budgets(ManualClock::at(Millis(START)), budgets);
+    let known = Scope::of([Dimension::Ip]).subject(|_| Cow::Borrowed("10.0"));
+    drop(store.reserve(vec![stranger(0)]));
+    drop(store.reserve(vec![Charge::new(
+        Arc::clone(stranger(0).limit()),
+        known.clone(),
+        1,
+    )]));
+    for n in 0..100 {
+        drop(store.reserve(vec![stranger(n % 10 + 1)]));
+    }
+    assert_eq!(store.peek(vec![stranger(0)])[0].used, 2);
+    assert_eq!(
+        (store.occupancy().keyed, store.occupancy().unauthenticated),
+        (1, 2)
+    );
+    // The flag of one request does not make it a stranger's again.
+    drop(store.reserve(vec![stranger(0)]));
+    assert_eq!(store.occupancy().keyed, 1);
+}
+
+/// One excursion of the clock: the promised wait counts down although every request meanwhile is refused.
+#[test]
+fn denials_do_not_freeze_an_excursion() {
+    for algorithm in Algorithm::ALL {
+        let limit = limit("r", "10/minute", algorithm);
+        let (store, clock) = store_at(START + 600_000);
+        let held = granted(store.reserve(charge(&limit, "u", 10)));
+        clock.set(Millis(START));
+        let Retry::After(wait) = denied(store.reserve(charge(&limit, "u", 10))).retry() else {
+            panic!()
+        };
+        assert!(wait <= Millis(120_000), "{algorithm}: {wait}");
+        for _ in 0..10 {
+            clock.advance(Millis(wait.get() / 11));
+            denied(store.reserve(charge(&limit, "u", 10)));
+        }
+        clock.set(Millis(START) + wait);
+        let again = granted(store.reserve(charge(&limit, "u", 10)));
+        assert_eq!(held.refund()[0].returned, 0, "{algorithm}");
+        // Settling alone brings a state back, too.
+        clock.set(Millis(START - 600_000));
+        assert_eq!(again.refund()[0].returned, 0, "{algorithm}");
+        assert!(matches!(look(&store, &limit, "u", 10).retry, Retry::After(wait) if wait <= Millis(120_000)));
+    }
+}
+
 #[test]
 fn clearing_again_and_again_leaves_nothing() {
     let clock = ManualClock::at(Millis(START));

@@ -357,3 +357,6 @@ impl Ord for Ticket {
         (self.idle, self.number).cmp(&(other.idle, other.number))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -133,3 +133,91 @@ fn a_bucket_keeps_its_debt_through_every_change_of_tick() {
     assert!(back.reset >= Millis(DAY_MS), "{:?}", back.reset);
     assert!(back.reset <= Millis(DAY_MS + 200), "{:?}", back.reset);
 }
+
+#[test]
+fn a_coarse_bucket_read_finely_mints_nothing() {
+    let (fine, coarse) = (
+        rate("1000/day", Algorithm::TokenBucket),
+        rate("1000000000/day", Algorithm::TokenBucket),
+    );
+    // 99 ms into a coarse tick: it is dated at the tick's start, those 99 ms must not drain.
+    let now = Millis(1_700_000_000_099);
+    let mut state = State::new(&coarse, 1);
+    state.charge(&coarse, now, 1_000);
+    assert!(state.reading(&fine, now).reset >= Millis(DAY_MS));
+}
+
+#[test]
+fn a_merged_entry_gives_back_until_the_window_of_the_take_is_over() {
+    let rate = rate("1000/minute", Algorithm::MovingWindow);
+    let mut state = State::new(&rate, 1);
+    let start = 1_700_000_000_001;
+    let receipts: Vec<_> = (0..100)
+        .map(|n| state.charge(&rate, Millis(start + n), 2))
+        .collect();
+    assert_eq!(
+        state
+            .correct(&rate, Millis(start + 59_999), &receipts[0], 0)
+            .returned,
+        2
+    );
+    // The merged entry is still live: it is dated at the end of its slot.
+    let over = Millis(start + 1 + 60_000);
+    assert_eq!(state.reading(&rate, over).used, 198);
+    assert_eq!(state.correct(&rate, over, &receipts[1], 0).returned, 0);
+    assert_eq!(state.correct(&rate, over, &receipts[2], 0).returned, 2);
+}
+
+#[test]
+fn a_changed_rate_ends_what_a_bucket_gives_back() {
+    let (slow, fast) = (
+        rate("60/minute", Algorithm::TokenBucket),
+        rate("600/minute", Algorithm::TokenBucket),
+    );
+    let now = Millis(1_700_000_000_000);
+    let mut state = State::new(&slow, 1);
+    let [older, old] = [10, 10].map(|amount| state.charge(&slow, now, amount));
+    let new = state.charge(&fast, now, 10);
+    assert_eq!(state.correct(&slow, now, &older, 0).returned, 0);
+    // Settling at the old rate does not bring it back: what was taken at the new one is still given back.
+    assert_eq!(state.correct(&slow, now, &old, 15).charged, 5);
+    assert_eq!(state.correct(&fast, now, &new, 0).returned, 10);
+    assert_eq!(state.reading(&fast, now).used, 25);
+}
+
+#[test]
+fn a_lowered_bucket_owes_no_more_than_its_bound() {
+    let (big, small) = (
+        rate("1000/minute", Algorithm::TokenBucket),
+        rate("10/minute", Algorithm::TokenBucket),
+    );
+    let now = Millis(1_700_000_000_000);
+    let mut state = State::new(&big, 1);
+    state.charge(&big, now, 1_000);
+    assert_eq!(state.reading(&small, now).reset, Millis(120_000));
+}
+
+/// What was taken in a future that was called off is not given back when that future comes.
+#[test]
+fn a_redated_state_gives_nothing_back() {
+    for algorithm in Algorithm::ALL {
+        let rate = rate("10/minute", algorithm);
+        let (now, future) = (Millis(1_700_000_000_000), Millis(1_700_000_600_000));
+        let mut state = State::new(&rate, 1);
+        let receipt = state.charge(&rate, future, 5);
+        assert!(!state.redate(&rate, future));
+        assert!(state.redate(&rate, now));
+        assert_eq!(
+            state.reading(&rate, now).used,
+            5,
+            "{algorithm}: the level is kept"
+        );
+        state.charge(&rate, future, 5);
+        assert_eq!(
+            state.correct(&rate, future, &receipt, 0).returned,
+            0,
+            "{algorithm}"
+        );
+        assert_eq!(state.reading(&rate, future).used, 5, "{algorithm}");
+    }
+}
