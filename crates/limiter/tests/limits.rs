@@ -4,6 +4,7 @@ mod support;
 
 use std::borrow::Cow;
 
+use proptest::prelude::*;
 use support::limit;
 use tollgate_limiter::{Algorithm, Dimension, Limit, Quota, Scope, Subject, Unit, Window};
 
@@ -178,4 +179,35 @@ fn names_are_read_back_and_guessed() {
         error,
         "unknown strategy `fixed` (allowed: fixed_window, sliding_window, moving_window, token_bucket)"
     );
+}
+
+proptest! {
+    /// Whatever is written is a quota that reads back the same, or a short refusal.
+    #[test]
+    fn any_text_is_read_or_refused(text in "\\PC{0,40}|[$]?[0-9_.]{1,12}[kMGm]? ?(tokens|request|input tokens)?( per |/)[0-9]{0,3} ?(s|minutes|day|week|month)( burst [0-9]{1,4})?") {
+        match Quota::parse_all(&text) {
+            Ok(quotas) => {
+                for quota in quotas {
+                    prop_assert_eq!(quota.to_string().parse::<Quota>(), Ok(quota));
+                    for algorithm in Algorithm::ALL {
+                        if let Ok(limit) = Limit::new("r", quota, algorithm, Scope::GLOBAL) {
+                            prop_assert!(limit.guarantee().starts_with("at most "));
+                        }
+                    }
+                }
+            }
+            Err(error) => prop_assert!(error.to_string().len() < 400),
+        }
+    }
+
+    /// Different values never make the same subject, and the text reads back.
+    #[test]
+    fn any_values_make_their_own_subject(a in any::<[String; 2]>(), b in any::<[String; 2]>()) {
+        let scope = Scope::of([Dimension::User, Dimension::Model]);
+        let subject = |values: &[String; 2]| {
+            scope.subject(|dimension| Cow::Owned(values[usize::from(dimension == Dimension::Model)].clone()))
+        };
+        prop_assert_eq!(subject(&a) == subject(&b), a == b);
+        prop_assert_eq!(subject(&a).as_str().parse::<Subject>(), Ok(subject(&a)));
+    }
 }
