@@ -22,7 +22,8 @@
 //! # The map
 //! - [`quota`]: units, windows, algorithms and their notation; the gate that keeps numbers exact
 //! - [`spec`]: the definition of every algorithm. Pure: no clock, no lock, no float
-//! - [`limit`]: what is limited per what, and one request's charge
+//! - [`scope`]: what limits are per, and whose counter a request meets
+//! - [`limit`]: a limit, and one request's charge
 //! - [`reservation`]: what a store answers
 //! - [`memory`]: the store of one process
 //! - [`clock`]: where its time comes from
@@ -33,12 +34,14 @@ pub mod memory;
 mod names;
 pub mod quota;
 pub mod reservation;
+pub mod scope;
 pub mod spec;
 
 pub use clock::{Clock, ManualClock, Millis, SystemClock};
-pub use limit::{Charge, Dimension, Limit, LimitError, Scope, Subject, SubjectError};
+pub use limit::{Charge, Limit, LimitError};
 pub use memory::{Budgets, MemoryStore, Occupancy};
 pub use names::UnknownName;
 pub use quota::{Algorithm, Quota, QuotaError, Span, Unit, Window};
 pub use reservation::{Decision, Denial, Reservation, Standing};
+pub use scope::{Dimension, Scope, Subject, SubjectError};
 pub use spec::{Correction, Retry};

@@ -6,8 +6,9 @@ use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::clock::{Clock, Millis};
-use crate::limit::{Charge, Limit, Subject, demand};
+use crate::limit::{Charge, Limit, demand};
 use crate::reservation::{Decision, Denial, Hold, Reservation, Standing};
+use crate::scope::Subject;
 use crate::spec::{Correction, Receipt, Retry, State};
 
 mod shard;
@@ -73,8 +74,8 @@ impl MemoryStore {
         let wanted = budgets.keyed.min(budgets.unauthenticated) / SUBJECTS_PER_SHARD_MIN;
         let shards = wanted.clamp(1, SHARDS_MAX).next_power_of_two();
         let share = Budgets {
-            keyed: budgets.keyed.div_ceil(shards),
-            unauthenticated: budgets.unauthenticated.div_ceil(shards),
+            keyed: budgets.keyed / shards,
+            unauthenticated: budgets.unauthenticated / shards,
         };
         MemoryStore(Arc::new(Inner {
             clock: Box::new(clock),

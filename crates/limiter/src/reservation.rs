@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::clock::Millis;
-use crate::limit::{Limit, Subject};
+use crate::limit::Limit;
+use crate::scope::Subject;
 use crate::spec::{Correction, Retry};
 
 /// The answer to one request. A refusal is a value, not an error.

@@ -38,6 +38,8 @@ pub struct Rate {
     tick: u64,
     /// W in milliseconds; 31 days for a calendar month.
     length_ms: u64,
+    /// W in ticks.
+    length: u64,
     /// Added to a time before it is divided into windows.
     offset_ms: u64,
 }
@@ -46,13 +48,15 @@ impl Rate {
     /// `None`: no unit of time lets this algorithm count this quota exactly.
     pub(crate) fn new(quota: &Quota, window: Window, algorithm: Algorithm) -> Option<Rate> {
         let length_ms = window.longest().get();
+        let tick = quota.resolution(algorithm)?;
         Some(Rate {
             algorithm,
             window,
             capacity: quota.amount(),
             burst: quota.burst().unwrap_or(quota.amount()),
-            tick: quota.resolution(algorithm)?,
+            tick,
             length_ms,
+            length: length_ms / tick,
             offset_ms: if window.span() == Span::Week {
                 length_ms - FIRST_MONDAY_MS
             } else {
@@ -79,11 +83,6 @@ impl Rate {
     /// The most that can be taken at once.
     pub const fn at_once(&self) -> u64 {
         self.burst
-    }
-
-    /// W in ticks.
-    const fn length(&self) -> u64 {
-        self.length_ms / self.tick
     }
 
     /// Where unconditional charges stop, and amounts are clamped.

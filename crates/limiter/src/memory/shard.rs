@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use super::{Budgets, Occupancy};
 use crate::clock::Millis;
-use crate::limit::{Limit, Subject};
+use crate::limit::Limit;
 use crate::reservation::Standing;
+use crate::scope::Subject;
 use crate::spec::{Correction, Receipt, State};
 
 /// Tickets without a subject that a queue may keep.
@@ -356,3 +357,6 @@ impl Ord for Ticket {
         (self.idle, self.number).cmp(&(other.idle, other.number))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,8 +60,10 @@ impl Bucket {
         bucket.debt = bucket.debt.min(full(rate));
         let reached = at.max(bucket.grid(now));
         let ticks = (reached.get() - at.get()) / rate.tick;
-        let drained = ticks.min(bucket.debt.div_ceil(rate.capacity)) * rate.capacity;
-        bucket.debt = bucket.debt.saturating_sub(drained);
+        if ticks > 0 {
+            let drained = ticks.min(bucket.debt.div_ceil(rate.capacity)) * rate.capacity;
+            bucket.debt = bucket.debt.saturating_sub(drained);
+        }
         let renewed = bucket.debt == 0
             || bucket.refunded >= REFUNDED_MAX
             || (self.capacity, self.burst, self.tick) != (rate.capacity, rate.burst, rate.tick);
@@ -76,19 +78,19 @@ impl Bucket {
     }
 
     pub(super) fn fits(self, rate: &Rate, amount: u64) -> bool {
-        amount <= rate.burst && self.debt + amount * rate.length() <= rate.burst * rate.length()
+        amount <= rate.burst && self.debt + amount * rate.length <= rate.burst * rate.length
     }
 
     pub(super) fn wait(self, rate: &Rate, at: Millis, now: Millis, amount: u64) -> Millis {
-        let over = self.debt + amount * rate.length() - rate.burst * rate.length();
+        let over = self.debt + amount * rate.length - rate.burst * rate.length;
         rate.wait(at, over.div_ceil(rate.capacity), now)
     }
 
     pub(super) fn reading(self, rate: &Rate, at: Millis, now: Millis) -> Reading {
-        let full = rate.burst * rate.length();
+        let full = rate.burst * rate.length;
         Reading {
-            used: self.debt.div_ceil(rate.length()),
-            remaining: full.saturating_sub(self.debt) / rate.length(),
+            used: self.debt.div_ceil(rate.length),
+            remaining: full.saturating_sub(self.debt) / rate.length,
             reset: match self.debt {
                 0 => Millis::ZERO,
                 debt => rate.wait(at, debt.div_ceil(rate.capacity), now),
@@ -98,13 +100,13 @@ impl Bucket {
 
     /// Takes, and returns D and R for the receipt.
     pub(super) fn add(&mut self, rate: &Rate, amount: u64) -> (u64, u64) {
-        self.debt += amount * rate.length();
+        self.debt += amount * rate.length;
         (self.debt, self.refunded)
     }
 
     /// Charges unconditionally, up to B + L of debt. Returns whole units.
     pub(super) fn add_late(&mut self, rate: &Rate, amount: u64) -> u64 {
-        raise(&mut self.debt, amount * rate.length(), full(rate)).div_ceil(rate.length())
+        raise(&mut self.debt, amount * rate.length, full(rate)).div_ceil(rate.length)
     }
 
     /// At most what is still owed of the debt at the take: giving back more would forgive debt of others.
@@ -115,10 +117,10 @@ impl Bucket {
             .debt
             .saturating_sub(drained)
             .saturating_sub(self.refunded - receipt.refunded);
-        let returned = (amount * rate.length()).min(owed).min(self.debt);
+        let returned = (amount * rate.length).min(owed).min(self.debt);
         self.debt -= returned;
         self.refunded += returned;
-        returned / rate.length()
+        returned / rate.length
     }
 
     /// In the ticks of `rate`: the debt by the power of ten, rounded up; `at` never earlier than it was.
@@ -146,5 +148,5 @@ impl Bucket {
 
 /// The most debt there is: (B + L)·W.
 fn full(rate: &Rate) -> u64 {
-    (rate.burst + rate.capacity) * rate.length()
+    (rate.burst + rate.capacity) * rate.length
 }

@@ -16,20 +16,26 @@ const SHORT_MS: u64 = 60_000;
 /// Entries in order of time, one per time, none empty. Those whose window has passed are dead: they count for
 /// nothing and are dropped by the next write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Moving(Vec<Entry>);
+pub(super) struct Moving {
+    pub(super) log: Vec<Entry>,
+    /// The sum of the log, the dead included.
+    total: u64,
+    /// Every entry is known to be dated at the end of a slot.
+    merged: bool,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry {
-    time: u64,
+pub(super) struct Entry {
+    pub(super) time: u64,
     amount: u64,
 }
 
 impl Moving {
     pub(super) fn redate(&mut self, rate: &Rate, at: Millis, now: Millis) {
         let amount = self.level(rate, at);
-        self.0.clear();
+        self.log.clear();
         if amount > 0 {
-            self.0.push(Entry {
+            self.log.push(Entry {
                 time: now.get(),
                 amount,
             });
@@ -67,21 +73,19 @@ impl Moving {
     /// Drops dead entries.
     pub(super) fn forget(&mut self, rate: &Rate, at: Millis) {
         let dead = self.dead(rate, at);
-        self.0.drain(..dead);
+        let gone = self.log.drain(..dead);
+        self.total -= gone.map(|entry| entry.amount).sum::<u64>();
     }
 
     pub(super) fn add(&mut self, rate: &Rate, at: Millis, amount: u64) {
-        if amount == 0 {
+        // A full log that is merged already: what merging it once more would come to.
+        if self.merged && self.log.len() >= EXACT_ENTRIES {
+            self.put(slot_end(rate, at.get()), amount);
             return;
         }
-        let time = at.get();
-        // Merged entries are dated ahead, so the newest is not always the last.
-        let place = self.0.partition_point(|entry| entry.time < time);
-        match self.0.get_mut(place).filter(|entry| entry.time == time) {
-            Some(entry) => entry.amount += amount,
-            None => self.0.insert(place, Entry { time, amount }),
-        }
-        if self.0.len() > EXACT_ENTRIES {
+        self.put(at.get(), amount);
+        self.merged = false;
+        if self.log.len() > EXACT_ENTRIES {
             self.merge(rate);
         }
     }
@@ -98,44 +102,60 @@ impl Moving {
         if at.get() >= taken.get() + rate.length_ms {
             return 0;
         }
-        let find = |time: u64| self.0.binary_search_by_key(&time, |entry| entry.time);
+        let find = |time: u64| self.log.binary_search_by_key(&time, |entry| entry.time);
         let Ok(place) = find(taken.get()).or_else(|_| find(slot_end(rate, taken.get()))) else {
             return 0;
         };
-        let entry = &mut self.0[place];
+        let entry = &mut self.log[place];
         let returned = amount.min(entry.amount);
         entry.amount -= returned;
+        self.total -= returned;
         if entry.amount == 0 {
-            self.0.remove(place);
+            self.log.remove(place);
         }
         returned
     }
 
+    fn put(&mut self, time: u64, amount: u64) {
+        if amount == 0 {
+            return;
+        }
+        self.total += amount;
+        // Merged entries are dated ahead, so the newest is not always the last.
+        let place = self.log.partition_point(|entry| entry.time < time);
+        match self.log.get_mut(place).filter(|entry| entry.time == time) {
+            Some(entry) => entry.amount += amount,
+            None => self.log.insert(place, Entry { time, amount }),
+        }
+    }
+
     fn merge(&mut self, rate: &Rate) {
         let mut kept = 0;
-        for index in 0..self.0.len() {
-            let Entry { time, amount } = self.0[index];
+        for index in 0..self.log.len() {
+            let Entry { time, amount } = self.log[index];
             let time = slot_end(rate, time);
-            if kept > 0 && self.0[kept - 1].time == time {
-                self.0[kept - 1].amount += amount;
+            if kept > 0 && self.log[kept - 1].time == time {
+                self.log[kept - 1].amount += amount;
             } else {
-                self.0[kept] = Entry { time, amount };
+                self.log[kept] = Entry { time, amount };
                 kept += 1;
             }
         }
-        self.0.truncate(kept);
+        self.log.truncate(kept);
+        self.merged = true;
     }
 
     fn level(&self, rate: &Rate, at: Millis) -> u64 {
-        self.live(rate, at).iter().map(|entry| entry.amount).sum()
+        let dead = &self.log[..self.dead(rate, at)];
+        self.total - dead.iter().map(|entry| entry.amount).sum::<u64>()
     }
 
     fn live(&self, rate: &Rate, at: Millis) -> &[Entry] {
-        &self.0[self.dead(rate, at)..]
+        &self.log[self.dead(rate, at)..]
     }
 
     fn dead(&self, rate: &Rate, at: Millis) -> usize {
-        self.0
+        self.log
             .partition_point(|entry| entry.time + rate.length_ms <= at.get())
     }
 }

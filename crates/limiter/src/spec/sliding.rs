@@ -32,7 +32,7 @@ impl Sliding {
     }
 
     pub(super) fn redate(&mut self, rate: &Rate, at: Millis, now: Millis) {
-        let level = self.level(rate, at).div_ceil(u128::from(rate.length()));
+        let level = self.level(rate, at).div_ceil(u128::from(rate.length));
         *self = Sliding {
             window: rate.index(now),
             used: level as u64,
@@ -41,11 +41,11 @@ impl Sliding {
     }
 
     pub(super) fn fits(self, rate: &Rate, at: Millis, amount: u64) -> bool {
-        self.level(rate, at) + product(amount, rate.length()) <= product(rate.capacity, rate.length())
+        self.level(rate, at) + product(amount, rate.length) <= product(rate.capacity, rate.length)
     }
 
     pub(super) fn wait(self, rate: &Rate, at: Millis, now: Millis, amount: u64) -> Millis {
-        let (length, elapsed) = (rate.length(), rate.elapsed(at));
+        let (length, elapsed) = (rate.length, rate.elapsed(at));
         // Ticks of a window until `count` of the window before weighs no more than `room`.
         let shrunk = |count: u64, room: u64| {
             length - (product(room, length) / u128::from(count)).min(length.into()) as u64
@@ -59,17 +59,17 @@ impl Sliding {
     }
 
     pub(super) fn reading(self, rate: &Rate, at: Millis, now: Millis) -> Reading {
-        let length = u128::from(rate.length());
+        let length = u128::from(rate.length);
         let level = self.level(rate, at);
-        let left = product(rate.capacity, rate.length()).saturating_sub(level);
-        let rest = rate.length() - rate.elapsed(at);
+        let left = product(rate.capacity, rate.length).saturating_sub(level);
+        let rest = rate.length - rate.elapsed(at);
         Reading {
             used: level.div_ceil(length) as u64,
             remaining: (left / length) as u64,
             reset: match (self.used, self.previous) {
                 (0, 0) => Millis::ZERO,
                 (0, _) => rate.wait(at, rest, now),
-                _ => rate.wait(at, rest + rate.length(), now),
+                _ => rate.wait(at, rest + rate.length, now),
             },
         }
     }
@@ -96,7 +96,7 @@ impl Sliding {
 
     /// level·W.
     fn level(self, rate: &Rate, at: Millis) -> u128 {
-        product(self.previous, rate.length() - rate.elapsed(at)) + product(self.used, rate.length())
+        product(self.previous, rate.length - rate.elapsed(at)) + product(self.used, rate.length)
     }
 }
 
