@@ -49,11 +49,7 @@ pub async fn answer(mut router: Router, request: Request<Incoming>) -> Response<
     };
     let (head, body) = answered.into_parts();
     // Whole bodies only, made in memory by the handlers above.
-    let bytes = body
-        .collect()
-        .await
-        .map(|body| body.to_bytes())
-        .unwrap_or_default();
+    let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     Response::from_parts(head, Body::plain(bytes))
 }
 
@@ -84,14 +80,9 @@ async fn admin(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Answe
 
 /// Whether `X-Admin-Key` or `Authorization: Bearer` is this key; takes the same time whatever was sent.
 fn carries(headers: &HeaderMap, key: &Secret) -> bool {
-    let bearer = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    let sent = headers
-        .get("x-admin-key")
-        .map(HeaderValue::as_bytes)
-        .or(bearer)
-        .unwrap_or_default();
+    let bearer =
+        headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let sent = headers.get("x-admin-key").map(HeaderValue::as_bytes).or(bearer).unwrap_or_default();
     sent.ct_eq(key.expose().as_bytes()).into()
 }
 

@@ -16,11 +16,7 @@ pub fn charges(now: &Snapshot, caller: &Caller, route: &str, model: &str) -> Vec
             continue;
         }
         let subject = subject(rule.per, caller, route, model);
-        charges.extend(
-            rule.limits
-                .iter()
-                .map(|limit| Charge::new(limit.clone(), subject.clone(), 1)),
-        );
+        charges.extend(rule.limits.iter().map(|limit| Charge::new(limit.clone(), subject.clone(), 1)));
     }
     charges
 }
@@ -42,9 +38,5 @@ fn subject(per: Scope, caller: &Caller, route: &str, model: &str) -> Subject {
         Dimension::Model => Cow::Owned(model.to_owned()),
         Dimension::Endpoint => Cow::Owned(route.to_owned()),
     });
-    if caller.key.is_none() {
-        subject.unauthenticated()
-    } else {
-        subject
-    }
+    if caller.key.is_none() { subject.unauthenticated() } else { subject }
 }

@@ -75,9 +75,7 @@ struct Configuration {
 impl Configuration {
     fn source(&self) -> Source {
         let found = || FILES.iter().map(PathBuf::from).find(|path| path.exists());
-        Source {
-            file: self.config.clone().or_else(found),
-        }
+        Source { file: self.config.clone().or_else(found) }
     }
 }
 
@@ -110,10 +108,7 @@ struct Stopped {
 
 impl Stopped {
     fn new(code: u8, message: impl std::fmt::Display) -> Self {
-        Self {
-            code,
-            message: message.to_string(),
-        }
+        Self { code, message: message.to_string() }
     }
 }
 
@@ -131,7 +126,5 @@ fn print(text: &str) -> Outcome {
 /// A runtime for a verb that only asks others.
 fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Stopped> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    Ok(runtime
-        .map_err(|error| Stopped::new(exit::NO, error))?
-        .block_on(future))
+    Ok(runtime.map_err(|error| Stopped::new(exit::NO, error))?.block_on(future))
 }

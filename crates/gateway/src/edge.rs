@@ -81,9 +81,7 @@ struct Planes {
 impl Planes {
     /// What answers this path, unless the pipeline does.
     fn admin_of(&self, path: &str) -> Option<&axum::Router> {
-        self.admin
-            .as_ref()
-            .filter(|_| self.plane == Plane::Admin || admin::is_admin_path(path))
+        self.admin.as_ref().filter(|_| self.plane == Plane::Admin || admin::is_admin_path(path))
     }
 }
 
@@ -122,11 +120,7 @@ pub async fn accept(gateway: Arc<Gateway>, listener: TcpListener, plane: Plane, 
             Ok((socket, peer)) => match door.enter(&gateway, peer.ip().to_canonical(), plane) {
                 Ok(visit) => drop(connections.spawn(serve(gateway.clone(), socket, visit, planes.clone()))),
                 Err(reason) => {
-                    gateway
-                        .metrics()
-                        .connections_refused
-                        .get_or_create(&ByReason { reason })
-                        .inc();
+                    gateway.metrics().connections_refused.get_or_create(&ByReason { reason }).inc();
                 }
             },
             // Out of descriptors or memory; anything else was the one connection's trouble.
@@ -149,10 +143,7 @@ fn closing_of(gateway: &Gateway, plane: Plane) -> CancellationToken {
 
 fn connection_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset
-    )
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
 /// Counts who is inside, in all and per address.
@@ -174,17 +165,9 @@ impl Door {
     /// As many places as there are descriptors for: each connection may need a second one to a provider.
     fn new() -> Self {
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let places = descriptors
-            .unwrap_or(u64::MAX)
-            .saturating_sub(DESCRIPTORS_RESERVED)
-            / 2;
-        let places = usize::try_from(places)
-            .unwrap_or(usize::MAX)
-            .clamp(1, Semaphore::MAX_PERMITS);
-        Self {
-            places: Arc::new(Semaphore::new(places)),
-            per_ip: Mutex::default(),
-        }
+        let places = descriptors.unwrap_or(u64::MAX).saturating_sub(DESCRIPTORS_RESERVED) / 2;
+        let places = usize::try_from(places).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS);
+        Self { places: Arc::new(Semaphore::new(places)), per_ip: Mutex::default() }
     }
 
     fn enter(
@@ -207,13 +190,7 @@ impl Door {
             *open += 1;
         }
         gateway.metrics().connections.inc();
-        Ok(Visit {
-            door: self.clone(),
-            gateway: gateway.clone(),
-            peer,
-            counted,
-            _place: place,
-        })
+        Ok(Visit { door: self.clone(), gateway: gateway.clone(), peer, counted, _place: place })
     }
 }
 
@@ -240,17 +217,8 @@ async fn serve(gateway: Arc<Gateway>, socket: TcpStream, visit: Visit, planes: P
     let refuse = Arc::new(move |violation: &framing::Violation| {
         let status = StatusCode::from_u16(violation.status()).unwrap_or(StatusCode::BAD_REQUEST);
         let metrics = refusals.metrics();
-        metrics
-            .connections_refused
-            .get_or_create(&ByReason { reason: "malformed" })
-            .inc();
-        metrics
-            .http_requests
-            .get_or_create(&ByEndpointCode {
-                endpoint: OTHER,
-                code: status.as_u16(),
-            })
-            .inc();
+        metrics.connections_refused.get_or_create(&ByReason { reason: "malformed" }).inc();
+        metrics.http_requests.get_or_create(&ByEndpointCode { endpoint: OTHER, code: status.as_u16() }).inc();
         raw_response(status, &violation.to_string())
     });
     let guard = Guard::new(socket, guard::Limits::default(), refuse);
@@ -258,11 +226,7 @@ async fn serve(gateway: Arc<Gateway>, socket: TcpStream, visit: Visit, planes: P
     let service =
         Requests { gateway: gateway.clone(), exchanges: guard.exchanges(), peer: visit.peer, planes };
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        .max_buf_size(WRITE_BYTES_MAX);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(WRITE_BYTES_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -313,10 +277,8 @@ impl Service<Request<Incoming>> for Requests {
                 }
             };
             // A defect in one request is that request's: its entry has ended with the unwinding.
-            let response = AssertUnwindSafe(answering)
-                .catch_unwind()
-                .await
-                .unwrap_or_else(|_| internal_error());
+            let response =
+                AssertUnwindSafe(answering).catch_unwind().await.unwrap_or_else(|_| internal_error());
             Ok(response.map(|body| exchange.hold(body)))
         })
     }

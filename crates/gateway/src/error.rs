@@ -114,10 +114,7 @@ impl Error {
             }
             Self::Call(_) | Self::ModelNotFound(_) | Self::ModelNotAllowed(_) => {
                 // The official SDKs retry on some statuses; these never change by waiting.
-                headers.insert(
-                    HeaderName::from_static("x-should-retry"),
-                    HeaderValue::from_static("false"),
-                );
+                headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
             }
             _ => {}
         }
@@ -132,52 +129,32 @@ impl Error {
             Self::MissingKey | Self::UnknownKey | Self::ExpiredKey | Self::AdminKey => {
                 (StatusCode::UNAUTHORIZED, REQUEST, Some("invalid_api_key"))
             }
-            Self::ModelNotAllowed(_) => (
-                StatusCode::FORBIDDEN,
-                "permission_error",
-                Some("model_not_allowed"),
-            ),
+            Self::ModelNotAllowed(_) => {
+                (StatusCode::FORBIDDEN, "permission_error", Some("model_not_allowed"))
+            }
             Self::ModelNotFound(_) => (StatusCode::NOT_FOUND, REQUEST, Some("model_not_found")),
             Self::UnsupportedEndpoint(..) => (StatusCode::NOT_FOUND, REQUEST, Some("unsupported_endpoint")),
             Self::UnknownUrl(_) => (StatusCode::NOT_FOUND, REQUEST, Some("unknown_url")),
-            Self::MethodNotSupported(..) => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                REQUEST,
-                Some("method_not_supported"),
-            ),
+            Self::MethodNotSupported(..) => {
+                (StatusCode::METHOD_NOT_ALLOWED, REQUEST, Some("method_not_supported"))
+            }
             Self::SlowBody => (StatusCode::REQUEST_TIMEOUT, REQUEST, Some("request_timeout")),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, Some("body_too_large")),
-            Self::CompressedBody => (
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                REQUEST,
-                Some("unsupported_encoding"),
-            ),
-            Self::Limited(_) => (
-                StatusCode::TOO_MANY_REQUESTS,
-                "requests",
-                Some("rate_limit_exceeded"),
-            ),
-            Self::UpstreamLimited(..) => (
-                StatusCode::TOO_MANY_REQUESTS,
-                "upstream_rate_limit",
-                Some("upstream_rate_limit_exceeded"),
-            ),
+            Self::CompressedBody => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, REQUEST, Some("unsupported_encoding"))
+            }
+            Self::Limited(_) => (StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded")),
+            Self::UpstreamLimited(..) => {
+                (StatusCode::TOO_MANY_REQUESTS, "upstream_rate_limit", Some("upstream_rate_limit_exceeded"))
+            }
             Self::UpstreamFailed(_) => (StatusCode::BAD_GATEWAY, "upstream_error", Some("upstream_failed")),
-            Self::UpstreamTimeout(_) => (
-                StatusCode::GATEWAY_TIMEOUT,
-                "upstream_error",
-                Some("upstream_timeout"),
-            ),
-            Self::ShuttingDown => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "service_unavailable",
-                Some("shutting_down"),
-            ),
-            Self::Internal => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "server_error",
-                Some("internal_error"),
-            ),
+            Self::UpstreamTimeout(_) => {
+                (StatusCode::GATEWAY_TIMEOUT, "upstream_error", Some("upstream_timeout"))
+            }
+            Self::ShuttingDown => {
+                (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", Some("shutting_down"))
+            }
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("internal_error")),
         }
     }
 
@@ -223,19 +200,13 @@ impl Error {
             }
             Self::Limited(denial) => crate::headers::denial_sentence(denial),
             Self::UpstreamLimited(_, tried) => {
-                format!(
-                    "Every provider of this model is rate limited. Tried: {}.",
-                    tried.join("; ")
-                )
+                format!("Every provider of this model is rate limited. Tried: {}.", tried.join("; "))
             }
             Self::UpstreamFailed(tried) => {
                 format!("No provider of this model answered. Tried: {}.", tried.join("; "))
             }
             Self::UpstreamTimeout(tried) => {
-                format!(
-                    "No provider of this model answered in time. Tried: {}.",
-                    tried.join("; ")
-                )
+                format!("No provider of this model answered in time. Tried: {}.", tried.join("; "))
             }
             Self::ShuttingDown => {
                 "This instance is shutting down. Try again: another one will answer.".into()

@@ -23,18 +23,12 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// What goes to a provider from the caller's headers; its credentials, address and cookies never do.
-const TO_PROVIDER: [HeaderName; 3] = [
-    header::ACCEPT,
-    HeaderName::from_static("openai-beta"),
-    HeaderName::from_static("idempotency-key"),
-];
+const TO_PROVIDER: [HeaderName; 3] =
+    [header::ACCEPT, HeaderName::from_static("openai-beta"), HeaderName::from_static("idempotency-key")];
 
 /// What comes back from a provider, besides `openai-*` and `anthropic-*` (without their limits).
-const FROM_PROVIDER: [HeaderName; 3] = [
-    header::CONTENT_TYPE,
-    header::CONTENT_DISPOSITION,
-    header::CACHE_CONTROL,
-];
+const FROM_PROVIDER: [HeaderName; 3] =
+    [header::CONTENT_TYPE, header::CONTENT_DISPOSITION, header::CACHE_CONTROL];
 
 /// The W3C trace a request belongs to (Trace Context, level 1).
 pub struct Trace {
@@ -46,20 +40,12 @@ pub struct Trace {
 impl Trace {
     /// The caller's trace, or a new one where it sent none that is valid.
     pub fn of(headers: &HeaderMap) -> Self {
-        let sent = headers
-            .get(TRACEPARENT)
-            .and_then(|value| parse_traceparent(value.to_str().ok()?));
+        let sent = headers.get(TRACEPARENT).and_then(|value| parse_traceparent(value.to_str().ok()?));
         match sent {
-            Some((id, flags)) => Self {
-                id: id.into(),
-                flags: flags.into(),
-                state: headers.get(TRACESTATE).cloned(),
-            },
-            None => Self {
-                id: format!("{:032x}", fastrand::u128(1..)),
-                flags: "00".into(),
-                state: None,
-            },
+            Some((id, flags)) => {
+                Self { id: id.into(), flags: flags.into(), state: headers.get(TRACESTATE).cloned() }
+            }
+            None => Self { id: format!("{:032x}", fastrand::u128(1..)), flags: "00".into(), state: None },
         }
     }
 
@@ -93,12 +79,9 @@ fn parse_traceparent(value: &str) -> Option<(&str, &str)> {
 
 /// The caller's request id where it is short and printable, else a new one.
 pub fn request_id(headers: &HeaderMap) -> Name {
-    let sent = headers
-        .get(X_REQUEST_ID)
-        .and_then(|value| value.to_str().ok())
-        .filter(|id| {
-            (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
-        });
+    let sent = headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|id| {
+        (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+    });
     sent.map_or_else(|| format!("req_{:032x}", fastrand::u128(..)).into(), Name::from)
 }
 
@@ -124,10 +107,7 @@ pub fn to_provider(sent: &HeaderMap, trace: &Trace, request_id: &str) -> HeaderM
     }
     // A JSON body is sent as one whatever the caller called it: `curl -d` says it sends a form.
     let form = multipart(sent).and_then(|form| HeaderValue::from_str(form).ok());
-    headers.insert(
-        header::CONTENT_TYPE,
-        form.unwrap_or(HeaderValue::from_static("application/json")),
-    );
+    headers.insert(header::CONTENT_TYPE, form.unwrap_or(HeaderValue::from_static("application/json")));
     headers.insert(
         header::USER_AGENT,
         HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION"))),
@@ -155,11 +135,7 @@ pub fn from_provider(headers: &mut HeaderMap, sent: &HeaderMap) {
 pub fn provider(headers: &mut HeaderMap, name: &str, limit: Duration, upstream: Duration) {
     insert(headers, HeaderName::from_static("x-tollgate-provider"), name);
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-    let timing = format!(
-        "limit;dur={:.2}, upstream;dur={:.1}",
-        milliseconds(limit),
-        milliseconds(upstream)
-    );
+    let timing = format!("limit;dur={:.2}, upstream;dur={:.1}", milliseconds(limit), milliseconds(upstream));
     insert(headers, SERVER_TIMING, &timing);
 }
 
@@ -200,20 +176,12 @@ pub fn denial_fields(denial: &Denial) -> Map<String, Value> {
         ("used", standing.used.into()),
         ("retry_after_ms", retry_after_ms.into()),
     ];
-    fields
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// The sentence of a 429.
 pub fn denial_sentence(denial: &Denial) -> String {
-    let Standing {
-        limit,
-        used,
-        requested,
-        ..
-    } = denial.binding();
+    let Standing { limit, used, requested, .. } = denial.binding();
     let advice = match wait(denial) {
         Some(wait) => format!("Please try again in {}.", go_duration(wait)),
         None => "It asks for more than the limit ever allows.".to_owned(),
@@ -242,15 +210,13 @@ fn capacity(limit: &Limit) -> u64 {
 
 /// The standing with the least left of its limit, of equals that with the shortest window.
 fn binding(standings: &[Standing], counted: impl Fn(Unit) -> bool) -> Option<&Standing> {
-    let enforced = standings
-        .iter()
-        .filter(|standing| !standing.limit.is_shadow() && counted(standing.limit.unit()));
+    let enforced =
+        standings.iter().filter(|standing| !standing.limit.is_shadow() && counted(standing.limit.unit()));
     enforced.min_by(|a, b| {
         // a.remaining / a.capacity against b.remaining / b.capacity, without division.
         let left = u128::from(a.remaining) * u128::from(capacity(&b.limit));
         let right = u128::from(b.remaining) * u128::from(capacity(&a.limit));
-        left.cmp(&right)
-            .then(a.limit.window().longest().cmp(&b.limit.window().longest()))
+        left.cmp(&right).then(a.limit.window().longest().cmp(&b.limit.window().longest()))
     })
 }
 
@@ -260,26 +226,14 @@ fn limit_families(headers: &mut HeaderMap, standings: &[Standing], general: &Sta
     };
     number("x-ratelimit-limit", capacity(&general.limit), headers);
     number("x-ratelimit-remaining", general.remaining, headers);
-    number(
-        "x-ratelimit-reset",
-        Millis(now.get() + general.reset.get()).ceil_secs(),
-        headers,
-    );
+    number("x-ratelimit-reset", Millis(now.get() + general.reset.get()).ceil_secs(), headers);
     let refusing = general.retry != Retry::Now && general.limit.unit() == Unit::Requests;
-    let requests = if refusing {
-        Some(general)
-    } else {
-        binding(standings, |unit| unit == Unit::Requests)
-    };
+    let requests = if refusing { Some(general) } else { binding(standings, |unit| unit == Unit::Requests) };
     if let Some(requests) = requests {
         number("x-ratelimit-limit-requests", capacity(&requests.limit), headers);
         number("x-ratelimit-remaining-requests", requests.remaining, headers);
         let reset = go_duration(Duration::from_millis(requests.reset.get()));
-        insert(
-            headers,
-            HeaderName::from_static("x-ratelimit-reset-requests"),
-            &reset,
-        );
+        insert(headers, HeaderName::from_static("x-ratelimit-reset-requests"), &reset);
     }
     let (mut policy, mut state) = (String::new(), String::new());
     for standing in standings.iter().filter(|standing| !standing.limit.is_shadow()) {
@@ -289,16 +243,8 @@ fn limit_families(headers: &mut HeaderMap, standings: &[Standing], general: &Sta
         }
         let (limit, reset) = (&standing.limit, standing.reset.ceil_secs());
         let window = limit.window().longest().ceil_secs();
-        policy.push_str(&format!(
-            "{};q={};w={window}",
-            quoted(limit.id()),
-            capacity(limit)
-        ));
-        state.push_str(&format!(
-            "{};r={};t={reset}",
-            quoted(limit.id()),
-            standing.remaining
-        ));
+        policy.push_str(&format!("{};q={};w={window}", quoted(limit.id()), capacity(limit)));
+        state.push_str(&format!("{};r={};t={reset}", quoted(limit.id()), standing.remaining));
     }
     insert(headers, HeaderName::from_static("ratelimit-policy"), &policy);
     insert(headers, HeaderName::from_static("ratelimit"), &state);
@@ -405,20 +351,14 @@ mod tests {
             ("x-request-id", "theirs"),
             ("retry-after", "9"),
         ];
-        let sent: HeaderMap = sent
-            .iter()
-            .map(|(n, v)| (n.parse().unwrap(), HeaderValue::from_static(v)))
-            .collect();
+        let sent: HeaderMap =
+            sent.iter().map(|(n, v)| (n.parse().unwrap(), HeaderValue::from_static(v))).collect();
         let mut got = HeaderMap::new();
         from_provider(&mut got, &sent);
         let mut names: Vec<&str> = got.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        let expected = [
-            "anthropic-organization-id",
-            "content-type",
-            "openai-processing-ms",
-            "x-upstream-request-id",
-        ];
+        let expected =
+            ["anthropic-organization-id", "content-type", "openai-processing-ms", "x-upstream-request-id"];
         assert_eq!(names, expected);
     }
 }

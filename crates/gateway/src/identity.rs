@@ -45,10 +45,7 @@ impl Caller {
         hash.update(b"\n");
         hash.update(self.agent.as_ref().map_or(&b""[..], |agent| agent.as_bytes()));
         let digest: [u8; 32] = hash.finalize().into();
-        format!(
-            "{:016x}",
-            u64::from_be_bytes(std::array::from_fn(|index| digest[index]))
-        )
+        format!("{:016x}", u64::from_be_bytes(std::array::from_fn(|index| digest[index])))
     }
 
     /// What identifies it when a scope asks for more than it has: its key, else its address.
@@ -76,10 +73,7 @@ impl Caller {
 
     /// Whether it may use the model of this resolved name.
     pub fn may_use(&self, model: &str) -> bool {
-        let models = self
-            .key
-            .as_ref()
-            .and_then(|key| key.user.as_ref()?.models.as_ref());
+        let models = self.key.as_ref().and_then(|key| key.user.as_ref()?.models.as_ref());
         models.is_none_or(|models| models.iter().any(|allowed| allowed == model))
     }
 }
@@ -95,11 +89,7 @@ pub fn identify(snapshot: &Snapshot, headers: &HeaderMap, peer: IpAddr) -> Resul
         None => return Err(Error::MissingKey),
     };
     let address = client_address(&snapshot.config.server.trusted_proxies, headers, peer);
-    Ok(Caller {
-        key,
-        address,
-        agent: headers.get(header::USER_AGENT).cloned(),
-    })
+    Ok(Caller { key, address, agent: headers.get(header::USER_AGENT).cloned() })
 }
 
 /// The SHA-256 of a key, as files and the look-up have it.
@@ -118,14 +108,8 @@ fn known(snapshot: &Snapshot, secret: &[u8]) -> Result<Arc<Key>, Error> {
 /// The one credential of a request. A header that is there but carries no bearer token is a wrong key, not a missing
 /// one: with `auth: optional` a typo must not turn its sender into somebody anonymous.
 fn credential(headers: &HeaderMap) -> Result<Option<&[u8]>, Error> {
-    let bearer = headers
-        .get_all(header::AUTHORIZATION)
-        .iter()
-        .map(|value| bearer(value.as_bytes()));
-    let plain = headers
-        .get_all("x-api-key")
-        .iter()
-        .map(|value| value.as_bytes().trim_ascii());
+    let bearer = headers.get_all(header::AUTHORIZATION).iter().map(|value| bearer(value.as_bytes()));
+    let plain = headers.get_all("x-api-key").iter().map(|value| value.as_bytes().trim_ascii());
     let mut found: Option<&[u8]> = None;
     for secret in bearer.chain(plain) {
         match found {
@@ -152,15 +136,8 @@ fn client_address(trusted: &[IpNet], headers: &HeaderMap, peer: IpAddr) -> IpAdd
     if trusted.is_empty() || !is_trusted(client) {
         return client;
     }
-    let lines: Vec<&[u8]> = headers
-        .get_all("x-forwarded-for")
-        .iter()
-        .map(|line| line.as_bytes())
-        .collect();
-    let hops = lines
-        .iter()
-        .rev()
-        .flat_map(|line| line.rsplit(|&byte| byte == b','));
+    let lines: Vec<&[u8]> = headers.get_all("x-forwarded-for").iter().map(|line| line.as_bytes()).collect();
+    let hops = lines.iter().rev().flat_map(|line| line.rsplit(|&byte| byte == b','));
     for hop in hops.take(FORWARDED_HOPS_MAX) {
         let Some(address) = forwarded_address(hop) else {
             break;
@@ -176,10 +153,7 @@ fn client_address(trusted: &[IpNet], headers: &HeaderMap, peer: IpAddr) -> IpAdd
 /// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
 fn forwarded_address(hop: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(hop).ok()?.trim();
-    let parsed = text
-        .parse()
-        .ok()
-        .or_else(|| Some(text.parse::<std::net::SocketAddr>().ok()?.ip()));
+    let parsed = text.parse().ok().or_else(|| Some(text.parse::<std::net::SocketAddr>().ok()?.ip()));
     let parsed = parsed.or_else(|| text.strip_prefix('[')?.strip_suffix(']')?.parse().ok());
     parsed.map(|address: IpAddr| address.to_canonical())
 }
@@ -189,10 +163,7 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|&(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)))
-            .collect()
+        pairs.iter().map(|&(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
     }
 
     fn appended(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -222,10 +193,7 @@ mod tests {
             &[("authorization", "Bearer k"), ("authorization", "Bearer l")],
             &[("authorization", "Basic k"), ("x-api-key", "k")],
         ] {
-            assert!(
-                matches!(credential(&appended(pairs)), Err(Error::AmbiguousCredentials)),
-                "{pairs:?}"
-            );
+            assert!(matches!(credential(&appended(pairs)), Err(Error::AmbiguousCredentials)), "{pairs:?}");
         }
     }
 
@@ -262,13 +230,7 @@ mod tests {
         };
         assert_eq!(caller("2003:1:2:3:4:5:6:7", "a").ip().to_string(), "2003:1:2:3::");
         assert_eq!(caller("192.0.2.7", "a").ip().to_string(), "192.0.2.7");
-        assert_eq!(
-            caller("2003:1:2:3::4", "a").session(),
-            caller("2003:1:2:3:9::", "a").session()
-        );
-        assert_ne!(
-            caller("2003:1:2:3::4", "a").session(),
-            caller("2003:1:2:3::4", "b").session()
-        );
+        assert_eq!(caller("2003:1:2:3::4", "a").session(), caller("2003:1:2:3:9::", "a").session());
+        assert_ne!(caller("2003:1:2:3::4", "a").session(), caller("2003:1:2:3::4", "b").session());
     }
 }

@@ -16,10 +16,10 @@ use tollgate_limiter::Reservation;
 use crate::config::Key;
 use crate::dialect::Usage;
 use crate::log::Log;
-use crate::route::Attempts;
 use crate::metrics::{
     ByEndpoint, ByEndpointCode, ByEndpointModel, ByProvider, ByTokens, ByWhom, Metrics, Name, OTHER,
 };
+use crate::route::Attempts;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -123,11 +123,7 @@ impl Entry {
         trace_id: Name,
         address: IpAddr,
     ) -> Self {
-        ledger
-            .metrics
-            .http_requests_in_flight
-            .get_or_create(&ByEndpoint { endpoint })
-            .inc();
+        ledger.metrics.http_requests_in_flight.get_or_create(&ByEndpoint { endpoint }).inc();
         let started = Instant::now();
         Self {
             ledger: ledger.clone(),
@@ -178,17 +174,9 @@ impl Entry {
     /// An answer starts now: its status, and what we added to the wait for it.
     pub fn answer_starts(&mut self, status: StatusCode) {
         self.status = Some(status);
-        let ours = self
-            .received
-            .unwrap_or(self.started)
-            .elapsed()
-            .saturating_sub(self.attempts.waited);
+        let ours = self.received.unwrap_or(self.started).elapsed().saturating_sub(self.attempts.waited);
         let endpoint = self.endpoint;
-        let overhead = self
-            .ledger
-            .metrics
-            .overhead_duration
-            .get_or_create(&ByEndpoint { endpoint });
+        let overhead = self.ledger.metrics.overhead_duration.get_or_create(&ByEndpoint { endpoint });
         overhead.observe(ours.as_secs_f64());
     }
 
@@ -203,23 +191,11 @@ impl Entry {
     fn count(&self, outcome: Outcome, status: u16, latency: Duration) {
         let metrics = &self.ledger.metrics;
         let endpoint = self.endpoint;
-        metrics
-            .http_requests_in_flight
-            .get_or_create(&ByEndpoint { endpoint })
-            .dec();
-        metrics
-            .http_requests
-            .get_or_create(&ByEndpointCode {
-                endpoint,
-                code: status,
-            })
-            .inc();
+        metrics.http_requests_in_flight.get_or_create(&ByEndpoint { endpoint }).dec();
+        metrics.http_requests.get_or_create(&ByEndpointCode { endpoint, code: status }).inc();
         let model = self.model.clone().unwrap_or_else(|| Name::from(OTHER));
         let by_model = ByEndpointModel { endpoint, model };
-        metrics
-            .http_request_duration
-            .get_or_create(&by_model)
-            .observe(latency.as_secs_f64());
+        metrics.http_request_duration.get_or_create(&by_model).observe(latency.as_secs_f64());
         if let (true, Some(by)) = (self.streamed, outcome.aborted_by()) {
             metrics.streams_aborted.get_or_create(&ByWhom { by }).inc();
         }
@@ -234,11 +210,7 @@ impl Entry {
         ] {
             if amount > 0 {
                 let ByProvider { model, provider } = asked.clone();
-                let by = ByTokens {
-                    model,
-                    provider,
-                    r#type,
-                };
+                let by = ByTokens { model, provider, r#type };
                 metrics.tokens.get_or_create(&by).inc_by(amount);
             }
         }
@@ -271,15 +243,14 @@ impl Drop for Entry {
             outcome,
             code: self.code,
             rule: self.rule.as_deref(),
-            user: self
-                .key
-                .as_ref()
-                .and_then(|key| Some(key.user.as_ref()?.name.as_str())),
+            user: self.key.as_ref().and_then(|key| Some(key.user.as_ref()?.name.as_str())),
             api_key: self.key.as_ref().map(|key| key.id.as_str()),
             ip: self.address,
             model: self.model.as_deref(),
             provider: self.attempts.asked.as_ref().map(|asked| &*asked.provider),
-            fallback_model: self.attempts.asked
+            fallback_model: self
+                .attempts
+                .asked
                 .as_ref()
                 .map(|asked| &asked.model)
                 .filter(|m| Some(*m) != self.model.as_ref())
@@ -289,13 +260,8 @@ impl Drop for Entry {
             prompt_tokens: usage.map(|usage| usage.prompt),
             completion_tokens: usage.map(|usage| usage.completion),
             cached_tokens: usage.map(|usage| usage.cached).filter(|&cached| cached > 0),
-            reasoning_tokens: usage
-                .map(|usage| usage.reasoning)
-                .filter(|&reasoning| reasoning > 0),
-            estimated: self
-                .tokens
-                .map(|tokens| tokens.estimated)
-                .filter(|&estimated| estimated),
+            reasoning_tokens: usage.map(|usage| usage.reasoning).filter(|&reasoning| reasoning > 0),
+            estimated: self.tokens.map(|tokens| tokens.estimated).filter(|&estimated| estimated),
             latency_ms: milliseconds(latency),
             first_byte_ms: self.first_byte.map(milliseconds),
         });

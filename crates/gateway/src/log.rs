@@ -41,20 +41,15 @@ struct State {
 
 impl std::fmt::Debug for Log {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Log")
-            .field("format", &self.format)
-            .finish_non_exhaustive()
+        f.debug_struct("Log").field("format", &self.format).finish_non_exhaustive()
     }
 }
 
 impl Log {
     /// A log that writes to `sink`, from a thread that ends with the process.
     pub fn to(sink: impl Write + Send + 'static, format: LogFormat) -> Self {
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            dropped: AtomicU64::new(0),
-        });
+        let shared =
+            Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), dropped: AtomicU64::new(0) });
         let thread = shared.clone();
         std::thread::Builder::new()
             .name("log".into())
@@ -206,11 +201,7 @@ mod tests {
     #[test]
     fn text_is_pairs() {
         let mut line = Vec::new();
-        text(
-            &mut line,
-            &serde_json::json!({"a": 1, "b": "x", "c": "two words", "d": null}),
-        )
-        .unwrap();
+        text(&mut line, &serde_json::json!({"a": 1, "b": "x", "c": "two words", "d": null})).unwrap();
         assert_eq!(line, br#"a=1 b=x c="two words" d=null"#);
     }
 
@@ -232,11 +223,7 @@ mod tests {
         for _ in 0..1_000 {
             log.record(&line);
         }
-        assert!(
-            log.dropped() >= 700,
-            "10 MB offered, 1 MiB kept twice at most: {}",
-            log.dropped()
-        );
+        assert!(log.dropped() >= 700, "10 MB offered, 1 MiB kept twice at most: {}", log.dropped());
         drop(release);
     }
 }

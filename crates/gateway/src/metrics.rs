@@ -145,11 +145,7 @@ impl Metrics {
             registry: Registry::default(),
         };
         let r = &mut registry;
-        r.register(
-            "http_requests",
-            "Requests by route and status",
-            this.http_requests.clone(),
-        );
+        r.register("http_requests", "Requests by route and status", this.http_requests.clone());
         let duration = "From a request's head to its last byte handed over";
         r.register_with_unit(
             "http_request_duration",
@@ -158,35 +154,17 @@ impl Metrics {
             this.http_request_duration.clone(),
         );
         let in_flight = "Requests between head and end";
-        r.register(
-            "http_requests_in_flight",
-            in_flight,
-            this.http_requests_in_flight.clone(),
-        );
+        r.register("http_requests_in_flight", in_flight, this.http_requests_in_flight.clone());
         let overhead = "What the gateway adds before an answer starts";
-        r.register_with_unit(
-            "overhead_duration",
-            overhead,
-            Unit::Seconds,
-            this.overhead_duration.clone(),
-        );
-        r.register(
-            "upstream_requests",
-            "Attempts at providers by outcome",
-            this.upstream_requests.clone(),
-        );
+        r.register_with_unit("overhead_duration", overhead, Unit::Seconds, this.overhead_duration.clone());
+        r.register("upstream_requests", "Attempts at providers by outcome", this.upstream_requests.clone());
         let upstream = "Duration of attempts that were answered";
         let family = this.upstream_request_duration.clone();
         r.register_with_unit("upstream_request_duration", upstream, Unit::Seconds, family);
         let healthy = "1: tried in its turn, 0: passed over after failures";
         r.register("upstream_healthy", healthy, this.upstream_healthy.clone());
         let first = "From sending a streamed request to its first event";
-        r.register_with_unit(
-            "time_to_first_token",
-            first,
-            Unit::Seconds,
-            this.time_to_first_token.clone(),
-        );
+        r.register_with_unit("time_to_first_token", first, Unit::Seconds, this.time_to_first_token.clone());
         let pace = "Mean time per token after the first event";
         r.register_with_unit(
             "time_per_output_token",
@@ -195,24 +173,12 @@ impl Metrics {
             this.time_per_output_token.clone(),
         );
         r.register("tokens", "Tokens by kind", this.tokens.clone());
-        r.register(
-            "streams_aborted",
-            "Streams that ended early, by whom",
-            this.streams_aborted.clone(),
-        );
+        r.register("streams_aborted", "Streams that ended early, by whom", this.streams_aborted.clone());
         let refused = "Connections refused or closed before a request was understood";
         r.register("connections_refused", refused, this.connections_refused.clone());
-        r.register(
-            "connections",
-            "Open connections of callers",
-            this.connections.clone(),
-        );
+        r.register("connections", "Open connections of callers", this.connections.clone());
         let reload = "1 while the running configuration is the one in the file";
-        r.register(
-            "config_last_reload_successful",
-            reload,
-            this.config_last_reload_successful.clone(),
-        );
+        r.register("config_last_reload_successful", reload, this.config_last_reload_successful.clone());
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         // `Info` appends `_info`.
         r.register("build", "What is running", build);
@@ -239,17 +205,13 @@ impl Metrics {
 pub struct Buckets(&'static [f64]);
 
 /// Answers of models: 5 ms to 5 minutes.
-const LATENCY: Buckets = Buckets(&[
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0,
-]);
+const LATENCY: Buckets =
+    Buckets(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0]);
 /// Our own work: 10 µs to 1 s.
-const OVERHEAD: Buckets = Buckets(&[
-    1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.05, 0.25, 1.0,
-]);
+const OVERHEAD: Buckets =
+    Buckets(&[1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.05, 0.25, 1.0]);
 /// Between tokens: 1 ms to 1 s.
-const PACE: Buckets = Buckets(&[
-    0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0,
-]);
+const PACE: Buckets = Buckets(&[0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0]);
 
 impl MetricConstructor<Histogram> for Buckets {
     fn new_metric(&self) -> Histogram {
@@ -287,17 +249,9 @@ impl Collector for Process {
         )?;
         cpu.encode(metric)?;
         let gauges = [
-            (
-                "process_resident_memory_bytes",
-                "Resident memory",
-                usage.resident_bytes,
-            ),
+            ("process_resident_memory_bytes", "Resident memory", usage.resident_bytes),
             ("process_open_fds", "Open file descriptors", usage.open_files),
-            (
-                "process_max_fds",
-                "Most file descriptors it may open",
-                usage.max_files,
-            ),
+            ("process_max_fds", "Most file descriptors it may open", usage.max_files),
             ("process_threads", "Threads", usage.threads),
         ];
         for (name, help, value) in gauges {

@@ -42,14 +42,8 @@ where
     let endpoint = found.as_ref().map_or(crate::metrics::OTHER, Route::name);
     let trace = headers::Trace::of(&head.headers);
     let request_id = headers::request_id(&head.headers);
-    let mut entry = Box::new(Entry::open(
-        &gateway.ledger,
-        endpoint,
-        head.method.clone(),
-        request_id,
-        trace.id(),
-        peer,
-    ));
+    let mut entry =
+        Box::new(Entry::open(&gateway.ledger, endpoint, head.method.clone(), request_id, trace.id(), peer));
     let now = gateway.snapshot.load_full();
     let answered = match found {
         Ok(found) => handle(gateway, &now, &mut entry, &trace, found, &head, body).await,
@@ -83,15 +77,10 @@ async fn handle<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(
     entry.streamed = call.streamed();
     let model = usable_model(now, &caller, call.model())?;
     entry.model = Some(model.name.clone());
-    let deployments: Vec<_> = now
-        .deployments(model, &caller)
-        .filter(|deployment| deployment.serves(endpoint))
-        .collect();
+    let deployments: Vec<_> =
+        now.deployments(model, &caller).filter(|deployment| deployment.serves(endpoint)).collect();
     if deployments.is_empty() {
-        return Err(Error::UnsupportedEndpoint(
-            call.model().to_owned(),
-            endpoint.route(),
-        ));
+        return Err(Error::UnsupportedEndpoint(call.model().to_owned(), endpoint.route()));
     }
 
     let started = Instant::now();
@@ -108,10 +97,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(
     let limit_took = started.elapsed();
 
     let forwarded = headers::to_provider(&head.headers, trace, &entry.request_id);
-    let question = Question {
-        call: &call,
-        headers: &forwarded,
-    };
+    let question = Question { call: &call, headers: &forwarded };
     let asked = tokio::select! {
         biased;
         asked = route::ask(&deployments, &question, &gateway.retries, &mut entry.attempts, gateway.metrics()) => asked,
@@ -119,13 +105,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(
     };
     let (deployment, answer) = asked.inspect_err(|_| entry.refund())?;
     entry.first_byte = Some(entry.started().elapsed());
-    Ok(Answered::Theirs {
-        call,
-        deployment: deployment.clone(),
-        answer,
-        said,
-        limit_took,
-    })
+    Ok(Answered::Theirs { call, deployment: deployment.clone(), answer, said, limit_took })
 }
 
 /// What a request is answered with, before it is a response.
@@ -158,13 +138,7 @@ impl Answered {
                 entry.answer_starts(StatusCode::OK);
                 *response.body_mut() = Body::Whole(Some(json), Some(entry));
             }
-            Self::Theirs {
-                call,
-                deployment,
-                answer,
-                said,
-                limit_took,
-            } => {
+            Self::Theirs { call, deployment, answer, said, limit_took } => {
                 headers::from_provider(out, &answer.headers);
                 out.extend(said);
                 headers::provider(out, &deployment.name, limit_took, entry.attempts.waited);
@@ -188,15 +162,9 @@ fn relay(
     let events = is_event_stream(&answer.headers);
     let waited = entry.attempts.last_asked.elapsed();
     let metrics = entry.metrics();
-    metrics
-        .upstream_request_duration
-        .get_or_create(&label)
-        .observe(waited.as_secs_f64());
+    metrics.upstream_request_duration.get_or_create(&label).observe(waited.as_secs_f64());
     if events {
-        metrics
-            .time_to_first_token
-            .get_or_create(&label)
-            .observe(waited.as_secs_f64());
+        metrics.time_to_first_token.get_or_create(&label).observe(waited.as_secs_f64());
         entry.first_event = Some(Instant::now());
     }
     match answer.body {
@@ -223,10 +191,7 @@ fn relay(
 
 fn tokens_of_answer(call: &Call, deployment: &Deployment, answer: &[u8]) -> Tokens {
     if let Some(usage) = openai::usage_of_answer(answer) {
-        return Tokens {
-            usage,
-            estimated: false,
-        };
+        return Tokens { usage, estimated: false };
     }
     let mut estimate = Estimate::new(call, deployment.counts_deltas());
     estimate.add(openai::answer_content_bytes(answer));
@@ -252,14 +217,8 @@ fn refuse(mut entry: Box<Entry>, error: &Error) -> Response<Body> {
 /// The model of this name, where the caller may use it. One it may not use is a 403, not a 404: it is told apart from a
 /// typo, and the names are no secret among those who have a key.
 fn usable_model<'a>(now: &'a Snapshot, caller: &Caller, name: &str) -> Result<&'a Arc<Model>, Error> {
-    let model = now
-        .model(name)
-        .ok_or_else(|| Error::ModelNotFound(name.to_owned()))?;
-    if caller.may_use(&model.name) {
-        Ok(model)
-    } else {
-        Err(Error::ModelNotAllowed(name.to_owned()))
-    }
+    let model = now.model(name).ok_or_else(|| Error::ModelNotFound(name.to_owned()))?;
+    if caller.may_use(&model.name) { Ok(model) } else { Err(Error::ModelNotAllowed(name.to_owned())) }
 }
 
 fn model_object(name: &str) -> serde_json::Value {
@@ -296,13 +255,20 @@ async fn parse<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(
         (Form::Multipart | Form::Either, Some(kind)) => {
             Call::from_multipart(endpoint, kind, collect(body, server.max_upload).await?).map_err(Error::Call)
         }
-        (Form::Json, Some(_)) => Err(Error::Malformed("This endpoint takes a JSON body, not multipart.".into())),
-        (Form::Multipart, None) => Err(Error::Malformed("This endpoint takes a multipart/form-data body.".into())),
+        (Form::Json, Some(_)) => {
+            Err(Error::Malformed("This endpoint takes a JSON body, not multipart.".into()))
+        }
+        (Form::Multipart, None) => {
+            Err(Error::Malformed("This endpoint takes a multipart/form-data body.".into()))
+        }
     }
 }
 
 /// The whole body, bounded in size and in time.
-async fn collect<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(mut body: B, bytes_max: usize) -> Result<Bytes, Error> {
+async fn collect<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(
+    mut body: B,
+    bytes_max: usize,
+) -> Result<Bytes, Error> {
     let announced = body.size_hint().lower();
     if announced > bytes_max as u64 {
         return Err(Error::BodyTooLarge(bytes_max));

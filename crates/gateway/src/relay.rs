@@ -62,11 +62,9 @@ impl http_body::Body for Body {
                 }
                 Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
             }
-            Self::Relay(relay) => relay
-                .as_mut()
-                .get_mut()
-                .poll_chunk(cx)
-                .map(|chunk| chunk.map(|c| c.map(Frame::data))),
+            Self::Relay(relay) => {
+                relay.as_mut().get_mut().poll_chunk(cx).map(|chunk| chunk.map(|c| c.map(Frame::data)))
+            }
         }
     }
 
@@ -208,30 +206,18 @@ impl Relay {
                 self.entry.outcome = Some(outcome);
                 return;
             }
-            Outcome::Shutdown => (
-                "This instance is shutting down. The answer is cut here.",
-                "shutting_down",
-            ),
-            Outcome::TimedOut => (
-                "The provider stopped sending. The answer is cut here.",
-                "upstream_timeout",
-            ),
-            _ => (
-                "The provider broke off in the middle of its answer.",
-                "upstream_failed",
-            ),
+            Outcome::Shutdown => ("This instance is shutting down. The answer is cut here.", "shutting_down"),
+            Outcome::TimedOut => {
+                ("The provider stopped sending. The answer is cut here.", "upstream_timeout")
+            }
+            _ => ("The provider broke off in the middle of its answer.", "upstream_failed"),
         };
-        let kind = if outcome == Outcome::Shutdown {
-            "service_unavailable"
-        } else {
-            "upstream_error"
-        };
+        let kind = if outcome == Outcome::Shutdown { "service_unavailable" } else { "upstream_error" };
         self.entry.outcome = Some(outcome);
         self.entry.code = Some(code);
         self.ended = Some(match self.meter.is_events() {
             true => {
-                self.ready
-                    .push_back(openai::error_event(message, kind, Some(code)));
+                self.ready.push_back(openai::error_event(message, kind, Some(code)));
                 Ok(())
             }
             false => Err(io::ErrorKind::ConnectionAborted),
@@ -248,14 +234,8 @@ impl Drop for Relay {
 
 /// Counts what passes.
 enum Meter {
-    Events {
-        splitter: sse::Splitter,
-        counted: Counted,
-    },
-    Plain {
-        kept: Vec<u8>,
-        too_long: bool,
-    },
+    Events { splitter: sse::Splitter, counted: Counted },
+    Plain { kept: Vec<u8>, too_long: bool },
 }
 
 struct Counted {
@@ -283,12 +263,7 @@ pub struct Estimate {
 impl Estimate {
     /// For an answer to `call` of which nothing has come yet.
     pub fn new(call: &Call, counts_deltas: bool) -> Self {
-        Self {
-            prompt: prompt_tokens(&call.prompt()),
-            counts_deltas,
-            deltas: 0,
-            content_bytes: 0,
-        }
+        Self { prompt: prompt_tokens(&call.prompt()), counts_deltas, deltas: 0, content_bytes: 0 }
     }
 
     /// A piece of the answer with this much text.
@@ -299,44 +274,23 @@ impl Estimate {
 
     /// The tokens so far.
     pub fn tokens(&self) -> Tokens {
-        let completion = if self.counts_deltas {
-            self.deltas
-        } else {
-            self.content_bytes.div_ceil(BYTES_PER_TOKEN)
-        };
-        let usage = Usage {
-            prompt: self.prompt,
-            completion,
-            total: self.prompt + completion,
-            ..Usage::default()
-        };
-        Tokens {
-            usage,
-            estimated: true,
-        }
+        let completion =
+            if self.counts_deltas { self.deltas } else { self.content_bytes.div_ceil(BYTES_PER_TOKEN) };
+        let usage =
+            Usage { prompt: self.prompt, completion, total: self.prompt + completion, ..Usage::default() };
+        Tokens { usage, estimated: true }
     }
 }
 
 impl Meter {
     fn new(terms: &Terms<'_>) -> Self {
         if !terms.events {
-            return Self::Plain {
-                kept: Vec::new(),
-                too_long: false,
-            };
+            return Self::Plain { kept: Vec::new(), too_long: false };
         }
         let hide_usage = terms.call.endpoint().streams() && !terms.call.usage_asked();
         let estimate = Estimate::new(terms.call, terms.counts_deltas);
-        let counted = Counted {
-            hide_usage,
-            done: false,
-            usage: None,
-            estimate,
-        };
-        Self::Events {
-            splitter: sse::Splitter::new(),
-            counted,
-        }
+        let counted = Counted { hide_usage, done: false, usage: None, estimate };
+        Self::Events { splitter: sse::Splitter::new(), counted }
     }
 
     fn is_events(&self) -> bool {
@@ -368,32 +322,20 @@ impl Meter {
     /// The rest, when the answer ended rightly.
     fn finish(&mut self, ready: &mut VecDeque<Bytes>) {
         if let Self::Events { splitter, counted } = self {
-            ready.extend(
-                splitter
-                    .finish()
-                    .filter(|event| counted.passes(event))
-                    .map(|event| event.raw),
-            );
+            ready.extend(splitter.finish().filter(|event| counted.passes(event)).map(|event| event.raw));
         }
     }
 
     fn tokens(&self) -> Option<Tokens> {
         match self {
             Self::Events { counted, .. } => Some(match counted.usage {
-                Some(usage) => Tokens {
-                    usage,
-                    estimated: false,
-                },
+                Some(usage) => Tokens { usage, estimated: false },
                 None => counted.estimate.tokens(),
             }),
             // Of audio and images without `usage` there is nothing to count.
-            Self::Plain {
-                kept,
-                too_long: false,
-            } => openai::usage_of_answer(kept).map(|usage| Tokens {
-                usage,
-                estimated: false,
-            }),
+            Self::Plain { kept, too_long: false } => {
+                openai::usage_of_answer(kept).map(|usage| Tokens { usage, estimated: false })
+            }
             Self::Plain { too_long: true, .. } => None,
         }
     }

@@ -54,9 +54,7 @@ impl Source {
         };
         let hash = Sha256::digest(file.as_ref().map_or("", |(_, text)| text)).into();
         let named = file.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
-        config::load(named, &environment)
-            .map(|loaded| (loaded, hash))
-            .map_err(Refused::Faulty)
+        config::load(named, &environment).map(|loaded| (loaded, hash)).map_err(Refused::Faulty)
     }
 }
 
@@ -93,9 +91,7 @@ pub fn apply(gateway: &Gateway, config: Config) {
             tracing::warn!(%was, %is, "{what} takes effect at the next start");
         }
     }
-    gateway
-        .snapshot
-        .store(Arc::new(Snapshot::new(config, Some(&before), gateway.metrics())));
+    gateway.snapshot.store(Arc::new(Snapshot::new(config, Some(&before), gateway.metrics())));
 }
 
 /// Reloads on SIGHUP, and with `watch` whenever the file's content changes, until the process ends.
@@ -152,9 +148,7 @@ fn watch_directory(file: &Path, changed: mpsc::Sender<()>) -> notify::Result<not
             let _ = changed.try_send(());
         }
     })?;
-    let parent = file
-        .parent()
-        .filter(|parent| parent.as_os_str() != OsStr::new(""));
+    let parent = file.parent().filter(|parent| parent.as_os_str() != OsStr::new(""));
     watcher.watch(parent.unwrap_or(Path::new(".")), RecursiveMode::NonRecursive)?;
     Ok(watcher)
 }

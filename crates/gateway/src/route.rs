@@ -129,10 +129,7 @@ struct Slot {
 
 impl Default for RetryBudget {
     fn default() -> Self {
-        Self {
-            window: Mutex::default(),
-            born: Instant::now(),
-        }
+        Self { window: Mutex::default(), born: Instant::now() }
     }
 }
 
@@ -145,10 +142,7 @@ impl RetryBudget {
     fn retry(&self) -> bool {
         let number = self.slot_number();
         let mut window = self.lock();
-        let recent = window
-            .slots
-            .iter()
-            .filter(|slot| slot.number + SLOTS as u64 > number);
+        let recent = window.slots.iter().filter(|slot| slot.number + SLOTS as u64 > number);
         let (requests, retries) =
             recent.fold((0, 0), |sum, slot| (sum.0 + slot.requests, sum.1 + slot.retries));
         let allowed = retries < RETRIES_ALWAYS.max(requests / 10);
@@ -172,10 +166,7 @@ impl Window {
     fn slot(&mut self, number: u64) -> &mut Slot {
         let slot = &mut self.slots[(number % SLOTS as u64) as usize];
         if slot.number != number {
-            *slot = Slot {
-                number,
-                ..Slot::default()
-            };
+            *slot = Slot { number, ..Slot::default() };
         }
         slot
     }

@@ -38,20 +38,12 @@ impl Route {
 /// # Errors
 /// 404 for a path that is not one of ours, 405 for another method than its own.
 pub fn route(method: &Method, path: &str) -> Result<Route, Error> {
-    let call = Endpoint::ALL
-        .iter()
-        .find(|endpoint| endpoint.route() == path)
-        .copied();
+    let call = Endpoint::ALL.iter().find(|endpoint| endpoint.route() == path).copied();
     let call = call.or((path == CHAT_ALIAS).then_some(Endpoint::ChatCompletions));
     let (found, allow) = match call {
         Some(endpoint) => (Some(Route::Call(endpoint)), "POST"),
         None if path == "/v1/models" => (Some(Route::Models), "GET"),
-        None => (
-            path.strip_prefix("/v1/models/")
-                .and_then(model_id)
-                .map(Route::Model),
-            "GET",
-        ),
+        None => (path.strip_prefix("/v1/models/").and_then(model_id).map(Route::Model), "GET"),
     };
     let shown = || format!("{method} {}", path.get(..QUOTED_BYTES_MAX).unwrap_or(path));
     match found {
@@ -77,10 +69,7 @@ mod tests {
         assert_eq!(route(&Method::POST, "/v1/chat/completions").unwrap(), chat);
         assert_eq!(route(&Method::POST, "/api/v1/chat").unwrap(), chat);
         assert_eq!(route(&Method::GET, "/v1/models").unwrap(), Route::Models);
-        assert_eq!(
-            route(&Method::GET, "/v1/models/a%2Fb").unwrap(),
-            Route::Model("a/b".into())
-        );
+        assert_eq!(route(&Method::GET, "/v1/models/a%2Fb").unwrap(), Route::Model("a/b".into()));
         for path in [
             "//v1/chat/completions",
             "/v1//chat/completions",
@@ -98,15 +87,9 @@ mod tests {
             "*",
         ] {
             let refused = route(&Method::POST, path);
-            assert!(
-                matches!(refused, Err(Error::UnknownUrl(_))),
-                "{path}: {refused:?}"
-            );
+            assert!(matches!(refused, Err(Error::UnknownUrl(_))), "{path}: {refused:?}");
         }
-        for (method, path) in [
-            (Method::GET, "/v1/chat/completions"),
-            (Method::POST, "/v1/models"),
-        ] {
+        for (method, path) in [(Method::GET, "/v1/chat/completions"), (Method::POST, "/v1/models")] {
             assert!(matches!(route(&method, path), Err(Error::MethodNotSupported(..))));
         }
     }

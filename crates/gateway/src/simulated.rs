@@ -18,9 +18,7 @@ use crate::upstream::{Source, local_response};
 const TOKENS_MAX: u64 = 100_000;
 
 /// What an answer is made of, over and over; one word is one token.
-const WORDS: [&str; 8] = [
-    "The ", "gate ", "opens ", "for ", "those ", "who ", "may ", "pass. ",
-];
+const WORDS: [&str; 8] = ["The ", "gate ", "opens ", "for ", "those ", "who ", "may ", "pass. "];
 
 /// Length of a simulated embedding.
 const DIMENSIONS: usize = 16;
@@ -43,22 +41,12 @@ impl Simulated {
             fail_rate: 0.0,
         };
         match *kind {
-            ProviderKind::Simulated {
-                latency,
-                tokens_per_second,
-                completion_tokens,
-                fail_rate,
-            } => {
+            ProviderKind::Simulated { latency, tokens_per_second, completion_tokens, fail_rate } => {
                 let per_token = match tokens_per_second {
                     0 => Duration::ZERO,
                     pace => Duration::from_secs(1) / pace,
                 };
-                Self {
-                    latency,
-                    per_token,
-                    completion_tokens,
-                    fail_rate,
-                }
+                Self { latency, per_token, completion_tokens, fail_rate }
             }
             ProviderKind::Openai { .. } => quick,
         }
@@ -74,15 +62,9 @@ impl Simulated {
 
     /// Answers after the configured latency.
     pub async fn ask(&self, call: &Call) -> Response<Source> {
-        let tokens = call
-            .output_max()
-            .unwrap_or(TOKENS_MAX)
-            .min(u64::from(self.completion_tokens));
-        let writing = if call.streamed() {
-            Duration::ZERO
-        } else {
-            self.per_token.saturating_mul(tokens as u32)
-        };
+        let tokens = call.output_max().unwrap_or(TOKENS_MAX).min(u64::from(self.completion_tokens));
+        let writing =
+            if call.streamed() { Duration::ZERO } else { self.per_token.saturating_mul(tokens as u32) };
         let wait = self.latency + writing;
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
@@ -91,11 +73,7 @@ impl Simulated {
             let error = json!({ "error": { "message": "simulated failure", "type": "server_error" } });
             return whole(StatusCode::INTERNAL_SERVER_ERROR, &error);
         }
-        let answer = Answer {
-            chat: call.endpoint() == Endpoint::ChatCompletions,
-            call,
-            tokens,
-        };
+        let answer = Answer { chat: call.endpoint() == Endpoint::ChatCompletions, call, tokens };
         match call.endpoint() {
             Endpoint::ChatCompletions | Endpoint::Completions if call.streamed() => {
                 local_response(StatusCode::OK, "text/event-stream", answer.stream(self.per_token))
@@ -133,11 +111,7 @@ impl Answer<'_> {
     }
 
     fn object(&self, suffix: &str) -> String {
-        if self.chat {
-            format!("chat.completion{suffix}")
-        } else {
-            "text_completion".to_owned()
-        }
+        if self.chat { format!("chat.completion{suffix}") } else { "text_completion".to_owned() }
     }
 
     fn whole(&self) -> Value {
@@ -164,21 +138,12 @@ impl Answer<'_> {
                 json!([{ "index": 0, "text": content, "logprobs": null, "finish_reason": finish }])
             }
         };
-        let words: Vec<Bytes> = WORDS
-            .iter()
-            .map(|word| event(delta(word, Value::Null), Value::Null))
-            .collect();
+        let words: Vec<Bytes> =
+            WORDS.iter().map(|word| event(delta(word, Value::Null), Value::Null)).collect();
         let mut end = vec![event(delta("", "stop".into()), Value::Null)];
         end.push(event(json!([]), self.usage()));
         end.push(Bytes::from_static(b"data: [DONE]\n\n"));
-        Simulation {
-            tokens: words,
-            left: self.tokens,
-            next: 0,
-            end: end.concat().into(),
-            pace,
-            pause: None,
-        }
+        Simulation { tokens: words, left: self.tokens, next: 0, end: end.concat().into(), pace, pause: None }
     }
 
     fn embedding(&self) -> Value {
@@ -197,11 +162,7 @@ impl Answer<'_> {
 }
 
 fn whole(status: StatusCode, body: &Value) -> Response<Source> {
-    local_response(
-        status,
-        "application/json",
-        Simulation::whole(body.to_string().into()),
-    )
+    local_response(status, "application/json", Simulation::whole(body.to_string().into()))
 }
 
 /// The body of a simulated answer.
@@ -216,14 +177,7 @@ pub struct Simulation {
 
 impl Simulation {
     fn whole(body: Bytes) -> Self {
-        Self {
-            tokens: Vec::new(),
-            left: 0,
-            next: 0,
-            end: body,
-            pace: Duration::ZERO,
-            pause: None,
-        }
+        Self { tokens: Vec::new(), left: 0, next: 0, end: body, pace: Duration::ZERO, pause: None }
     }
 
     /// The next chunk: a token in its time, then the end, then none.

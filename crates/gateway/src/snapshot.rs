@@ -38,11 +38,7 @@ impl Snapshot {
     /// Compiles a configuration. Deployments that `previous` had with the same settings are taken over with their
     /// connections and health.
     pub fn new(config: Config, previous: Option<&Snapshot>, metrics: &Metrics) -> Self {
-        let keys = config
-            .keys
-            .iter()
-            .map(|key| (key.hash, Arc::new(key.clone())))
-            .collect();
+        let keys = config.keys.iter().map(|key| (key.hash, Arc::new(key.clone()))).collect();
         let mut models = HashMap::new();
         let mut listed = Vec::new();
         for model in &config.models {
@@ -55,22 +51,14 @@ impl Snapshot {
                     .unwrap_or_else(|| Arc::new(Deployment::new(name.clone(), provider.clone(), metrics)))
             });
             let deployments = deployments.collect();
-            let compiled = Arc::new(Model {
-                name: name.clone(),
-                deployments,
-                fallback: model.fallback.clone(),
-            });
+            let compiled =
+                Arc::new(Model { name: name.clone(), deployments, fallback: model.fallback.clone() });
             for known in std::iter::once(&model.name).chain(&model.aliases) {
                 models.insert(known.clone(), compiled.clone());
                 listed.push((known.clone(), compiled.clone()));
             }
         }
-        let now = Self {
-            config,
-            keys,
-            models,
-            listed,
-        };
+        let now = Self { config, keys, models, listed };
         if let Some(previous) = previous {
             previous.forget_deployments_not_in(&now, metrics);
         }
@@ -95,9 +83,7 @@ impl Snapshot {
         caller: &'a Caller,
     ) -> impl Iterator<Item = &'a Arc<Deployment>> {
         let allowed = model.fallback.iter().filter(|name| caller.may_use(name));
-        let next = allowed
-            .filter_map(|name| self.models.get(name))
-            .flat_map(|model| &model.deployments);
+        let next = allowed.filter_map(|name| self.models.get(name)).flat_map(|model| &model.deployments);
         model.deployments.iter().chain(next)
     }
 
@@ -127,8 +113,7 @@ impl Match {
         fn any(wanted: &[String], value: Option<&str>) -> bool {
             wanted.is_empty() || value.is_some_and(|value| wanted.iter().any(|name| name == value))
         }
-        self.authenticated
-            .is_none_or(|wanted| wanted == caller.key.is_some())
+        self.authenticated.is_none_or(|wanted| wanted == caller.key.is_some())
             && (self.endpoint.is_empty() || self.endpoint.iter().any(|glob| endpoint_matches(glob, route)))
             && any(&self.model, Some(model))
             && any(&self.user, caller.user())

@@ -115,16 +115,8 @@ impl Splitter {
 
     fn event(&mut self, raw: Bytes, oversize: bool) -> Event {
         let first = !std::mem::replace(&mut self.begun, true);
-        let fields_at = if first && raw.starts_with(BOM) {
-            BOM.len()
-        } else {
-            0
-        };
-        Event {
-            oversize: oversize || raw.len() > EVENT_BYTES_MAX,
-            raw,
-            fields_at,
-        }
+        let fields_at = if first && raw.starts_with(BOM) { BOM.len() } else { 0 };
+        Event { oversize: oversize || raw.len() > EVENT_BYTES_MAX, raw, fields_at }
     }
 }
 
@@ -172,20 +164,15 @@ impl Event {
     }
 
     fn values<'a>(&'a self, field: &'static [u8]) -> impl Iterator<Item = &'a [u8]> {
-        self.lines()
-            .filter_map(move |line| match line.strip_prefix(field)? {
-                [] => Some(&[][..]),
-                [b':', b' ', value @ ..] | [b':', value @ ..] => Some(value),
-                _ => None,
-            })
+        self.lines().filter_map(move |line| match line.strip_prefix(field)? {
+            [] => Some(&[][..]),
+            [b':', b' ', value @ ..] | [b':', value @ ..] => Some(value),
+            _ => None,
+        })
     }
 
     fn lines(&self) -> Lines<'_> {
-        Lines(if self.oversize {
-            &[]
-        } else {
-            &self.raw[self.fields_at..]
-        })
+        Lines(if self.oversize { &[] } else { &self.raw[self.fields_at..] })
     }
 }
 
@@ -243,11 +230,7 @@ impl Line {
                 Line::Start | Line::Inside => match memchr2(b'\n', b'\r', &bytes[at..]) {
                     Some(length) => {
                         at += length + 1;
-                        *self = if bytes[at - 1] == b'\n' {
-                            Line::Start
-                        } else {
-                            Line::Cr
-                        };
+                        *self = if bytes[at - 1] == b'\n' { Line::Start } else { Line::Cr };
                     }
                     None => {
                         *self = Line::Inside;

@@ -49,12 +49,7 @@ pub struct Deployment {
 }
 
 enum Link {
-    Http {
-        client: Client,
-        base: Uri,
-        authorization: Option<HeaderValue>,
-        stream_usage: bool,
-    },
+    Http { client: Client, base: Uri, authorization: Option<HeaderValue>, stream_usage: bool },
     Simulated(Simulated),
 }
 
@@ -126,9 +121,9 @@ impl Source {
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self {
             Self::Http(body) => Pin::new(body).poll_frame(cx),
-            Self::Simulated(simulation) => simulation
-                .poll_frame(cx)
-                .map(|chunk| chunk.map(|c| Ok(Frame::data(c)))),
+            Self::Simulated(simulation) => {
+                simulation.poll_frame(cx).map(|chunk| chunk.map(|c| Ok(Frame::data(c))))
+            }
         }
     }
 
@@ -151,11 +146,7 @@ impl Deployment {
     pub fn new(model: Name, provider: Provider, metrics: &Metrics) -> Self {
         let name = Name::from(provider.name.as_str());
         let link = match &provider.kind {
-            ProviderKind::Openai {
-                base,
-                key,
-                stream_usage,
-            } => Link::Http {
+            ProviderKind::Openai { base, key, stream_usage } => Link::Http {
                 client: Client::new(is_tls(base), provider.deadlines.connect),
                 base: base.clone(),
                 authorization: key.as_ref().and_then(authorization),
@@ -163,26 +154,14 @@ impl Deployment {
             },
             ProviderKind::Simulated { .. } => Link::Simulated(Simulated::new(&provider.kind)),
         };
-        let label = ByProvider {
-            model: model.clone(),
-            provider: name.clone(),
-        };
+        let label = ByProvider { model: model.clone(), provider: name.clone() };
         let healthy = metrics.upstream_healthy.get_or_create_owned(&label);
-        Self {
-            model,
-            name,
-            provider,
-            health: Health::new(healthy),
-            link,
-        }
+        Self { model, name, provider, health: Health::new(healthy), link }
     }
 
     /// Its label in metrics.
     pub fn label(&self) -> ByProvider {
-        ByProvider {
-            model: self.model.clone(),
-            provider: self.name.clone(),
-        }
+        ByProvider { model: self.model.clone(), provider: self.name.clone() }
     }
 
     /// Whether it serves this endpoint.
@@ -212,14 +191,7 @@ impl Deployment {
             Err(Failure::Unreachable(_) | Failure::Broken(_)) => "error".to_owned(),
         };
         let (model, provider) = (self.model.clone(), self.name.clone());
-        metrics
-            .upstream_requests
-            .get_or_create(&ByProviderCode {
-                model,
-                provider,
-                code,
-            })
-            .inc();
+        metrics.upstream_requests.get_or_create(&ByProviderCode { model, provider, code }).inc();
         match &result {
             Ok(_) => self.health.answered(),
             Err(failure) => self.health.failed(failure),
@@ -238,19 +210,11 @@ impl Deployment {
         };
         let by = tokio::time::Instant::from_std(head_by);
         let response = match &self.link {
-            Link::Http {
-                client,
-                base,
-                authorization,
-                stream_usage,
-            } => {
-                let body = question
-                    .call
-                    .render(self.provider.model_name.as_deref(), *stream_usage);
+            Link::Http { client, base, authorization, stream_usage } => {
+                let body = question.call.render(self.provider.model_name.as_deref(), *stream_usage);
                 let request = http_request(base, authorization.as_ref(), question, body)?;
                 let sent = timeout_at(by, client.send(request)).await;
-                sent.map_err(|_| Failure::TimedOut(what, bound))??
-                    .map(Source::Http)
+                sent.map_err(|_| Failure::TimedOut(what, bound))??.map(Source::Http)
             }
             Link::Simulated(simulated) => {
                 let answer = timeout_at(by, simulated.ask(question.call)).await;
@@ -259,31 +223,17 @@ impl Deployment {
         };
         let (head, body) = response.into_parts();
         acceptable(head.status, &head.headers)?;
-        let mut reading = Reading {
-            source: body,
-            head: VecDeque::new(),
-            bytes: 0,
-        };
+        let mut reading = Reading { source: body, head: VecDeque::new(), bytes: 0 };
         let body = if is_event_stream(&head.headers) {
             let first = timeout_at(by, reading.until_first_event()).await;
             first.map_err(|_| Failure::TimedOut("first token", bound))??;
-            AnswerBody::Open {
-                head: reading.head,
-                rest: reading.source,
-            }
+            AnswerBody::Open { head: reading.head, rest: reading.source }
         } else if is_json(&head.headers) {
             reading.whole(deadlines.idle, total).await?
         } else {
-            AnswerBody::Open {
-                head: reading.head,
-                rest: reading.source,
-            }
+            AnswerBody::Open { head: reading.head, rest: reading.source }
         };
-        Ok(Answer {
-            status: head.status,
-            headers: head.headers,
-            body,
-        })
+        Ok(Answer { status: head.status, headers: head.headers, body })
     }
 }
 
@@ -298,9 +248,7 @@ impl Reading {
     async fn more(&mut self) -> Result<Option<Bytes>, Failure> {
         match self.source.chunk().await {
             None => Ok(None),
-            Some(Err(_)) => Err(Failure::Broken(
-                "connection closed in the middle of the answer".into(),
-            )),
+            Some(Err(_)) => Err(Failure::Broken("connection closed in the middle of the answer".into())),
             Some(Ok(chunk)) => {
                 self.bytes += chunk.len();
                 self.head.push_back(chunk.clone());
@@ -335,10 +283,7 @@ impl Reading {
         while self.bytes <= WHOLE_BYTES_MAX {
             let by = total.min(Instant::now() + idle);
             let read = timeout_at(by.into(), self.more()).await;
-            if read
-                .map_err(|_| Failure::TimedOut("end of the answer", idle))??
-                .is_none()
-            {
+            if read.map_err(|_| Failure::TimedOut("end of the answer", idle))??.is_none() {
                 let body = if self.head.len() == 1 {
                     self.head.remove(0).unwrap_or_default()
                 } else {
@@ -347,10 +292,7 @@ impl Reading {
                 return Ok(AnswerBody::Whole(body));
             }
         }
-        Ok(AnswerBody::Open {
-            head: self.head,
-            rest: self.source,
-        })
+        Ok(AnswerBody::Open { head: self.head, rest: self.source })
     }
 
     fn joined(&self) -> Bytes {
@@ -367,17 +309,12 @@ fn http_request(
     body: Bytes,
 ) -> Result<Request<Full<Bytes>>, Failure> {
     let uri = under(base, question.call.endpoint().upstream_path())?;
-    let mut request = Request::post(uri)
-        .body(Full::new(body))
-        .map_err(|error| Failure::Broken(error.to_string()))?;
+    let mut request =
+        Request::post(uri).body(Full::new(body)).map_err(|error| Failure::Broken(error.to_string()))?;
     *request.headers_mut() = question.headers.clone();
-    request
-        .headers_mut()
-        .insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     if let Some(authorization) = authorization {
-        request
-            .headers_mut()
-            .insert(header::AUTHORIZATION, authorization.clone());
+        request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
     }
     Ok(request)
 }
@@ -394,9 +331,9 @@ fn acceptable(status: StatusCode, headers: &HeaderMap) -> Result<(), Failure> {
         return Err(Failure::Status(status, retry_after(headers)));
     }
     match headers.get(header::CONTENT_ENCODING) {
-        Some(encoding) if encoding != "identity" => Err(Failure::Broken(
-            "compressed answer to a request for an uncompressed one".into(),
-        )),
+        Some(encoding) if encoding != "identity" => {
+            Err(Failure::Broken("compressed answer to a request for an uncompressed one".into()))
+        }
         _ => Ok(()),
     }
 }
@@ -418,10 +355,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 fn content_type_is(headers: &HeaderMap, wanted: &str) -> bool {
-    let value = headers
-        .get(header::CONTENT_TYPE)
-        .map(|value| value.as_bytes())
-        .unwrap_or_default();
+    let value = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes()).unwrap_or_default();
     let essence = value.split(|&byte| byte == b';').next().unwrap_or_default();
     essence.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes())
 }
@@ -430,9 +364,7 @@ fn content_type_is(headers: &HeaderMap, wanted: &str) -> bool {
 pub fn local_response(status: StatusCode, content_type: &'static str, body: Simulation) -> Response<Source> {
     let mut response = Response::new(Source::Simulated(body));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 

@@ -25,12 +25,7 @@ impl Limit {
     /// The gate: refuses what cannot be counted exactly, and a burst on anything but a token bucket. A calendar
     /// month is a fixed window whatever `algorithm` says.
     pub fn new(rule: &str, quota: Quota, algorithm: Algorithm, scope: Scope) -> Result<Limit, LimitError> {
-        let refused = |problem: String| {
-            Err(LimitError {
-                rule: crate::names::excerpt(rule),
-                problem,
-            })
-        };
+        let refused = |problem: String| Err(LimitError { rule: crate::names::excerpt(rule), problem });
         if rule.is_empty() || rule.len() > RULE_BYTES_MAX || rule.chars().any(|c| c.is_control() || c == '"')
         {
             return refused(
@@ -42,11 +37,7 @@ impl Limit {
                 "`{quota}`: limits on calls in flight are not supported; limit requests per window"
             ));
         };
-        let algorithm = if window.span() == Span::Month {
-            Algorithm::FixedWindow
-        } else {
-            algorithm
-        };
+        let algorithm = if window.span() == Span::Month { Algorithm::FixedWindow } else { algorithm };
         if quota.burst().is_some() && algorithm != Algorithm::TokenBucket {
             return refused(format!(
                 "`{quota}`: burst needs token_bucket, this limit is {algorithm}; leave it out"
@@ -54,19 +45,10 @@ impl Limit {
         }
         let Some(rate) = Rate::new(&quota, window, algorithm) else {
             let advice = "write fixed_window for it";
-            return refused(format!(
-                "`{quota}` is too large to be counted exactly as {algorithm}; {advice}"
-            ));
+            return refused(format!("`{quota}` is too large to be counted exactly as {algorithm}; {advice}"));
         };
         let id = format!("{rule}-{}-{}", quota.unit(), window.to_string().replace(' ', "-"));
-        Ok(Limit {
-            id,
-            rule: rule.to_string(),
-            quota,
-            scope,
-            rate,
-            shadow: false,
-        })
+        Ok(Limit { id, rule: rule.to_string(), quota, scope, rate, shadow: false })
     }
 
     /// The same limit, counting and reporting but never refusing. Charged only when it fits.
@@ -204,21 +186,13 @@ pub struct Charge {
 impl Charge {
     /// Takes exactly `amount`; more than the limit's capacity is refused for ever.
     pub fn new(limit: Arc<Limit>, subject: Subject, amount: u64) -> Charge {
-        Charge {
-            limit,
-            subject,
-            amount,
-        }
+        Charge { limit, subject, amount }
     }
 
     /// Takes an estimate: at most the limit's capacity, so that a small limit can be met at all.
     pub fn estimate(limit: Arc<Limit>, subject: Subject, amount: u64) -> Charge {
         let amount = amount.min(limit.capacity());
-        Charge {
-            limit,
-            subject,
-            amount,
-        }
+        Charge { limit, subject, amount }
     }
 
     /// The limit that is met.

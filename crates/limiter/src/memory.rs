@@ -31,10 +31,7 @@ pub struct Budgets {
 
 impl Default for Budgets {
     fn default() -> Budgets {
-        Budgets {
-            keyed: 1_000_000,
-            unauthenticated: 100_000,
-        }
+        Budgets { keyed: 1_000_000, unauthenticated: 100_000 }
     }
 }
 
@@ -73,10 +70,8 @@ impl MemoryStore {
     pub fn with_budgets(clock: impl Clock + 'static, budgets: Budgets) -> MemoryStore {
         let wanted = budgets.keyed.min(budgets.unauthenticated) / SUBJECTS_PER_SHARD_MIN;
         let shards = wanted.clamp(1, SHARDS_MAX).next_power_of_two();
-        let share = Budgets {
-            keyed: budgets.keyed / shards,
-            unauthenticated: budgets.unauthenticated / shards,
-        };
+        let share =
+            Budgets { keyed: budgets.keyed / shards, unauthenticated: budgets.unauthenticated / shards };
         MemoryStore(Arc::new(Inner {
             clock: Box::new(clock),
             hasher: RandomState::new(),
@@ -112,11 +107,7 @@ impl MemoryStore {
             shard.make_room(now);
         }
         drop(locked);
-        let hold = Held {
-            store: self.clone(),
-            keys,
-            receipts,
-        };
+        let hold = Held { store: self.clone(), keys, receipts };
         Decision::Granted(Reservation::new(standings, now, Box::new(hold)))
     }
 
@@ -141,11 +132,7 @@ impl MemoryStore {
 
     /// How full it is.
     pub fn occupancy(&self) -> Occupancy {
-        let mut total = Occupancy {
-            keyed: 0,
-            unauthenticated: 0,
-            evicted_live: 0,
-        };
+        let mut total = Occupancy { keyed: 0, unauthenticated: 0, evicted_live: 0 };
         for shard in &self.0.shards {
             let one = lock(shard).occupancy();
             total.keyed += one.keyed;
@@ -158,9 +145,7 @@ impl MemoryStore {
 
 impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryStore")
-            .field("occupancy", &self.occupancy())
-            .finish()
+        f.debug_struct("MemoryStore").field("occupancy", &self.occupancy()).finish()
     }
 }
 
@@ -222,10 +207,7 @@ fn take(
     }
     let state = shard.state_or_new(key, Class::of(charge.subject()), charge.limit(), now);
     let receipt = state.charge(&rate, now, charge.amount());
-    (
-        standing(charge, state, now, Some(&receipt), Retry::Now),
-        Some(receipt),
-    )
+    (standing(charge, state, now, Some(&receipt), Retry::Now), Some(receipt))
 }
 
 impl Inner {
@@ -255,11 +237,7 @@ impl Inner {
             guards.push(lock(&self.shards[rest.trailing_zeros() as usize]));
             rest &= rest - 1;
         }
-        Locked {
-            mask,
-            guards,
-            last: self.shards.len() - 1,
-        }
+        Locked { mask, guards, last: self.shards.len() - 1 }
     }
 
     fn shard(&self, key: &Key) -> MutexGuard<'_, Shard> {

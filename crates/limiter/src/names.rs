@@ -16,11 +16,7 @@ impl UnknownName {
         found: &str,
         allowed: impl IntoIterator<Item = &'static str>,
     ) -> UnknownName {
-        UnknownName {
-            what,
-            found: excerpt(found),
-            allowed: allowed.into_iter().collect(),
-        }
+        UnknownName { what, found: excerpt(found), allowed: allowed.into_iter().collect() }
     }
 
     /// Every name that would have been accepted.
@@ -48,26 +44,16 @@ impl std::error::Error for UnknownName {}
 
 /// The first 40 characters of outside text, fit for a message of one line.
 pub(crate) fn excerpt(text: &str) -> String {
-    let cut: String = text
-        .chars()
-        .take(40)
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect();
-    if text.chars().nth(40).is_some() {
-        cut + "…"
-    } else {
-        cut
-    }
+    let cut: String = text.chars().take(40).map(|c| if c.is_control() { '?' } else { c }).collect();
+    if text.chars().nth(40).is_some() { cut + "…" } else { cut }
 }
 
 /// The candidate at most two edits (one, for short words) from `word`, ignoring case.
 pub(crate) fn nearest(word: &str, candidates: &[&'static str]) -> Option<&'static str> {
     let word = word.to_ascii_lowercase();
     let most = if word.chars().count() <= 3 { 1 } else { 2 };
-    let (distance, name) = candidates
-        .iter()
-        .map(|name| (edits(&word, name), *name))
-        .min_by_key(|(distance, _)| *distance)?;
+    let (distance, name) =
+        candidates.iter().map(|name| (edits(&word, name), *name)).min_by_key(|(distance, _)| *distance)?;
     (distance <= most).then_some(name)
 }
 

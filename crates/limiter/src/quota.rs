@@ -37,14 +37,8 @@ pub enum Unit {
 
 impl Unit {
     /// Every unit.
-    pub const ALL: [Unit; 6] = [
-        Unit::Requests,
-        Unit::Tokens,
-        Unit::InputTokens,
-        Unit::OutputTokens,
-        Unit::Cost,
-        Unit::Concurrency,
-    ];
+    pub const ALL: [Unit; 6] =
+        [Unit::Requests, Unit::Tokens, Unit::InputTokens, Unit::OutputTokens, Unit::Cost, Unit::Concurrency];
 
     /// The name used in identifiers: `input_tokens`.
     pub const fn as_str(self) -> &'static str {
@@ -80,12 +74,8 @@ pub enum Algorithm {
 
 impl Algorithm {
     /// Every algorithm.
-    pub const ALL: [Algorithm; 4] = [
-        Algorithm::FixedWindow,
-        Algorithm::SlidingWindow,
-        Algorithm::MovingWindow,
-        Algorithm::TokenBucket,
-    ];
+    pub const ALL: [Algorithm; 4] =
+        [Algorithm::FixedWindow, Algorithm::SlidingWindow, Algorithm::MovingWindow, Algorithm::TokenBucket];
 
     /// The name used in configuration: `fixed_window`.
     pub const fn as_str(self) -> &'static str {
@@ -108,9 +98,7 @@ impl FromStr for Algorithm {
     type Err = UnknownName;
 
     fn from_str(name: &str) -> Result<Algorithm, UnknownName> {
-        let found = Algorithm::ALL
-            .into_iter()
-            .find(|algorithm| algorithm.as_str() == name);
+        let found = Algorithm::ALL.into_iter().find(|algorithm| algorithm.as_str() == name);
         found.ok_or_else(|| UnknownName::new("strategy", name, Algorithm::ALL.map(Algorithm::as_str)))
     }
 }
@@ -130,39 +118,19 @@ impl Quota {
     pub fn new(amount: u64, unit: Unit, window: Window) -> Result<Quota, QuotaError> {
         if unit == Unit::Concurrency {
             let advice = "use Quota::concurrent";
-            return Err(QuotaError::new(
-                "concurrency",
-                "calls in flight have no window",
-                advice,
-            ));
+            return Err(QuotaError::new("concurrency", "calls in flight have no window", advice));
         }
-        Quota {
-            amount,
-            unit,
-            window: Some(window),
-            burst: None,
-        }
-        .checked()
+        Quota { amount, unit, window: Some(window), burst: None }.checked()
     }
 
     /// At most `amount` calls in flight.
     pub fn concurrent(amount: u64) -> Result<Quota, QuotaError> {
-        Quota {
-            amount,
-            unit: Unit::Concurrency,
-            window: None,
-            burst: None,
-        }
-        .checked()
+        Quota { amount, unit: Unit::Concurrency, window: None, burst: None }.checked()
     }
 
     /// The same, with a bucket of this size. Only the token bucket has one.
     pub fn with_burst(self, burst: u64) -> Result<Quota, QuotaError> {
-        Quota {
-            burst: Some(burst),
-            ..self
-        }
-        .checked()
+        Quota { burst: Some(burst), ..self }.checked()
     }
 
     /// Every quota of a text like `10/minute;100/hour`. `unlimited` is none.
@@ -229,19 +197,11 @@ impl Quota {
             ));
         }
         if self.burst.is_some() && self.window.is_none() {
-            return Err(QuotaError::new(
-                &shown,
-                "calls in flight have no burst",
-                "leave it out",
-            ));
+            return Err(QuotaError::new(&shown, "calls in flight have no burst", "leave it out"));
         }
         if u128::from(self.amount.max(self.burst.unwrap_or(0))) >= EXACT {
             let advice = format!("the most is {}", self.show((EXACT - 1) as u64));
-            return Err(QuotaError::new(
-                &shown,
-                "too large to be counted exactly",
-                &advice,
-            ));
+            return Err(QuotaError::new(&shown, "too large to be counted exactly", &advice));
         }
         Ok(self)
     }

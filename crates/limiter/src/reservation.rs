@@ -74,17 +74,8 @@ impl Denial {
     pub(crate) fn new(standings: Vec<Standing>, now: Millis) -> Denial {
         let weight = |(_, standing): &(usize, &Standing)| (!standing.limit.is_shadow(), standing.retry);
         // From the back, because `max_by_key` takes the last of equals and the first should bind.
-        let binding = standings
-            .iter()
-            .enumerate()
-            .rev()
-            .max_by_key(weight)
-            .map_or(0, |(index, _)| index);
-        Denial {
-            standings,
-            binding,
-            now,
-        }
+        let binding = standings.iter().enumerate().rev().max_by_key(weight).map_or(0, |(index, _)| index);
+        Denial { standings, binding, now }
     }
 
     /// What each limit says, one per charge, in the order of the charges.
@@ -156,10 +147,7 @@ impl Reservation {
 
 impl std::fmt::Debug for Reservation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reservation")
-            .field("standings", &self.standings)
-            .field("now", &self.now)
-            .finish()
+        f.debug_struct("Reservation").field("standings", &self.standings).field("now", &self.now).finish()
     }
 }
 

@@ -70,9 +70,7 @@ impl FromStr for Dimension {
     type Err = UnknownName;
 
     fn from_str(name: &str) -> Result<Dimension, UnknownName> {
-        let found = Dimension::ALL
-            .into_iter()
-            .find(|dimension| dimension.as_str() == name);
+        let found = Dimension::ALL.into_iter().find(|dimension| dimension.as_str() == name);
         found.ok_or_else(|| UnknownName::new("scope", name, Dimension::ALL.map(Dimension::as_str)))
     }
 }
@@ -88,11 +86,7 @@ impl Scope {
 
     /// The set of these dimensions.
     pub fn of(dimensions: impl IntoIterator<Item = Dimension>) -> Scope {
-        Scope(
-            dimensions
-                .into_iter()
-                .fold(0, |set, dimension| set | dimension.bit()),
-        )
+        Scope(dimensions.into_iter().fold(0, |set, dimension| set | dimension.bit()))
     }
 
     /// Whether the limit is per this.
@@ -102,9 +96,7 @@ impl Scope {
 
     /// The dimensions, in the order of [`Dimension::ALL`].
     pub fn iter(self) -> impl Iterator<Item = Dimension> {
-        Dimension::ALL
-            .into_iter()
-            .filter(move |dimension| self.contains(*dimension))
+        Dimension::ALL.into_iter().filter(move |dimension| self.contains(*dimension))
     }
 
     /// The scope filled in for one request: `user:alice:model:gpt-4o`. Separators and control characters in
@@ -112,10 +104,7 @@ impl Scope {
     /// length of values that come from outside.
     pub fn subject<'v>(self, mut value: impl FnMut(Dimension) -> Cow<'v, str>) -> Subject {
         if self == Scope::GLOBAL {
-            return Subject {
-                text: Arc::from("global"),
-                unauthenticated: false,
-            };
+            return Subject { text: Arc::from("global"), unauthenticated: false };
         }
         let mut text = String::with_capacity(64);
         for dimension in self.iter() {
@@ -126,10 +115,7 @@ impl Scope {
             text.push(':');
             encode(&value(dimension), &mut text);
         }
-        Subject {
-            text: text.into(),
-            unauthenticated: false,
-        }
+        Subject { text: text.into(), unauthenticated: false }
     }
 }
 
@@ -157,10 +143,7 @@ impl Subject {
     /// Marks a subject whose values any stranger can make up. Stores keep those in a budget of their own, so that
     /// they never push out the counters of known callers.
     pub fn unauthenticated(self) -> Subject {
-        Subject {
-            unauthenticated: true,
-            ..self
-        }
+        Subject { unauthenticated: true, ..self }
     }
 
     /// Whether it was marked as made up by a stranger.
@@ -233,10 +216,7 @@ impl FromStr for Subject {
             }
             last = Some(dimension);
         }
-        Ok(Subject {
-            text: text.into(),
-            unauthenticated: false,
-        })
+        Ok(Subject { text: text.into(), unauthenticated: false })
     }
 }
 

@@ -57,11 +57,7 @@ impl Rate {
             tick,
             length_ms,
             length: length_ms / tick,
-            offset_ms: if window.span() == Span::Week {
-                length_ms - FIRST_MONDAY_MS
-            } else {
-                0
-            },
+            offset_ms: if window.span() == Span::Week { length_ms - FIRST_MONDAY_MS } else { 0 },
         })
     }
 
@@ -191,12 +187,7 @@ impl State {
             Algorithm::MovingWindow => Level::Moving(Moving::default()),
             Algorithm::TokenBucket => Level::Bucket(Bucket::new(rate)),
         };
-        State {
-            life,
-            generation: 0,
-            at: Millis::ZERO,
-            level,
-        }
+        State { life, generation: 0, at: Millis::ZERO, level }
     }
 
     /// Brings a state from more than one window ahead back to the clock, its level kept. The one write that may come
@@ -274,14 +265,7 @@ impl State {
             Level::Moving(moving) => moving.add(rate, self.at, amount),
             Level::Bucket(bucket) => (debt, refunded) = bucket.add(rate, amount),
         }
-        Receipt {
-            life: self.life,
-            generation: self.generation,
-            amount,
-            at: self.at,
-            debt,
-            refunded,
-        }
+        Receipt { life: self.life, generation: self.generation, amount, at: self.at, debt, refunded }
     }
 
     /// Replaces what `receipt` took by `actual`. More is charged now, unconditionally, up to a bound; less is given
@@ -304,11 +288,7 @@ impl State {
                 }
                 Level::Bucket(bucket) => bucket.add_late(rate, clamped.saturating_sub(receipt.amount)),
             };
-            return Correction {
-                charged,
-                forgiven: more - charged,
-                returned: 0,
-            };
+            return Correction { charged, forgiven: more - charged, returned: 0 };
         }
         if (self.life, self.generation) != (receipt.life, receipt.generation) {
             return Correction::default();
@@ -320,10 +300,7 @@ impl State {
             Level::Moving(moving) => moving.give_back(rate, self.at, receipt.at, less),
             Level::Bucket(bucket) => bucket.give_back(rate, self.at, receipt, less),
         };
-        Correction {
-            returned,
-            ..Correction::default()
-        }
+        Correction { returned, ..Correction::default() }
     }
 
     /// Lets the time pass that has passed, before a write.

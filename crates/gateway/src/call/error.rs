@@ -52,10 +52,7 @@ impl fmt::Display for CallError {
         match self {
             CallError::NotJson(why) => write!(f, "We could not parse the JSON body of your request: {why}."),
             CallError::NotAnObject => {
-                write!(
-                    f,
-                    "We could not parse the JSON body of your request: it must be a JSON object."
-                )
+                write!(f, "We could not parse the JSON body of your request: it must be a JSON object.")
             }
             CallError::TooDeep => write!(
                 f,
@@ -68,24 +65,14 @@ impl fmt::Display for CallError {
             }
             CallError::MissingModel => write!(f, "Missing required parameter: 'model'."),
             CallError::EmptyModel => {
-                write!(
-                    f,
-                    "Invalid value for 'model': expected the name of a model, but got an empty string."
-                )
+                write!(f, "Invalid value for 'model': expected the name of a model, but got an empty string.")
             }
             CallError::LongModel(length) => write!(
                 f,
                 "Invalid value for 'model': expected at most {MODEL_BYTES_MAX} bytes, but got {length} bytes."
             ),
-            CallError::WrongType {
-                param,
-                expected,
-                found,
-            } => {
-                write!(
-                    f,
-                    "Invalid type for '{param}': expected {expected}, but got {found} instead."
-                )
+            CallError::WrongType { param, expected, found } => {
+                write!(f, "Invalid type for '{param}': expected {expected}, but got {found} instead.")
             }
         }
     }

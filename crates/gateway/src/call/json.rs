@@ -34,10 +34,8 @@ pub(super) fn parse(endpoint: Endpoint, body: Bytes) -> Result<Call, CallError> 
     let model = model(json, &members)?;
     let streamed = boolean("stream", members.get(Member::Stream))?.unwrap_or(false);
     let usage = usage_report(endpoint, json, &members, &model)?;
-    let output_max = count("max_tokens", members.get(Member::MaxTokens))?.max(count(
-        "max_completion_tokens",
-        members.get(Member::MaxCompletionTokens),
-    )?);
+    let output_max = count("max_tokens", members.get(Member::MaxTokens))?
+        .max(count("max_completion_tokens", members.get(Member::MaxCompletionTokens))?);
     let n = count("n", members.get(Member::N))?;
     let best_of = count("best_of", members.get(Member::BestOf))?;
     let prompt = members.prompt;
@@ -114,9 +112,7 @@ struct Members<'a> {
 impl<'a> Members<'a> {
     /// The value of a member; one that is null is one that is not there.
     fn get(&self, member: Member) -> Option<&'a str> {
-        self.values[member as usize]
-            .map(RawValue::get)
-            .filter(|value| *value != "null")
+        self.values[member as usize].map(RawValue::get).filter(|value| *value != "null")
     }
 
     fn add(&mut self, member: Member, value: &'a RawValue) {
@@ -210,10 +206,7 @@ fn model(json: &str, members: &Members<'_>) -> Result<Field, CallError> {
     let model: String =
         serde_json::from_str(written).map_err(|_| wrong_type("model", "a string", written))?;
     let start = offset(json, written);
-    Ok(Field {
-        value: checked_model(&model)?,
-        span: start..start + written.len(),
-    })
+    Ok(Field { value: checked_model(&model)?, span: start..start + written.len() })
 }
 
 fn usage_report(
@@ -276,11 +269,7 @@ impl<'de> Visitor<'de> for OptionsVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Options<'de>, A::Error> {
-        let mut options = Options {
-            include_usage: None,
-            twice: false,
-            empty: true,
-        };
+        let mut options = Options { include_usage: None, twice: false, empty: true };
         while let Some(member) = map.next_key()? {
             let value: &RawValue = map.next_value()?;
             options.empty = false;
@@ -316,11 +305,7 @@ fn wrong_type(param: &'static str, expected: &'static str, written: &str) -> Cal
         Some(b'n') => "null",
         _ => "a number",
     };
-    CallError::WrongType {
-        param,
-        expected,
-        found,
-    }
+    CallError::WrongType { param, expected, found }
 }
 
 /// Where `part`, a slice of `json`, begins in it.

@@ -48,20 +48,13 @@ struct Fields {
 impl Fields {
     fn add(&mut self, endpoint: Endpoint, body: &[u8], part: Part<'_>) -> Result<(), CallError> {
         let twice = |param, before: bool| {
-            if before {
-                Err(CallError::Duplicate(param))
-            } else {
-                Ok(())
-            }
+            if before { Err(CallError::Duplicate(param)) } else { Ok(()) }
         };
         match part.name {
             "model" => {
                 twice("model", self.model.is_some())?;
                 let value = checked_model(part.text("model", "a string", body)?)?;
-                self.model = Some(Field {
-                    value,
-                    span: part.value,
-                });
+                self.model = Some(Field { value, span: part.value });
             }
             "stream" => {
                 twice("stream", self.stream.is_some())?;
@@ -155,9 +148,7 @@ fn parts<'a>(body: &'a [u8], boundary: &str) -> Result<Vec<Part<'a>>, CallError>
     let mut closed = false;
     for at in memmem::find_iter(body, &delimiter) {
         if closed || !(at == 0 || body[..at].ends_with(b"\r\n")) {
-            return Err(CallError::NotAForm(
-                "the boundary occurs outside of a delimiter line",
-            ));
+            return Err(CallError::NotAForm("the boundary occurs outside of a delimiter line"));
         }
         if let Some(began) = began {
             if parts.len() == PARTS_MAX {
@@ -168,10 +159,7 @@ fn parts<'a>(body: &'a [u8], boundary: &str) -> Result<Vec<Part<'a>>, CallError>
         let behind = at + delimiter.len();
         closed = body[behind..].starts_with(b"--");
         if !closed {
-            let padding = body[behind..]
-                .iter()
-                .take_while(|byte| matches!(byte, b' ' | b'\t'))
-                .count();
+            let padding = body[behind..].iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
             let line_end = behind + padding;
             if !body[line_end..].starts_with(b"\r\n") {
                 return Err(CallError::NotAForm("a delimiter line does not end in CRLF"));
@@ -189,9 +177,8 @@ fn parts<'a>(body: &'a [u8], boundary: &str) -> Result<Vec<Part<'a>>, CallError>
 fn part(body: &[u8], span: Range<usize>) -> Result<Part<'_>, CallError> {
     let bytes = &body[span.clone()];
     let window = &bytes[..bytes.len().min(HEADERS_BYTES_MAX)];
-    let headers = memmem::find(window, b"\r\n\r\n").ok_or(CallError::NotAForm(
-        "the headers of a part do not end within 8192 bytes",
-    ))?;
+    let headers = memmem::find(window, b"\r\n\r\n")
+        .ok_or(CallError::NotAForm("the headers of a part do not end within 8192 bytes"))?;
     // The CRLF before the delimiter is not of the value, and must not be of the headers either.
     let value = span.start + headers + 4..span.end - 2;
     if value.start > value.end {
@@ -201,18 +188,13 @@ fn part(body: &[u8], span: Range<usize>) -> Result<Part<'_>, CallError> {
         .map_err(|_| CallError::NotAForm("the headers of a part are not UTF-8"))?;
     let (mut disposition, mut encoded) = (None, false);
     for line in headers.split("\r\n") {
-        let (name, content) = line
-            .split_once(':')
-            .ok_or(CallError::NotAForm("a header of a part has no colon"))?;
+        let (name, content) =
+            line.split_once(':').ok_or(CallError::NotAForm("a header of a part has no colon"))?;
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(CallError::NotAForm(
-                "a header of a part is folded or has no proper name",
-            ));
+            return Err(CallError::NotAForm("a header of a part is folded or has no proper name"));
         }
         if content.contains(['\r', '\n', '\0']) {
-            return Err(CallError::NotAForm(
-                "a header of a part holds a control character",
-            ));
+            return Err(CallError::NotAForm("a header of a part holds a control character"));
         }
         if name.eq_ignore_ascii_case("content-disposition") && disposition.replace(content).is_some() {
             return Err(CallError::NotAForm("a part has two Content-Disposition headers"));
@@ -221,28 +203,19 @@ fn part(body: &[u8], span: Range<usize>) -> Result<Part<'_>, CallError> {
     }
     let disposition = disposition.ok_or(CallError::NotAForm("a part has no Content-Disposition header"))?;
     let (name, file) = name_of(disposition)?;
-    Ok(Part {
-        name,
-        file,
-        encoded,
-        value,
-    })
+    Ok(Part { name, file, encoded, value })
 }
 
 /// Whether a content transfer encoding leaves the bytes as they are.
 fn is_plain(encoding: &str) -> bool {
-    ["7bit", "8bit", "binary"]
-        .iter()
-        .any(|plain| encoding.trim().eq_ignore_ascii_case(plain))
+    ["7bit", "8bit", "binary"].iter().any(|plain| encoding.trim().eq_ignore_ascii_case(plain))
 }
 
 /// The name in a `Content-Disposition` header, and whether there is a file name too.
 fn name_of(disposition: &str) -> Result<(&str, bool), CallError> {
     let (kind, rest) = disposition.split_once(';').unwrap_or((disposition, ""));
     if !kind.trim().eq_ignore_ascii_case("form-data") {
-        return Err(CallError::NotAForm(
-            "the Content-Disposition of a part is not form-data",
-        ));
+        return Err(CallError::NotAForm("the Content-Disposition of a part is not form-data"));
     }
     let (mut name, mut file) = (None, false);
     for parameter in Parameters(rest) {
@@ -279,10 +252,7 @@ impl<'a> Iterator for Parameters<'a> {
         let Some((name, value)) = rest.split_once('=') else {
             return Some(Err(CallError::NotAForm("a header parameter has no value")));
         };
-        if name.is_empty()
-            || !name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-_*".contains(&byte))
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_*".contains(&byte))
         {
             return Some(Err(CallError::NotAForm("a header parameter has no proper name")));
         }
@@ -291,18 +261,13 @@ impl<'a> Iterator for Parameters<'a> {
             Some(quoted) => match quoted.split_once('"') {
                 Some((value, rest)) if !value.ends_with('\\') => (value, rest),
                 _ => {
-                    return Some(Err(CallError::NotAForm(
-                        "a quoted header parameter has no clear end",
-                    )));
+                    return Some(Err(CallError::NotAForm("a quoted header parameter has no clear end")));
                 }
             },
             None => {
                 let (value, rest) = value.split_at(value.find(';').unwrap_or(value.len()));
                 let value = value.trim_end_matches([' ', '\t']);
-                if !value
-                    .bytes()
-                    .all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
-                {
+                if !value.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\') {
                     return Some(Err(CallError::NotAForm("a header parameter needs quotes")));
                 }
                 (value, rest)
@@ -310,9 +275,7 @@ impl<'a> Iterator for Parameters<'a> {
         };
         let rest = rest.trim_start_matches([' ', '\t']);
         if !(rest.is_empty() || rest.starts_with(';')) {
-            return Some(Err(CallError::NotAForm(
-                "a header parameter is followed by something else",
-            )));
+            return Some(Err(CallError::NotAForm("a header parameter is followed by something else")));
         }
         self.0 = rest;
         Some(Ok((name, value)))
@@ -320,9 +283,5 @@ impl<'a> Iterator for Parameters<'a> {
 }
 
 fn wrong_type(param: &'static str, expected: &'static str, found: &'static str) -> CallError {
-    CallError::WrongType {
-        param,
-        expected,
-        found,
-    }
+    CallError::WrongType { param, expected, found }
 }

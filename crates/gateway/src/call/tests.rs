@@ -18,10 +18,7 @@ fn prompt_of(members: &str) -> Prompt {
 }
 
 fn text(text_bytes: u64) -> Prompt {
-    Prompt {
-        text_bytes,
-        ..Prompt::default()
-    }
+    Prompt { text_bytes, ..Prompt::default() }
 }
 
 #[test]
@@ -39,25 +36,14 @@ fn endpoints_agree_on_their_paths() {
 fn a_request_is_understood() {
     let call =
         chat(r#" { "stream" : true , "model" : "gp\u0074-4o" , "n" : 2, "max_tokens": 100 } "#).unwrap();
-    assert_eq!(
-        (call.model(), call.streamed(), call.n(), call.output_max()),
-        ("gpt-4o", true, 2, Some(100))
-    );
+    assert_eq!((call.model(), call.streamed(), call.n(), call.output_max()), ("gpt-4o", true, 2, Some(100)));
     assert!(!call.usage_asked());
     let call = chat(r#"{"model":"m","stream":true,"stream_options":{"include_usage":true}}"#).unwrap();
     assert!(call.usage_asked());
     let call =
         chat(r#"{"model":"m","stream":null,"n":null,"max_tokens":null,"stream_options":null}"#).unwrap();
-    assert_eq!(
-        (call.streamed(), call.n(), call.output_max(), call.usage_asked()),
-        (false, 1, None, false)
-    );
-    assert_eq!(
-        chat(r#"{"a":{"model":"x"},"model":"m","b":[{"model":"y"}]}"#)
-            .unwrap()
-            .model(),
-        "m"
-    );
+    assert_eq!((call.streamed(), call.n(), call.output_max(), call.usage_asked()), (false, 1, None, false));
+    assert_eq!(chat(r#"{"a":{"model":"x"},"model":"m","b":[{"model":"y"}]}"#).unwrap().model(), "m");
 }
 
 #[test]
@@ -73,16 +59,8 @@ fn absurd_numbers_become_possible_ones() {
         [n("0"), n("-3"), n("1"), n("128"), n("129"), n("1e999"), n("1.5")],
         [1, 1, 1, 128, 128, 128, 2]
     );
-    let max = |members: &str| {
-        chat(format!(r#"{{"model":"m",{members}}}"#))
-            .unwrap()
-            .output_max()
-    };
-    assert_eq!(
-        max(r#""max_tokens":-1"#),
-        None,
-        "some servers take it for no bound"
-    );
+    let max = |members: &str| chat(format!(r#"{{"model":"m",{members}}}"#)).unwrap().output_max();
+    assert_eq!(max(r#""max_tokens":-1"#), None, "some servers take it for no bound");
     assert_eq!(max(r#""max_tokens":0"#), Some(0));
     assert_eq!(max(r#""max_tokens":99999999999999999999"#), Some(u64::MAX));
     assert_eq!(max(r#""max_completion_tokens":1e999"#), Some(u64::MAX));
@@ -110,11 +88,7 @@ fn what_is_not_a_json_object_is_refused() {
         b"{\"model\":\"m\",\"a\":\"\xff\"}",
     ];
     for body in not_json {
-        assert!(
-            matches!(error(body), CallError::NotJson(_)),
-            "{:?}",
-            String::from_utf8_lossy(body)
-        );
+        assert!(matches!(error(body), CallError::NotJson(_)), "{:?}", String::from_utf8_lossy(body));
     }
     for body in ["[]", "null", "\"model\"", "1"] {
         assert_eq!(error(body), CallError::NotAnObject, "{body}");
@@ -127,25 +101,11 @@ fn what_is_not_a_json_object_is_refused() {
 
 #[test]
 fn unknown_members_may_hold_anything_that_is_json() {
-    for value in [
-        "1e999",
-        "-0.0e-7",
-        r#""\ud83d""#,
-        r#""\u0000""#,
-        "{\"model\":1,\"model\":2}",
-        "[[],{}]",
-    ] {
+    for value in ["1e999", "-0.0e-7", r#""\ud83d""#, r#""\u0000""#, "{\"model\":1,\"model\":2}", "[[],{}]"] {
         let body = format!(r#"{{"x":{value},"model":"m","x":{value}}}"#);
-        assert_eq!(
-            chat(body.clone()).unwrap().render(None, true),
-            body.as_bytes(),
-            "{value}"
-        );
+        assert_eq!(chat(body.clone()).unwrap().render(None, true), body.as_bytes(), "{value}");
         assert!(
-            chat(format!(
-                r#"{{"model":"m","messages":[{{"role":"user","content":{value}}}]}}"#
-            ))
-            .is_ok(),
+            chat(format!(r#"{{"model":"m","messages":[{{"role":"user","content":{value}}}]}}"#)).is_ok(),
             "{value}"
         );
     }
@@ -153,20 +113,12 @@ fn unknown_members_may_hold_anything_that_is_json() {
 
 #[test]
 fn the_model_must_be_a_name() {
-    for body in [
-        "{}",
-        r#"{"model":null}"#,
-        r#"{"Model":"m"}"#,
-        r#"{"x":{"model":"m"}}"#,
-    ] {
+    for body in ["{}", r#"{"model":null}"#, r#"{"Model":"m"}"#, r#"{"x":{"model":"m"}}"#] {
         assert_eq!(error(body), CallError::MissingModel, "{body}");
     }
     assert_eq!(error(r#"{"model":""}"#), CallError::EmptyModel);
     assert!(chat(format!(r#"{{"model":"{}"}}"#, "m".repeat(256))).is_ok());
-    assert_eq!(
-        error(format!(r#"{{"model":"{}"}}"#, "m".repeat(257))),
-        CallError::LongModel(257)
-    );
+    assert_eq!(error(format!(r#"{{"model":"{}"}}"#, "m".repeat(257))), CallError::LongModel(257));
     for (value, found) in [
         ("7", "a number"),
         ("true", "a boolean"),
@@ -175,14 +127,7 @@ fn the_model_must_be_a_name() {
         (r#""\ud800""#, "a string that is not valid Unicode"),
     ] {
         let error = error(format!(r#"{{"model":{value}}}"#));
-        assert_eq!(
-            error,
-            CallError::WrongType {
-                param: "model",
-                expected: "a string",
-                found
-            }
-        );
+        assert_eq!(error, CallError::WrongType { param: "model", expected: "a string", found });
         assert_eq!(error.param(), Some("model"));
     }
 }
@@ -210,10 +155,7 @@ fn members_of_the_wrong_type_are_refused() {
     let error = error(r#"{"model":"m","stream_options":{"include_usage":1}}"#);
     assert_eq!(error.param(), Some("stream_options.include_usage"));
     let embeddings = Bytes::from_static(br#"{"model":"m","stream_options":7}"#);
-    assert!(
-        Call::from_json(Endpoint::Embeddings, embeddings).is_ok(),
-        "it has no such option"
-    );
+    assert!(Call::from_json(Endpoint::Embeddings, embeddings).is_ok(), "it has no such option");
 }
 
 #[test]
@@ -238,11 +180,7 @@ fn what_matters_may_occur_once() {
         ("functions", "[]"),
         ("response_format", "null"),
     ] {
-        let escaped = format!(
-            "{}\\u{:04x}",
-            &param[..param.len() - 1],
-            param.as_bytes()[param.len() - 1]
-        );
+        let escaped = format!("{}\\u{:04x}", &param[..param.len() - 1], param.as_bytes()[param.len() - 1]);
         for again in [param, &escaped] {
             let body = format!(r#"{{"model":"m","{param}":{value},"{again}":{value}}}"#);
             assert_eq!(error(body), CallError::Duplicate(param), "{again}");
@@ -250,10 +188,7 @@ fn what_matters_may_occur_once() {
     }
     let twice = error(r#"{"model":"m","stream_options":{"include_usage":false,"include_us\u0061ge":true}}"#);
     assert_eq!(twice, CallError::Duplicate("stream_options.include_usage"));
-    assert_eq!(
-        error(r#"{"mod\u0065l":"a","model":"b"}"#),
-        CallError::Duplicate("model")
-    );
+    assert_eq!(error(r#"{"mod\u0065l":"a","model":"b"}"#), CallError::Duplicate("model"));
 }
 
 #[test]
@@ -273,46 +208,22 @@ fn nesting_is_bounded_everywhere() {
         assert!(matches!(error(unclosed), CallError::NotJson(_)), "{member}");
     }
     assert_eq!(error("[".repeat(1_000_000)), CallError::NotAnObject);
-    assert!(matches!(
-        error("{\"a\":".repeat(1_000_000)),
-        CallError::NotJson(_)
-    ));
-    assert_eq!(
-        error(format!(r#"{{"model":{}}}"#, nested(1_000_000))),
-        CallError::TooDeep
-    );
+    assert!(matches!(error("{\"a\":".repeat(1_000_000)), CallError::NotJson(_)));
+    assert_eq!(error(format!(r#"{{"model":{}}}"#, nested(1_000_000))), CallError::TooDeep);
 }
 
 #[test]
 fn text_of_prompts_is_counted_as_it_decodes() {
-    assert_eq!(
-        prompt_of(r#""messages":[{"role":"user","content":"hello"}]"#),
-        text(5)
-    );
-    assert_eq!(
-        prompt_of(r#""messages":[{"role":"user","content":"\u4f60\"\n"}]"#),
-        text(5)
-    );
-    assert_eq!(
-        prompt_of(r#""messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}]"#),
-        text(2)
-    );
+    assert_eq!(prompt_of(r#""messages":[{"role":"user","content":"hello"}]"#), text(5));
+    assert_eq!(prompt_of(r#""messages":[{"role":"user","content":"\u4f60\"\n"}]"#), text(5));
+    assert_eq!(prompt_of(r#""messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}]"#), text(2));
     let call = r#""messages":[{"role":"assistant","content":null,"tool_calls":[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"tool","tool_call_id":"call_1","content":"ok"}]"#;
     assert_eq!(prompt_of(call), text(1 + 2 + 2));
     assert_eq!(prompt_of(r#""prompt":["ab","cd"],"suffix":"e""#), text(5));
-    assert_eq!(
-        prompt_of(r#""query":"ab","documents":["cd",{"text":"ef"}]"#),
-        text(6)
-    );
+    assert_eq!(prompt_of(r#""query":"ab","documents":["cd",{"text":"ef"}]"#), text(6));
     assert_eq!(prompt_of(r#""input":"ab","user":"not text""#), text(2));
     assert_eq!(prompt_of(r#""tools":[{"a":"b"}]"#), text(11));
-    assert_eq!(
-        prompt_of(r#""input":[[1,22],[333]]"#),
-        Prompt {
-            token_ids: 3,
-            ..Prompt::default()
-        }
-    );
+    assert_eq!(prompt_of(r#""input":[[1,22],[333]]"#), Prompt { token_ids: 3, ..Prompt::default() });
     assert_eq!(prompt_of(r#""messages":[{"content":"a","x":7}]"#), text(1));
     let long_role = format!(r#""messages":[{{"role":"{}"}}]"#, "r".repeat(65));
     assert_eq!(prompt_of(&long_role), text(65), "text under a false name");
@@ -330,36 +241,13 @@ fn media_are_counted_and_not_measured() {
             {{"type":"file","file":{{"file_data":"{data}","filename":"a.pdf"}}}}]}},
             {{"role":"assistant","audio":null,"file":null,"content":"ok"}}]"#
     );
-    assert_eq!(
-        prompt_of(&parts),
-        Prompt {
-            text_bytes: 6,
-            token_ids: 0,
-            images: 2,
-            audio: 1,
-            files: 1
-        }
-    );
+    assert_eq!(prompt_of(&parts), Prompt { text_bytes: 6, token_ids: 0, images: 2, audio: 1, files: 1 });
     let urls = format!(r#""input":["data:image/png;base64,{data}","data:audio\/wav;base64,{data}"]"#);
-    assert_eq!(
-        prompt_of(&urls),
-        Prompt {
-            images: 1,
-            audio: 1,
-            ..Prompt::default()
-        }
-    );
-    for prose in [
-        "data: a",
-        "data:,a",
-        "data:image/png;base64,not base64 but a long prompt",
-        "data:text/plain,a",
-    ] {
-        assert_eq!(
-            prompt_of(&format!(r#""input":"{prose}""#)),
-            text(prose.len() as u64),
-            "{prose}"
-        );
+    assert_eq!(prompt_of(&urls), Prompt { images: 1, audio: 1, ..Prompt::default() });
+    for prose in
+        ["data: a", "data:,a", "data:image/png;base64,not base64 but a long prompt", "data:text/plain,a"]
+    {
+        assert_eq!(prompt_of(&format!(r#""input":"{prose}""#)), text(prose.len() as u64), "{prose}");
     }
 }
 
@@ -367,14 +255,8 @@ fn media_are_counted_and_not_measured() {
 fn only_what_must_change_is_rewritten() {
     const ASK: &str = r#""stream_options":{"include_usage":true}"#;
     let cases = [
-        (
-            r#"{"model":"a","stream":true}"#,
-            format!(r#"{{"model":"b\"",{ASK},"stream":true}}"#),
-        ),
-        (
-            r#"{"stream":true, "model" : "a" }"#,
-            format!(r#"{{"stream":true, "model" : "b\"",{ASK} }}"#),
-        ),
+        (r#"{"model":"a","stream":true}"#, format!(r#"{{"model":"b\"",{ASK},"stream":true}}"#)),
+        (r#"{"stream":true, "model" : "a" }"#, format!(r#"{{"stream":true, "model" : "b\"",{ASK} }}"#)),
         (
             r#"{"stream_options":null,"stream":true,"model":"a"}"#,
             format!(r#"{{{ASK},"stream":true,"model":"b\""}}"#),
@@ -399,10 +281,7 @@ fn only_what_must_change_is_rewritten() {
             r#"{"model":"a","stream":true,"stream_options":{"include_usage":true}}"#,
             r#"{"model":"b\"","stream":true,"stream_options":{"include_usage":true}}"#.to_owned(),
         ),
-        (
-            r#"{"model":"a","stream":false}"#,
-            r#"{"model":"b\"","stream":false}"#.to_owned(),
-        ),
+        (r#"{"model":"a","stream":false}"#, r#"{"model":"b\"","stream":false}"#.to_owned()),
     ];
     for (body, want) in cases {
         let call = chat(body).unwrap();
@@ -419,11 +298,7 @@ fn without_an_edit_the_body_is_not_copied() {
         assert_eq!(rendered.as_ptr(), body.as_ptr());
     }
     let call = Call::from_json(Endpoint::ImagesGenerations, body.clone()).unwrap();
-    assert_eq!(
-        call.render(None, true).as_ptr(),
-        body.as_ptr(),
-        "the endpoint has no such option"
-    );
+    assert_eq!(call.render(None, true).as_ptr(), body.as_ptr(), "the endpoint has no such option");
 }
 
 /// Any JSON value, a few levels deep.
@@ -457,16 +332,8 @@ fn options() -> impl Strategy<Value = Option<Value>> {
 
 fn request() -> impl Strategy<Value = Value> {
     // A random name may be `n`: a prefix keeps them unknown.
-    let others = prop::collection::vec(
-        (any::<String>().prop_map(|name| format!("x{name}")), value()),
-        0..4,
-    );
-    let known = (
-        ".{1,20}",
-        any::<Option<bool>>(),
-        options(),
-        prop::option::of(value()),
-    );
+    let others = prop::collection::vec((any::<String>().prop_map(|name| format!("x{name}")), value()), 0..4);
+    let known = (".{1,20}", any::<Option<bool>>(), options(), prop::option::of(value()));
     (others, known, any::<usize>()).prop_map(|(others, (model, stream, options, messages), turn)| {
         let mut members: Vec<(String, Value)> = others;
         members.push(("model".to_owned(), model.into()));

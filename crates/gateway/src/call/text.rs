@@ -134,10 +134,7 @@ fn read_string(bytes: &[u8], start: usize) -> Ended {
         decoded += means;
         at += written;
     }
-    Ended {
-        end: bytes.len(),
-        decoded,
-    }
+    Ended { end: bytes.len(), decoded }
 }
 
 /// UTF-8 length of the UTF-16 unit written as four hex digits; each half of a surrogate pair is half of its four bytes.
@@ -190,9 +187,7 @@ fn data_url(raw: &str) -> Option<Part> {
     let (kind, data) = media.split_once(',')?;
     let whole = kind.len() <= 128
         && kind.ends_with(";base64")
-        && data
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"+/=-_\\".contains(&byte));
+        && data.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=-_\\".contains(&byte));
     whole.then_some(match kind.split(['/', '\\']).next() {
         Some("image") => Part::Image,
         Some("audio") => Part::Audio,

@@ -51,17 +51,9 @@ pub(super) fn run(options: &Options) -> Outcome {
         Ok(loaded) => &loaded.warnings,
         Err(problems) => problems,
     };
-    let report = Report {
-        loaded: loaded.as_ref().ok(),
-        problems,
-        probes: &probes,
-    };
+    let report = Report { loaded: loaded.as_ref().ok(), problems, probes: &probes };
     let verdict = report.verdict(options.deny_warnings);
-    super::print(&if options.json {
-        report.json(verdict, options)
-    } else {
-        report.text(verdict, options)
-    })?;
+    super::print(&if options.json { report.json(verdict, options) } else { report.text(verdict, options) })?;
     Ok(ExitCode::from(verdict))
 }
 
@@ -85,10 +77,7 @@ impl Probe {
 }
 
 async fn probe(config: &Config) -> Vec<Probe> {
-    let providers = config
-        .models
-        .iter()
-        .flat_map(|model| model.providers.iter().map(move |p| (model, p)));
+    let providers = config.models.iter().flat_map(|model| model.providers.iter().map(move |p| (model, p)));
     let probes = providers.filter_map(|(model, provider)| {
         let ProviderKind::Openai { base, key, .. } = &provider.kind else {
             return None;
@@ -100,11 +89,7 @@ async fn probe(config: &Config) -> Vec<Probe> {
                 Ok(Err(failure)) => Err(failure.to_string()),
                 Err(_) => Err(format!("no answer within {PATIENCE:?}")),
             };
-            Probe {
-                model: model.name.clone(),
-                provider: provider.name.clone(),
-                result,
-            }
+            Probe { model: model.name.clone(), provider: provider.name.clone(), result }
         })
     });
     futures_util::future::join_all(probes).await
@@ -122,41 +107,24 @@ impl Report<'_> {
             return exit::NO;
         }
         // A refused key is a fault here; a provider that is away is a fault elsewhere.
-        self.probes
-            .iter()
-            .filter_map(Probe::trouble)
-            .map(|(code, _)| code)
-            .min()
-            .unwrap_or(0)
+        self.probes.iter().filter_map(Probe::trouble).map(|(code, _)| code).min().unwrap_or(0)
     }
 
     fn text(&self, verdict: u8, options: &Options) -> String {
         let mut lines: Vec<String> = self.problems.iter().map(ToString::to_string).collect();
         for probe in self.probes {
             let state = probe.trouble().map_or("reachable".to_owned(), |(_, why)| why);
-            lines.push(format!(
-                "provider {} of model {}: {state}",
-                probe.provider, probe.model
-            ));
+            lines.push(format!("provider {} of model {}: {state}", probe.provider, probe.model));
         }
         if let Some(loaded) = self.loaded {
             for (rule, limit) in loaded.config.limits() {
-                lines.push(format!(
-                    "limit {}: per {}, {}",
-                    limit.id(),
-                    rule.per,
-                    limit.guarantee()
-                ));
+                lines.push(format!("limit {}: per {}, {}", limit.id(), rule.per, limit.guarantee()));
             }
             if options.show_effective {
                 lines.push(format!("{:#}", loaded.effective));
             }
         }
-        let errors = self
-            .problems
-            .iter()
-            .filter(|problem| problem.severity == Severity::Error)
-            .count();
+        let errors = self.problems.iter().filter(|problem| problem.severity == Severity::Error).count();
         let warnings = self.problems.len() - errors;
         let word = if verdict == 0 { "ok" } else { "not ok" };
         lines.push(format!("{word}: {errors} errors, {warnings} warnings"));

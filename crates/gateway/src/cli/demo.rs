@@ -94,11 +94,7 @@ fn serve(options: &Options) -> Outcome {
 
 fn introduction(options: &Options) -> String {
     let Options { listen, admin, .. } = options;
-    let hit = if *listen == LISTEN {
-        String::new()
-    } else {
-        format!(" --url http://{listen}")
-    };
+    let hit = if *listen == LISTEN { String::new() } else { format!(" --url http://{listen}") };
     format!(
         r#"Tollgate demo: a simulated provider, limits in memory.
 
@@ -152,17 +148,9 @@ fn chat(url: &str, key: &str, stream: bool) -> Request<Full<Bytes>> {
 async fn hit(times: u16, url: &str, key: &str) -> Outcome {
     let url = format!("{url}/v1/chat/completions");
     if url.parse::<http::Uri>().is_err() || http::HeaderValue::from_str(key).is_err() {
-        return Err(Stopped::new(
-            2,
-            format!("`{url}` with key `{key}` makes no request"),
-        ));
+        return Err(Stopped::new(2, format!("`{url}` with key `{key}` makes no request")));
     }
-    let left = 60
-        - SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs()
-            % 60;
+    let left = 60 - SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() % 60;
     if left < MINUTE_LEFT_MIN {
         eprintln!("waiting {left} s for a new minute, so that all requests meet one window");
         tokio::time::sleep(Duration::from_secs(left)).await;
@@ -176,18 +164,11 @@ async fn hit(times: u16, url: &str, key: &str) -> Outcome {
                 format!("{url} is not reachable: {error}. Is `tollgate demo` running?"),
             )
         })?;
-        let header = |name: &str| {
-            answer
-                .headers()
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-                .unwrap_or("-")
-        };
+        let header =
+            |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("-");
         let status = answer.status().as_u16();
-        let mut line = format!(
-            "{number:>3}  {status}  remaining {}",
-            header("x-ratelimit-remaining-requests")
-        );
+        let mut line =
+            format!("{number:>3}  {status}  remaining {}", header("x-ratelimit-remaining-requests"));
         if status == 429 {
             line.push_str(&format!("  retry after {} s", header("retry-after")));
         }

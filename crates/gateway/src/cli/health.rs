@@ -30,9 +30,7 @@ pub(super) fn run(options: &Options) -> Outcome {
         Some(url) => url.trim_end_matches('/').to_owned(),
         None => {
             let loaded = options.configuration.source().load();
-            let config = loaded
-                .map_err(|refused| Stopped::new(exit::CONFIG, refused))?
-                .config;
+            let config = loaded.map_err(|refused| Stopped::new(exit::CONFIG, refused))?.config;
             format!("http://{}", reachable(config.server.admin))
         }
     };
@@ -57,8 +55,6 @@ async fn ask(url: &str) -> Result<(u16, String), Box<dyn std::error::Error>> {
     let request = Request::get(url).body(Empty::<bytes::Bytes>::new())?;
     let answer = tokio::time::timeout(PATIENCE, client.request(request)).await??;
     let status = answer.status().as_u16();
-    let body = tokio::time::timeout(PATIENCE, answer.into_body().collect())
-        .await??
-        .to_bytes();
+    let body = tokio::time::timeout(PATIENCE, answer.into_body().collect()).await??.to_bytes();
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }

@@ -65,15 +65,9 @@ fn refusal(refused: &Refused) -> Stopped {
 /// The log of this process, and of everything that speaks through `tracing`.
 pub(super) fn start_log(format: LogFormat) -> Log {
     let log = Log::to(std::io::stderr(), format);
-    let builder = tracing_subscriber::fmt()
-        .with_writer(log.clone())
-        .with_max_level(tracing::Level::INFO);
+    let builder = tracing_subscriber::fmt().with_writer(log.clone()).with_max_level(tracing::Level::INFO);
     let started = match format {
-        LogFormat::Json => builder
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
         LogFormat::Text => builder.with_ansi(false).try_init(),
     };
     // A second log in one process can only be a test's: the first one goes on.
@@ -135,10 +129,7 @@ struct Signals {
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
     /// The next signal to end; its number.
@@ -154,11 +145,7 @@ impl Signals {
 async fn until_ended(gateway: &Gateway, connections: &TaskTracker, mut signals: Signals) -> ExitCode {
     let signal = signals.next().await;
     let grace = gateway.snapshot.load().config.server.shutdown_grace;
-    tracing::info!(
-        signal,
-        ?grace,
-        "ending: no longer ready, accepting a little longer"
-    );
+    tracing::info!(signal, ?grace, "ending: no longer ready, accepting a little longer");
     let drained = async {
         gateway.leaving.cancel();
         tokio::time::sleep(STILL_ACCEPTING).await;
@@ -166,10 +153,7 @@ async fn until_ended(gateway: &Gateway, connections: &TaskTracker, mut signals: 
         connections.close();
         tracing::info!(connections = connections.len(), "closed: answers under way go on");
         if tokio::time::timeout(grace, connections.wait()).await.is_err() {
-            tracing::warn!(
-                connections = connections.len(),
-                "the grace is over: streams are ended"
-            );
+            tracing::warn!(connections = connections.len(), "the grace is over: streams are ended");
             gateway.ending.cancel();
             let _ = tokio::time::timeout(LAST_WORDS, connections.wait()).await;
         }
@@ -190,10 +174,7 @@ async fn until_ended(gateway: &Gateway, connections: &TaskTracker, mut signals: 
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "the limit on open files stays as it is");
     }

@@ -118,18 +118,9 @@ fn map(section: &Section, node: &Node, path: &str, problems: &mut Problems) {
             Some(key) => given(key, entry, section, &path, problems),
         }
     }
-    for key in section
-        .keys
-        .iter()
-        .filter(|key| matches!(key.default, WhenAbsent::Required))
-    {
+    for key in section.keys.iter().filter(|key| matches!(key.default, WhenAbsent::Required)) {
         if node.get(key.name).is_none() {
-            problems.error(
-                node.at,
-                path,
-                format!("{} is missing", quoted(key.name)),
-                key.hint(),
-            );
+            problems.error(node.at, path, format!("{} is missing", quoted(key.name)), key.hint());
         }
     }
 }
@@ -141,12 +132,7 @@ fn given(key: &Key, entry: &Entry, section: &Section, path: &str, problems: &mut
         at_top && !matches!(key.kind, Kind::OneOf(_)) && !matches!(key.default, WhenAbsent::Required);
     match &entry.value.value {
         Value::Null if may_be_empty => {}
-        Value::Null => problems.error(
-            entry.at,
-            path,
-            "has no value",
-            "give it one, or leave the key out",
-        ),
+        Value::Null => problems.error(entry.at, path, "has no value", "give it one, or leave the key out"),
         _ => value(&key.kind, &entry.value, path, problems),
     }
 }
@@ -186,12 +172,7 @@ fn typed(types: Types, node: &Node, path: &str, problems: &mut Problems) {
         (_, Some(section)) => map(section, node, path, problems),
         (Value::Scalar(wrong), None) => {
             let message = format!("{} is not a type of provider", subject(&Kind::OneOf(&[]), wrong));
-            problems.error(
-                entry.value.at,
-                &join(path, "type"),
-                message,
-                suggest(&wrong.text, words),
-            );
+            problems.error(entry.value.at, &join(path, "type"), message, suggest(&wrong.text, words));
         }
         (Value::Faulty, None) => {}
         (_, None) => wrong_shape(&Kind::OneOf(&[]), &entry.value, &join(path, "type"), problems),
@@ -201,10 +182,7 @@ fn typed(types: Types, node: &Node, path: &str, problems: &mut Problems) {
 /// The section that the `type` of a map chooses.
 pub(super) fn section_of(types: Types, node: &Node) -> Option<&'static Section> {
     let word = node.get("type")?.value.as_text()?;
-    types
-        .iter()
-        .find(|(words, _)| words.contains(&word))
-        .map(|(_, section)| *section)
+    types.iter().find(|(words, _)| words.contains(&word)).map(|(_, section)| *section)
 }
 
 fn no_map(node: &Node, path: &str, problems: &mut Problems) {

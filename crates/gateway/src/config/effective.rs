@@ -37,11 +37,7 @@ fn fill(section: &Section, node: &mut Node) {
                 };
                 fill_value(&key.kind, &mut value);
                 entries.retain(|entry| entry.key != key.name);
-                entries.push(Entry {
-                    key: key.name.to_owned(),
-                    at: Origin::Default,
-                    value,
-                });
+                entries.push(Entry { key: key.name.to_owned(), at: Origin::Default, value });
             }
         }
     }
@@ -56,22 +52,12 @@ fn default_of(kind: &Kind, default: WhenAbsent) -> Option<Node> {
         (Kind::Map(section), WhenAbsent::Nothing) if has_defaults(section) => Value::Map(Vec::new()),
         _ => return None,
     };
-    Some(Node {
-        at: Origin::Default,
-        value,
-    })
+    Some(Node { at: Origin::Default, value })
 }
 
 fn has_defaults(section: &Section) -> bool {
-    let required = section
-        .keys
-        .iter()
-        .any(|key| matches!(key.default, WhenAbsent::Required));
-    !required
-        && section
-            .keys
-            .iter()
-            .any(|key| !matches!(key.default, WhenAbsent::Nothing))
+    let required = section.keys.iter().any(|key| matches!(key.default, WhenAbsent::Required));
+    !required && section.keys.iter().any(|key| !matches!(key.default, WhenAbsent::Nothing))
 }
 
 fn fill_value(kind: &Kind, node: &mut Node) {
@@ -85,9 +71,7 @@ fn fill_value(kind: &Kind, node: &mut Node) {
         Kind::Either(kinds) => kinds.iter().for_each(|kind| fill_value(kind, node)),
         Kind::Named { of, .. } => {
             if let Value::Map(entries) = &mut node.value {
-                entries
-                    .iter_mut()
-                    .for_each(|entry| fill_value(of, &mut entry.value));
+                entries.iter_mut().for_each(|entry| fill_value(of, &mut entry.value));
             }
         }
         Kind::List { of, .. } | Kind::OneOrMany { of, .. } => {
@@ -111,13 +95,10 @@ fn print(kind: &Kind, node: &Node, path: &str, problems: &Problems, origins: &mu
             section_of(types, node).map_or(Json::Null, |s| print_map(s, node, path, problems, origins))
         }
         (Kind::Named { of, .. }, Value::Map(entries)) => {
-            let named = entries
-                .iter()
-                .filter(|entry| !entry.key.starts_with("x-"))
-                .map(|entry| {
-                    let value = print(of, &entry.value, &join(path, &entry.key), problems, origins);
-                    (entry.key.clone(), value)
-                });
+            let named = entries.iter().filter(|entry| !entry.key.starts_with("x-")).map(|entry| {
+                let value = print(of, &entry.value, &join(path, &entry.key), problems, origins);
+                (entry.key.clone(), value)
+            });
             Json::Object(named.collect())
         }
         (Kind::List { of, .. } | Kind::OneOrMany { of, .. }, Value::List(items)) => {
@@ -128,11 +109,7 @@ fn print(kind: &Kind, node: &Node, path: &str, problems: &Problems, origins: &mu
         (Kind::OneOrMany { of, .. }, Value::Scalar(_)) => print(of, node, path, problems, origins),
         (_, Value::Scalar(scalar)) => {
             origins.insert(path.to_owned(), problems.place(node.at).into());
-            if kind.is_secret() {
-                "***".into()
-            } else {
-                typed_scalar(kind, &scalar.text)
-            }
+            if kind.is_secret() { "***".into() } else { typed_scalar(kind, &scalar.text) }
         }
         _ => Json::Null,
     }

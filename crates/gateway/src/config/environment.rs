@@ -33,33 +33,20 @@ pub(super) fn complete(
     if from.is_free(
         root,
         "limits",
-        &[
-            "REQUEST_RATE_LIMIT",
-            "RATE_LIMITER_CAPACITY",
-            "RATE_LIMITER_REFILL_RATE",
-        ],
+        &["REQUEST_RATE_LIMIT", "RATE_LIMITER_CAPACITY", "RATE_LIMITER_REFILL_RATE"],
     ) {
-        let per_ip = from
-            .get("REQUEST_RATE_LIMIT")
-            .map(|text| (Origin::Variable("REQUEST_RATE_LIMIT"), text));
+        let per_ip =
+            from.get("REQUEST_RATE_LIMIT").map(|text| (Origin::Variable("REQUEST_RATE_LIMIT"), text));
         from.limits(root, per_ip);
     }
     from.warn_of_redis();
-    if from.is_free(root, "users", &["API_KEYS"]) {
-        from.api_keys()
-    } else {
-        Vec::new()
-    }
+    if from.is_free(root, "users", &["API_KEYS"]) { from.api_keys() } else { Vec::new() }
 }
 
 /// Builds the whole tree. `None`: the environment says nothing; the reason is among the problems then.
 pub(super) fn build(env: Environment<'_>, problems: &mut Problems) -> Option<(Node, Vec<Node>)> {
     let named = BTreeSet::new();
-    let mut from = Overlay {
-        env,
-        named: &named,
-        problems,
-    };
+    let mut from = Overlay { env, named: &named, problems };
     if from.get("TOLLGATE_UPSTREAM").is_none() {
         from.problems.error(
             Origin::Variable("TOLLGATE_UPSTREAM"),
@@ -69,10 +56,7 @@ pub(super) fn build(env: Environment<'_>, problems: &mut Problems) -> Option<(No
         );
         return None;
     }
-    let mut root = Node {
-        at: Origin::Default,
-        value: Value::Map(Vec::new()),
-    };
+    let mut root = Node { at: Origin::Default, value: Value::Map(Vec::new()) };
     from.set(&mut root, "server", "listen", "TOLLGATE_LISTEN");
     from.set(&mut root, "server", "admin_key", "TOLLGATE_ADMIN_KEY");
     from.upstream(&mut root);
@@ -87,10 +71,8 @@ pub(super) fn build(env: Environment<'_>, problems: &mut Problems) -> Option<(No
         // Nobody needs a key, so nobody from outside is let in unless asked for.
         insert(&mut root, "auth", Node::text(Origin::Default, "optional"));
         if from.get("TOLLGATE_LISTEN").is_none() {
-            let listen = map(
-                Origin::Default,
-                vec![("listen", Node::text(Origin::Default, "127.0.0.1:8080"))],
-            );
+            let listen =
+                map(Origin::Default, vec![("listen", Node::text(Origin::Default, "127.0.0.1:8080"))]);
             merge(&mut root, "server", listen);
         }
     }
@@ -115,9 +97,7 @@ impl Overlay<'_> {
         match root.get(key) {
             Some(entry) if !matches!(entry.value.value, Value::Null) => {
                 let (at, path) = (entry.at, key.to_owned());
-                variables
-                    .iter()
-                    .for_each(|variable| self.loses(variable, &path, at));
+                variables.iter().for_each(|variable| self.loses(variable, &path, at));
                 false
             }
             _ => true,
@@ -126,13 +106,9 @@ impl Overlay<'_> {
 
     fn loses(&mut self, variable: &'static str, path: &str, to: Origin) {
         if self.get(variable).is_some() && !self.named.contains(variable) {
-            let message = format!(
-                "has no effect: the file says `{path}` at {}",
-                self.problems.place(to)
-            );
+            let message = format!("has no effect: the file says `{path}` at {}", self.problems.place(to));
             let help = format!("unset it, or write ${{{variable}}} in the file");
-            self.problems
-                .warning(Origin::Variable(variable), "", message, help);
+            self.problems.warning(Origin::Variable(variable), "", message, help);
         }
     }
 
@@ -152,8 +128,7 @@ impl Overlay<'_> {
         let Some(url) = self.get("TOLLGATE_UPSTREAM") else {
             if self.get("TOLLGATE_UPSTREAM_KEY").is_some() {
                 let at = Origin::Variable("TOLLGATE_UPSTREAM_KEY");
-                self.problems
-                    .warning(at, "", "has no effect without TOLLGATE_UPSTREAM", "");
+                self.problems.warning(at, "", "has no effect without TOLLGATE_UPSTREAM", "");
             }
             return;
         };
@@ -195,33 +170,21 @@ impl Overlay<'_> {
             (Some(capacity), Some(refill)) => (capacity, refill),
             (None, None) => return None,
             (capacity, _) => {
-                let (missing, other) = if capacity.is_none() {
-                    (CAPACITY, REFILL)
-                } else {
-                    (REFILL, CAPACITY)
-                };
+                let (missing, other) =
+                    if capacity.is_none() { (CAPACITY, REFILL) } else { (REFILL, CAPACITY) };
                 let message = format!("is not set, but {other} is");
-                self.problems.error(
-                    Origin::Variable(missing),
-                    "",
-                    message,
-                    "a token bucket needs both",
-                );
+                self.problems.error(Origin::Variable(missing), "", message, "a token bucket needs both");
                 return None;
             }
         };
         let burst = scalar::integer(&capacity, 1, AMOUNT_MAX);
         if let Err(fault) = &burst {
             let message = format!("{} {}", super::problem::quoted(&capacity), fault.what);
-            self.problems
-                .error(Origin::Variable(CAPACITY), "", message, fault.help.clone());
+            self.problems.error(Origin::Variable(CAPACITY), "", message, fault.help.clone());
         }
         let rate = per_second(&refill);
         if rate.is_none() {
-            let message = format!(
-                "{} is not a number of requests a second",
-                super::problem::quoted(&refill)
-            );
+            let message = format!("{} is not a number of requests a second", super::problem::quoted(&refill));
             let help =
                 format!("allowed: above 0, up to {AMOUNT_MAX}, at most {DECIMALS_MAX} decimals: 5 or 0.5");
             self.problems.error(Origin::Variable(REFILL), "", message, help);
@@ -243,8 +206,7 @@ impl Overlay<'_> {
                 Ok(_) => keys.push(Node::text(Origin::Variable(KEYS), key)),
                 Err(fault) => {
                     let message = format!("key {} {}", index + 1, fault.what);
-                    self.problems
-                        .error(Origin::Variable(KEYS), "", message, fault.help);
+                    self.problems.error(Origin::Variable(KEYS), "", message, fault.help);
                 }
             }
         }
@@ -287,43 +249,26 @@ fn per_second(text: &str) -> Option<(u64, u64)> {
 }
 
 fn rule(at: Origin, name: &str, per: &str, limit: String, strategy: Option<&str>) -> Node {
-    let mut keys = vec![
-        ("name", Node::text(at, name)),
-        ("per", Node::text(at, per)),
-        ("limit", Node::text(at, limit)),
-    ];
+    let mut keys =
+        vec![("name", Node::text(at, name)), ("per", Node::text(at, per)), ("limit", Node::text(at, limit))];
     keys.extend(strategy.map(|strategy| ("strategy", Node::text(at, strategy))));
     map(at, keys)
 }
 
 fn list(at: Origin, items: Vec<Node>) -> Node {
-    Node {
-        at,
-        value: Value::List(items),
-    }
+    Node { at, value: Value::List(items) }
 }
 
 fn map(at: Origin, keys: Vec<(&str, Node)>) -> Node {
-    let entry = |(key, value): (&str, Node)| Entry {
-        key: key.to_owned(),
-        at,
-        value,
-    };
-    Node {
-        at,
-        value: Value::Map(keys.into_iter().map(entry).collect()),
-    }
+    let entry = |(key, value): (&str, Node)| Entry { key: key.to_owned(), at, value };
+    Node { at, value: Value::Map(keys.into_iter().map(entry).collect()) }
 }
 
 /// Puts a key into a map in place of what is there. What is no map was reported already and stays.
 fn insert(root: &mut Node, key: &str, value: Node) {
     if let Value::Map(entries) = &mut root.value {
         entries.retain(|entry| entry.key != key);
-        entries.push(Entry {
-            key: key.to_owned(),
-            at: value.at,
-            value,
-        });
+        entries.push(Entry { key: key.to_owned(), at: value.at, value });
     }
 }
 
@@ -332,11 +277,7 @@ fn merge(root: &mut Node, section: &str, more: Node) {
     let Value::Map(entries) = &mut root.value else {
         return;
     };
-    match entries
-        .iter_mut()
-        .find(|entry| entry.key == section)
-        .map(|entry| &mut entry.value.value)
-    {
+    match entries.iter_mut().find(|entry| entry.key == section).map(|entry| &mut entry.value.value) {
         Some(Value::Map(there)) => {
             if let Value::Map(more) = more.value {
                 there.extend(more);
@@ -344,10 +285,6 @@ fn merge(root: &mut Node, section: &str, more: Node) {
         }
         Some(there @ Value::Null) => *there = more.value,
         Some(_) => {}
-        None => entries.push(Entry {
-            key: section.to_owned(),
-            at: more.at,
-            value: more,
-        }),
+        None => entries.push(Entry { key: section.to_owned(), at: more.at, value: more }),
     }
 }

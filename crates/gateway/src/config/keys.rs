@@ -5,12 +5,7 @@ use super::kind::WhenAbsent::{self, List, Nothing, Required, Text};
 use super::kind::{Key, Kind, Section};
 
 const fn key(name: &'static str, kind: Kind, default: WhenAbsent, doc: &'static str) -> Key {
-    Key {
-        name,
-        kind,
-        default,
-        doc,
-    }
+    Key { name, kind, default, doc }
 }
 
 const SECOND: u64 = 1_000;
@@ -25,34 +20,17 @@ const MODELS_MAX: usize = 2_000;
 pub(super) const ROOT: Section = Section {
     name: "configuration",
     keys: &[
-        key(
-            "server",
-            Kind::Map(&SERVER),
-            Nothing,
-            "Listeners and bounds on input.",
-        ),
-        key(
-            "settings",
-            Kind::Map(&SETTINGS),
-            Nothing,
-            "Behaviour that is not about one rule.",
-        ),
+        key("server", Kind::Map(&SERVER), Nothing, "Listeners and bounds on input."),
+        key("settings", Kind::Map(&SETTINGS), Nothing, "Behaviour that is not about one rule."),
         key(
             "tiers",
-            Kind::Named {
-                of: &TIER,
-                max: RULES_MAX,
-            },
+            Kind::Named { of: &TIER, max: RULES_MAX },
             Nothing,
             "Limits by tier, counted per user and model unless `per` says otherwise.",
         ),
         key(
             "limits",
-            Kind::List {
-                of: &Kind::Map(&LIMIT),
-                min: 0,
-                max: RULES_MAX,
-            },
+            Kind::List { of: &Kind::Map(&LIMIT), min: 0, max: RULES_MAX },
             Nothing,
             "Rules; every rule that matches must say yes.",
         ),
@@ -62,23 +40,10 @@ pub(super) const ROOT: Section = Section {
             Text("required"),
             "Whether a caller needs a key; optional: callers without one are anonymous.",
         ),
-        key(
-            "users",
-            Kind::List {
-                of: &Kind::Map(&USER),
-                min: 0,
-                max: USERS_MAX,
-            },
-            Nothing,
-            "Who may call.",
-        ),
+        key("users", Kind::List { of: &Kind::Map(&USER), min: 0, max: USERS_MAX }, Nothing, "Who may call."),
         key(
             "models",
-            Kind::List {
-                of: &Kind::Map(&MODEL),
-                min: 1,
-                max: MODELS_MAX,
-            },
+            Kind::List { of: &Kind::Map(&MODEL), min: 1, max: MODELS_MAX },
             Required,
             "What may be called.",
         ),
@@ -89,12 +54,7 @@ pub(super) const ROOT: Section = Section {
 pub(super) const SERVER: Section = Section {
     name: "server",
     keys: &[
-        key(
-            "listen",
-            Kind::Address,
-            Text("0.0.0.0:8080"),
-            "Where SDKs talk to: /v1/*.",
-        ),
+        key("listen", Kind::Address, Text("0.0.0.0:8080"), "Where SDKs talk to: /v1/*."),
         key(
             "admin",
             Kind::Address,
@@ -110,41 +70,21 @@ pub(super) const SERVER: Section = Section {
         key("metrics_key", Kind::Secret, Nothing, "Guards /metrics when set."),
         key(
             "trusted_proxies",
-            Kind::List {
-                of: &Kind::Network,
-                min: 0,
-                max: 256,
-            },
+            Kind::List { of: &Kind::Network, min: 0, max: 256 },
             List(&[]),
             "Peers whose X-Forwarded-For is believed.",
         ),
         key(
             "shutdown_grace",
-            Kind::Duration {
-                min: 0,
-                max: 24 * HOUR,
-            },
+            Kind::Duration { min: 0, max: 24 * HOUR },
             Text("10m"),
             "How long streams may go on after SIGTERM.",
         ),
-        key(
-            "max_body",
-            Kind::Size { min: 1_000, max: GIB },
-            Text("10MB"),
-            "Largest JSON body.",
-        ),
-        key(
-            "max_upload",
-            Kind::Size { min: 1_000, max: GIB },
-            Text("64MB"),
-            "Largest multipart body.",
-        ),
+        key("max_body", Kind::Size { min: 1_000, max: GIB }, Text("10MB"), "Largest JSON body."),
+        key("max_upload", Kind::Size { min: 1_000, max: GIB }, Text("64MB"), "Largest multipart body."),
         key(
             "max_connections_per_ip",
-            Kind::Integer {
-                min: 1,
-                max: 1_000_000,
-            },
+            Kind::Integer { min: 1, max: 1_000_000 },
             Text("4096"),
             "Connections one address may hold open; trusted proxies are exempt.",
         ),
@@ -155,41 +95,20 @@ pub(super) const SERVER: Section = Section {
 pub(super) const SETTINGS: Section = Section {
     name: "settings",
     keys: &[
-        key(
-            "rate_limiting_strategy",
-            Kind::Strategy,
-            Text("fixed_window"),
-            "For rules that do not say.",
-        ),
-        key(
-            "log_format",
-            Kind::OneOf(&["json", "text"]),
-            Text("json"),
-            "How log lines look.",
-        ),
+        key("rate_limiting_strategy", Kind::Strategy, Text("fixed_window"), "For rules that do not say."),
+        key("log_format", Kind::OneOf(&["json", "text"]), Text("json"), "How log lines look."),
     ],
 };
 
-const QUOTAS: Kind = Kind::OneOrMany {
-    of: &Kind::Quota,
-    max: 16,
-};
-const SCOPE: Kind = Kind::OneOrMany {
-    of: &Kind::Dimension,
-    max: 8,
-};
+const QUOTAS: Kind = Kind::OneOrMany { of: &Kind::Quota, max: 16 };
+const SCOPE: Kind = Kind::OneOrMany { of: &Kind::Dimension, max: 8 };
 const TIER: Kind = Kind::Either(&[QUOTAS, Kind::Map(&TIER_SECTION)]);
 
 /// One entry of `tiers`, in its long form.
 pub(super) const TIER_SECTION: Section = Section {
     name: "tier",
     keys: &[
-        key(
-            "per",
-            SCOPE,
-            List(&["user", "model"]),
-            "What is counted separately.",
-        ),
+        key("per", SCOPE, List(&["user", "model"]), "What is counted separately."),
         key("limit", QUOTAS, Required, "`60/minute`, a list, or `unlimited`."),
         key(
             "strategy",
@@ -204,30 +123,15 @@ pub(super) const TIER_SECTION: Section = Section {
 pub(super) const LIMIT: Section = Section {
     name: "limit",
     keys: &[
-        key(
-            "name",
-            Kind::RuleName,
-            Required,
-            "A unique name, part of headers and metrics.",
-        ),
+        key("name", Kind::RuleName, Required, "A unique name, part of headers and metrics."),
         key(
             "match",
             Kind::Map(&MATCH),
             Nothing,
             "Which requests it is for; all conditions must hold. Default: every request.",
         ),
-        key(
-            "per",
-            SCOPE,
-            Required,
-            "What is counted separately; `global`: nothing.",
-        ),
-        key(
-            "limit",
-            QUOTAS,
-            Required,
-            "`10/minute`, `10/minute burst 5`, a list, or `unlimited`.",
-        ),
+        key("per", SCOPE, Required, "What is counted separately; `global`: nothing."),
+        key("limit", QUOTAS, Required, "`10/minute`, `10/minute burst 5`, a list, or `unlimited`."),
         key(
             "strategy",
             Kind::Strategy,
@@ -241,75 +145,29 @@ pub(super) const LIMIT: Section = Section {
 pub(super) const MATCH: Section = Section {
     name: "match",
     keys: &[
-        key(
-            "authenticated",
-            Kind::Bool,
-            Nothing,
-            "Only callers with a key (true) or without (false).",
-        ),
+        key("authenticated", Kind::Bool, Nothing, "Only callers with a key (true) or without (false)."),
         key(
             "endpoint",
-            Kind::OneOrMany {
-                of: &Kind::Endpoint,
-                max: 64,
-            },
+            Kind::OneOrMany { of: &Kind::Endpoint, max: 64 },
             Nothing,
             "Globs on the route: /v1/images/*.",
         ),
         key(
             "model",
-            Kind::OneOrMany {
-                of: &Kind::Name,
-                max: MODELS_MAX,
-            },
+            Kind::OneOrMany { of: &Kind::Name, max: MODELS_MAX },
             Nothing,
             "Names or aliases of models.",
         ),
-        key(
-            "user",
-            Kind::OneOrMany {
-                of: &Kind::Name,
-                max: USERS_MAX,
-            },
-            Nothing,
-            "Names of users.",
-        ),
-        key(
-            "team",
-            Kind::OneOrMany {
-                of: &Kind::Name,
-                max: 1_000,
-            },
-            Nothing,
-            "Names of teams.",
-        ),
-        key(
-            "tier",
-            Kind::OneOrMany {
-                of: &Kind::Name,
-                max: RULES_MAX,
-            },
-            Nothing,
-            "Names of tiers.",
-        ),
+        key("user", Kind::OneOrMany { of: &Kind::Name, max: USERS_MAX }, Nothing, "Names of users."),
+        key("team", Kind::OneOrMany { of: &Kind::Name, max: 1_000 }, Nothing, "Names of teams."),
+        key("tier", Kind::OneOrMany { of: &Kind::Name, max: RULES_MAX }, Nothing, "Names of tiers."),
         key(
             "api_key",
-            Kind::OneOrMany {
-                of: &Kind::KeyId,
-                max: 1_000,
-            },
+            Kind::OneOrMany { of: &Kind::KeyId, max: 1_000 },
             Nothing,
             "Ids of keys: the first 12 hex digits of their SHA-256.",
         ),
-        key(
-            "ip",
-            Kind::OneOrMany {
-                of: &Kind::Network,
-                max: 1_000,
-            },
-            Nothing,
-            "Networks of the client.",
-        ),
+        key("ip", Kind::OneOrMany { of: &Kind::Network, max: 1_000 }, Nothing, "Networks of the client."),
     ],
 };
 
@@ -318,30 +176,17 @@ pub(super) const USER: Section = Section {
     name: "user",
     keys: &[
         key("name", Kind::Name, Required, "A unique name."),
-        key(
-            "team",
-            Kind::Name,
-            Nothing,
-            "Any text; users with the same one share limits per team.",
-        ),
+        key("team", Kind::Name, Nothing, "Any text; users with the same one share limits per team."),
         key("tier", Kind::Name, Nothing, "A name in `tiers`."),
         key(
             "models",
-            Kind::List {
-                of: &Kind::Name,
-                min: 1,
-                max: MODELS_MAX,
-            },
+            Kind::List { of: &Kind::Name, min: 1, max: MODELS_MAX },
             Nothing,
             "The models it may use; default: all.",
         ),
         key(
             "keys",
-            Kind::List {
-                of: &Kind::Either(&[Kind::ApiKey, Kind::Map(&USER_KEY)]),
-                min: 0,
-                max: 100,
-            },
+            Kind::List { of: &Kind::Either(&[Kind::ApiKey, Kind::Map(&USER_KEY)]), min: 0, max: 100 },
             Nothing,
             "Its keys: text, `sha256:…`, or { hash, name, expires }.",
         ),
@@ -354,12 +199,7 @@ pub(super) const USER_KEY: Section = Section {
     keys: &[
         key("hash", Kind::KeyHash, Required, "`sha256:` and 64 hex digits."),
         key("name", Kind::Name, Nothing, "What its owner calls it."),
-        key(
-            "expires",
-            Kind::Date,
-            Nothing,
-            "2027-01-01 (UTC) or RFC 3339; refused from then on.",
-        ),
+        key("expires", Kind::Date, Nothing, "2027-01-01 (UTC) or RFC 3339; refused from then on."),
     ],
 };
 
@@ -367,85 +207,35 @@ pub(super) const USER_KEY: Section = Section {
 pub(super) const MODEL: Section = Section {
     name: "model",
     keys: &[
-        key(
-            "name",
-            Kind::Name,
-            Required,
-            "A unique name, under which it is counted.",
-        ),
-        key(
-            "aliases",
-            Kind::List {
-                of: &Kind::Name,
-                min: 0,
-                max: 100,
-            },
-            List(&[]),
-            "Other names for it.",
-        ),
+        key("name", Kind::Name, Required, "A unique name, under which it is counted."),
+        key("aliases", Kind::List { of: &Kind::Name, min: 0, max: 100 }, List(&[]), "Other names for it."),
         key(
             "fallback",
-            Kind::OneOrMany {
-                of: &Kind::Name,
-                max: 16,
-            },
+            Kind::OneOrMany { of: &Kind::Name, max: 16 },
             List(&[]),
             "Models to try, in order, when no provider of this one answers.",
         ),
-        key(
-            "providers",
-            Kind::List {
-                of: &PROVIDER,
-                min: 1,
-                max: 64,
-            },
-            Required,
-            "Who serves it, in order.",
-        ),
+        key("providers", Kind::List { of: &PROVIDER, min: 1, max: 64 }, Required, "Who serves it, in order."),
     ],
 };
 
-const PROVIDER: Kind = Kind::Typed(&[
-    (&["openai", "vllm", "ollama", "tei"], &OPENAI),
-    (&["simulated"], &SIMULATED),
-]);
+const PROVIDER: Kind =
+    Kind::Typed(&[(&["openai", "vllm", "ollama", "tei"], &OPENAI), (&["simulated"], &SIMULATED)]);
 
-const MODEL_NAME: Key = key(
-    "model_name",
-    Kind::Name,
-    Nothing,
-    "What the provider calls the model; default: as the caller does.",
-);
-const TIMEOUT: Key = key(
-    "timeout",
-    Kind::Duration {
-        min: 1,
-        max: 24 * HOUR,
-    },
-    Text("300s"),
-    "The whole attempt.",
-);
-const CONNECT: Key = key(
-    "connect_timeout",
-    Kind::Duration { min: 1, max: HOUR },
-    Text("5s"),
-    "TCP and TLS.",
-);
+const MODEL_NAME: Key =
+    key("model_name", Kind::Name, Nothing, "What the provider calls the model; default: as the caller does.");
+const TIMEOUT: Key =
+    key("timeout", Kind::Duration { min: 1, max: 24 * HOUR }, Text("300s"), "The whole attempt.");
+const CONNECT: Key = key("connect_timeout", Kind::Duration { min: 1, max: HOUR }, Text("5s"), "TCP and TLS.");
 const FIRST_TOKEN: Key = key(
     "first_token_timeout",
-    Kind::Duration {
-        min: 1,
-        max: 24 * HOUR,
-    },
+    Kind::Duration { min: 1, max: 24 * HOUR },
     Text("60s"),
     "From sending a streamed request to its first event.",
 );
 const IDLE: Key = key(
     "idle_timeout",
-    Kind::Duration {
-        min: 1,
-        max: 24 * HOUR,
-    },
+    Kind::Duration { min: 1, max: 24 * HOUR },
     Text("60s"),
     "Between two reads of an answer.",
 );
@@ -492,36 +282,20 @@ pub(super) const SIMULATED: Section = Section {
             "Answers by itself: for demos, tests and load tests.",
         ),
         MODEL_NAME,
-        key(
-            "latency",
-            Kind::Duration { min: 0, max: HOUR },
-            Text("0ms"),
-            "Before the first byte.",
-        ),
+        key("latency", Kind::Duration { min: 0, max: HOUR }, Text("0ms"), "Before the first byte."),
         key(
             "tokens_per_second",
-            Kind::Integer {
-                min: 0,
-                max: 1_000_000,
-            },
+            Kind::Integer { min: 0, max: 1_000_000 },
             Text("0"),
             "Pace of a stream; 0: as fast as it goes.",
         ),
         key(
             "completion_tokens",
-            Kind::Integer {
-                min: 1,
-                max: 1_000_000,
-            },
+            Kind::Integer { min: 1, max: 1_000_000 },
             Text("32"),
             "Length of an answer.",
         ),
-        key(
-            "fail_rate",
-            Kind::Fraction,
-            Text("0"),
-            "Share of requests answered 500.",
-        ),
+        key("fail_rate", Kind::Fraction, Text("0"), "Share of requests answered 500."),
         TIMEOUT,
         CONNECT,
         FIRST_TOKEN,

@@ -109,8 +109,7 @@ impl Key {
     /// Its sentence, as the end of another one.
     pub(super) fn hint(&self) -> String {
         let mut rest = self.doc.trim_end_matches('.').chars();
-        rest.next()
-            .map_or_else(String::new, |first| first.to_lowercase().chain(rest).collect())
+        rest.next().map_or_else(String::new, |first| first.to_lowercase().chain(rest).collect())
     }
 }
 
@@ -124,9 +123,5 @@ impl Section {
 /// `server.listen`, or just `listen` at the top.
 pub(super) fn join(path: &str, key: &str) -> String {
     let key = super::problem::shown(key);
-    if path.is_empty() {
-        key
-    } else {
-        format!("{path}.{key}")
-    }
+    if path.is_empty() { key } else { format!("{path}.{key}") }
 }

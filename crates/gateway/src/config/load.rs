@@ -34,11 +34,7 @@ pub fn load(file: Option<(&str, &str)>, env: Environment<'_>) -> Result<Loaded, 
     match resolve::resolve(&root, &api_keys, &mut problems) {
         Some(config) => {
             let effective = effective::effective(&root, &problems);
-            Ok(Loaded {
-                config,
-                warnings: problems.into_list(),
-                effective,
-            })
+            Ok(Loaded { config, warnings: problems.into_list(), effective })
         }
         None => Err(problems.into_list()),
     }

@@ -60,9 +60,7 @@ impl Config {
     /// What every limit promises, in the order of the rules: rule and limit; [`Limit::guarantee`] says it in words.
     /// A rule without limits (`unlimited`) does not appear.
     pub fn limits(&self) -> impl Iterator<Item = (&Rule, &Arc<Limit>)> {
-        self.rules
-            .iter()
-            .flat_map(|rule| rule.limits.iter().map(move |limit| (rule, limit)))
+        self.rules.iter().flat_map(|rule| rule.limits.iter().map(move |limit| (rule, limit)))
     }
 }
 

@@ -47,19 +47,13 @@ pub(super) fn parse(text: &str, problems: &mut Problems) -> Option<Node> {
             return None;
         }
     }
-    Some(builder.root.unwrap_or(Node {
-        at: Origin::START,
-        value: Value::Map(Vec::new()),
-    }))
+    Some(builder.root.unwrap_or(Node { at: Origin::START, value: Value::Map(Vec::new()) }))
 }
 
 /// The parser counts columns from 0.
 fn origin(line: usize, col: usize) -> Origin {
     let bounded = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    Origin::File {
-        line: bounded(line.max(1)),
-        col: bounded(col.saturating_add(1)),
-    }
+    Origin::File { line: bounded(line.max(1)), col: bounded(col.saturating_add(1)) }
 }
 
 /// Ends the reading: place, message, help.
@@ -111,13 +105,7 @@ struct Builder<'p> {
 
 impl<'p> Builder<'p> {
     fn new(problems: &'p mut Problems) -> Self {
-        Self {
-            problems,
-            open: Vec::new(),
-            anchors: HashMap::new(),
-            spent: Measure::default(),
-            root: None,
-        }
+        Self { problems, open: Vec::new(), anchors: HashMap::new(), spent: Measure::default(), root: None }
     }
 
     fn take(&mut self, event: Event<'_>, at: Origin) -> Result<(), Stop> {
@@ -130,10 +118,7 @@ impl<'p> Builder<'p> {
             Event::Scalar(text, style, anchor, tag) => {
                 let is_text = self.check_tag(at, tag.as_deref());
                 let plain = style == ScalarStyle::Plain && !is_text;
-                let node = Node {
-                    at,
-                    value: scalar(text.into_owned(), plain),
-                };
+                let node = Node { at, value: scalar(text.into_owned(), plain) };
                 self.finish(node, anchor)
             }
             Event::SequenceStart(_, anchor, tag) => {
@@ -163,14 +148,7 @@ impl<'p> Builder<'p> {
 
     fn enter(&mut self, at: Origin, anchor: usize, content: Content) -> Result<(), Stop> {
         self.open.push(Open { at, anchor, content });
-        self.spend(
-            at,
-            Measure {
-                nodes: 1,
-                bytes: 0,
-                depth: 0,
-            },
-        )
+        self.spend(at, Measure { nodes: 1, bytes: 0, depth: 0 })
     }
 
     fn close(&mut self, open: Open) -> Result<(), Stop> {
@@ -237,12 +215,7 @@ impl<'p> Builder<'p> {
 
     /// `<<`: keys of the maps named there, as far as the map does not have them itself.
     fn merge(&mut self, map: OpenMap) -> Vec<Entry> {
-        let OpenMap {
-            mut entries,
-            mut seen,
-            merges,
-            ..
-        } = map;
+        let OpenMap { mut entries, mut seen, merges, .. } = map;
         for source in merges {
             let at = source.at;
             let maps = match source.value {
@@ -297,11 +270,7 @@ fn scalar(text: String, plain: bool) -> Value {
     if plain && matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL") {
         return Value::Null;
     }
-    Value::Scalar(Scalar {
-        text,
-        plain,
-        expanded: false,
-    })
+    Value::Scalar(Scalar { text, plain, expanded: false })
 }
 
 fn key(node: Node, seen: &mut HashMap<String, Origin>, problems: &mut Problems) -> PendingKey {
@@ -326,11 +295,7 @@ fn key(node: Node, seen: &mut HashMap<String, Origin>, problems: &mut Problems) 
 }
 
 fn measure(node: &Node) -> Measure {
-    let mut sum = Measure {
-        nodes: 1,
-        bytes: 0,
-        depth: 0,
-    };
+    let mut sum = Measure { nodes: 1, bytes: 0, depth: 0 };
     let mut add = |child: Measure| {
         sum.nodes += child.nodes;
         sum.bytes += child.bytes;
@@ -342,11 +307,7 @@ fn measure(node: &Node) -> Measure {
         Value::List(items) => items.iter().for_each(|item| add(measure(item))),
         Value::Map(entries) => entries.iter().for_each(|entry| {
             add(measure(&entry.value));
-            add(Measure {
-                nodes: 0,
-                bytes: entry.key.len(),
-                depth: 0,
-            });
+            add(Measure { nodes: 0, bytes: entry.key.len(), depth: 0 });
         }),
     }
     sum

@@ -96,11 +96,7 @@ pub(super) struct Problems {
 impl Problems {
     /// None yet, of the file with this name, or of the environment alone.
     pub(super) fn new(file: Option<&str>) -> Self {
-        Self {
-            file: file.map(str::to_owned),
-            list: Vec::new(),
-            errors: 0,
-        }
+        Self { file: file.map(str::to_owned), list: Vec::new(), errors: 0 }
     }
 
     /// Notes a fault.
@@ -167,15 +163,7 @@ impl Problems {
             (_, None) => (ENVIRONMENT, 0, 0, path),
         };
         let (file, path) = (file.to_owned(), path.to_owned());
-        self.list.push(Problem {
-            severity,
-            file,
-            line,
-            col,
-            path,
-            message,
-            help,
-        });
+        self.list.push(Problem { severity, file, line, col, path, message, help });
     }
 }
 

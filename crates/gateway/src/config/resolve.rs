@@ -19,12 +19,7 @@ pub(super) fn resolve(root: &Node, api_keys: &[Node], problems: &mut Problems) -
     let tier_names = resolve_rules::tier_names(root);
     let mut users = resolve_users::users(root, &model_names, &tier_names, problems);
     resolve_users::keys_of_nobody(api_keys, &mut users, problems);
-    let names = Names {
-        models: &model_names,
-        tiers: &tier_names,
-        users: &users.names,
-        teams: &users.teams,
-    };
+    let names = Names { models: &model_names, tiers: &tier_names, users: &users.names, teams: &users.teams };
     let rules = resolve_rules::rules(root, &names, problems);
     let server = server(root, problems);
     let auth = auth(root);
@@ -42,9 +37,7 @@ pub(super) fn resolve(root: &Node, api_keys: &[Node], problems: &mut Problems) -
     }
     Some(Config {
         server: server?,
-        settings: Settings {
-            log_format: log_format?,
-        },
+        settings: Settings { log_format: log_format? },
         auth: auth?,
         rules,
         users: users.users,
@@ -89,10 +82,7 @@ impl Index {
 
     /// What a name stands for, if it is in the index.
     pub(super) fn meaning<'a>(&'a self, name: &'a str) -> Option<&'a str> {
-        self.meanings
-            .get(name)
-            .map(String::as_str)
-            .or(self.open.then_some(name))
+        self.meanings.get(name).map(String::as_str).or(self.open.then_some(name))
     }
 
     /// The names that are allowed.
@@ -128,11 +118,7 @@ pub(super) struct Item<'a> {
 impl Item<'_> {
     /// The text for a message, unless that could show a secret.
     pub(super) fn quoted(&self) -> String {
-        if self.expanded {
-            "as the variable says".to_owned()
-        } else {
-            quoted(self.text)
-        }
+        if self.expanded { "as the variable says".to_owned() } else { quoted(self.text) }
     }
 }
 
@@ -143,26 +129,18 @@ pub(super) fn read<T>(node: &Node, key: &str, parse: impl FnOnce(&str) -> Result
 
 /// The texts under a key: of a list, or the one that stands there.
 pub(super) fn texts<'a>(node: &'a Node, key: &str, path: &str) -> Vec<Item<'a>> {
-    node.get(key)
-        .map_or_else(Vec::new, |entry| items(&entry.value, &join(path, key)))
+    node.get(key).map_or_else(Vec::new, |entry| items(&entry.value, &join(path, key)))
 }
 
 /// The texts of a list, or the one that stands in place of a list.
 pub(super) fn items<'a>(node: &'a Node, path: &str) -> Vec<Item<'a>> {
     let is_list = matches!(node.value, Value::List(_));
     let item = |(index, item): (usize, &'a Node)| {
-        let path = if is_list {
-            format!("{path}[{index}]")
-        } else {
-            path.to_owned()
-        };
+        let path = if is_list { format!("{path}[{index}]") } else { path.to_owned() };
         match &item.value {
-            Value::Scalar(Scalar { text, expanded, .. }) => Some(Item {
-                at: item.at,
-                path,
-                text,
-                expanded: *expanded,
-            }),
+            Value::Scalar(Scalar { text, expanded, .. }) => {
+                Some(Item { at: item.at, path, text, expanded: *expanded })
+            }
             _ => None,
         }
     };
@@ -203,10 +181,7 @@ fn server(root: &Node, problems: &mut Problems) -> Option<Server> {
         admin: admin?,
         admin_key: secret("admin_key"),
         metrics_key: secret("metrics_key"),
-        trusted_proxies: networks
-            .iter()
-            .filter_map(|item| scalar::network(item.text).ok())
-            .collect(),
+        trusted_proxies: networks.iter().filter_map(|item| scalar::network(item.text).ok()).collect(),
         shutdown_grace: duration(node, SERVER.key("shutdown_grace")?)?,
         max_body: size("max_body")?,
         max_upload: size("max_upload")?,
@@ -226,15 +201,9 @@ fn check_listeners(node: &Node, listen: SocketAddr, admin: SocketAddr, problems:
     let overlap = listen.ip().is_unspecified() || admin.ip().is_unspecified();
     if same_port && overlap && listen != admin {
         // Whoever wrote one of them wants to know where that one is.
-        let key = if place("admin") == Origin::Default {
-            "listen"
-        } else {
-            "admin"
-        };
-        let message = format!(
-            "`listen` is {listen} and `admin` is {admin}: both cannot have port {}",
-            admin.port()
-        );
+        let key = if place("admin") == Origin::Default { "listen" } else { "admin" };
+        let message =
+            format!("`listen` is {listen} and `admin` is {admin}: both cannot have port {}", admin.port());
         problems.error(
             place(key),
             &join("server", key),

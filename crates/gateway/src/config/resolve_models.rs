@@ -34,11 +34,7 @@ pub(super) fn models(root: &Node, problems: &mut Problems) -> (Vec<Model>, Index
 
 fn add_names(node: &Node, path: &str, index: &mut Index, problems: &mut Problems) {
     let names = texts(node, "name", path);
-    let Some(own) = names
-        .first()
-        .filter(|item| scalar::name(item.text).is_ok())
-        .cloned()
-    else {
+    let Some(own) = names.first().filter(|item| scalar::name(item.text).is_ok()).cloned() else {
         index.leave_open();
         return;
     };
@@ -73,10 +69,7 @@ fn model(node: &Node, path: &str, index: &Index, problems: &mut Problems) -> Opt
     }
     Some(Model {
         name: name?,
-        aliases: texts(node, "aliases", path)
-            .iter()
-            .map(|item| item.text.to_owned())
-            .collect(),
+        aliases: texts(node, "aliases", path).iter().map(|item| item.text.to_owned()).collect(),
         fallback,
         providers,
     })
@@ -89,12 +82,7 @@ fn fallback(node: &Node, path: &str, index: &Index, problems: &mut Problems) -> 
             continue;
         };
         if out.contains(&name) {
-            problems.error(
-                item.at,
-                &item.path,
-                format!("{} is listed twice", quoted(&name)),
-                "",
-            );
+            problems.error(item.at, &item.path, format!("{} is listed twice", quoted(&name)), "");
         }
         out.push(name);
     }
@@ -122,9 +110,7 @@ fn provider(node: &Node) -> Option<Provider> {
     Some(Provider {
         name,
         kind,
-        model_name: read(node, "model_name", |text| {
-            scalar::name(text).map(|()| text.to_owned())
-        }),
+        model_name: read(node, "model_name", |text| scalar::name(text).map(|()| text.to_owned())),
         deadlines: deadlines(node, section)?,
     })
 }
@@ -132,9 +118,7 @@ fn provider(node: &Node) -> Option<Provider> {
 fn openai(node: &Node, base: http::Uri) -> Option<ProviderKind> {
     Some(ProviderKind::Openai {
         base,
-        key: read(node, "key", |text| {
-            scalar::secret(text).map(|()| Secret::new(text))
-        }),
+        key: read(node, "key", |text| scalar::secret(text).map(|()| Secret::new(text))),
         stream_usage: read(node, "stream_usage", scalar::boolean)?,
     })
 }
@@ -172,9 +156,7 @@ fn check_circles(nodes: &[Node], index: &Index, problems: &mut Problems) {
     for (i, node) in nodes.iter().enumerate() {
         let path = format!("models[{i}]");
         if let Some(name) = node.get("name").and_then(|entry| entry.value.as_text()) {
-            edges
-                .entry(name)
-                .or_insert_with(|| texts(node, "fallback", &path));
+            edges.entry(name).or_insert_with(|| texts(node, "fallback", &path));
             order.push(name);
         }
     }
@@ -193,9 +175,7 @@ fn check_circles(nodes: &[Node], index: &Index, problems: &mut Problems) {
                 continue;
             };
             *next += 1;
-            let Some((target, _)) = index
-                .meaning(item.text)
-                .and_then(|name| edges.get_key_value(name))
+            let Some((target, _)) = index.meaning(item.text).and_then(|name| edges.get_key_value(name))
             else {
                 continue;
             };

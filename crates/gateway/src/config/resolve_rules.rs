@@ -26,14 +26,10 @@ pub(super) fn tier_names(root: &Node) -> Index {
 
 /// All rules, tiers first.
 pub(super) fn rules(root: &Node, names: &Names<'_>, problems: &mut Problems) -> Vec<Rule> {
-    let strategy = root
-        .get("settings")
-        .and_then(|entry| read(&entry.value, "rate_limiting_strategy", scalar::strategy));
-    let mut reader = Reader {
-        default: strategy.unwrap_or(Algorithm::FixedWindow),
-        seen: HashMap::new(),
-        problems,
-    };
+    let strategy =
+        root.get("settings").and_then(|entry| read(&entry.value, "rate_limiting_strategy", scalar::strategy));
+    let mut reader =
+        Reader { default: strategy.unwrap_or(Algorithm::FixedWindow), seen: HashMap::new(), problems };
     let mut rules: Vec<Rule> = tiers(root).map(|entry| reader.tier(entry)).collect();
     let limits = root.get("limits").map_or(&[][..], |entry| entry.value.items());
     for (index, node) in limits.iter().enumerate() {
@@ -58,16 +54,8 @@ impl Reader<'_> {
     fn tier(&mut self, entry: &Entry) -> Rule {
         let path = join("tiers", &entry.key);
         self.note_name(&entry.key, entry.at, &path);
-        let matches = Match {
-            tier: vec![entry.key.clone()],
-            ..Match::default()
-        };
-        let mut rule = Rule {
-            name: entry.key.clone(),
-            matches,
-            per: Scope::GLOBAL,
-            limits: Vec::new(),
-        };
+        let matches = Match { tier: vec![entry.key.clone()], ..Match::default() };
+        let mut rule = Rule { name: entry.key.clone(), matches, per: Scope::GLOBAL, limits: Vec::new() };
         match &entry.value.value {
             Value::Map(_) => {
                 rule.per = self.scope(&entry.value, &path);
@@ -75,10 +63,7 @@ impl Reader<'_> {
                 rule.limits = self.limits(&rule, strategy, &texts(&entry.value, "limit", &path));
             }
             _ => {
-                rule.per = Scope::of([
-                    tollgate_limiter::Dimension::User,
-                    tollgate_limiter::Dimension::Model,
-                ]);
+                rule.per = Scope::of([tollgate_limiter::Dimension::User, tollgate_limiter::Dimension::Model]);
                 rule.limits = self.limits(&rule, self.default, &items(&entry.value, &path));
             }
         }
@@ -86,15 +71,11 @@ impl Reader<'_> {
     }
 
     fn rule(&mut self, node: &Node, path: &str, names: &Names<'_>) -> Option<Rule> {
-        let name = read(node, "name", |text| {
-            scalar::rule_name(text).map(|()| text.to_owned())
-        });
+        let name = read(node, "name", |text| scalar::rule_name(text).map(|()| text.to_owned()));
         if let (Some(name), Some(entry)) = (&name, node.get("name")) {
             self.note_name(name, entry.value.at, &join(path, "name"));
         }
-        let matches = node
-            .get("match")
-            .map(|entry| self.matches(&entry.value, &join(path, "match"), names));
+        let matches = node.get("match").map(|entry| self.matches(&entry.value, &join(path, "match"), names));
         let mut rule = Rule {
             // A stand-in, so that the limits of a rule with a faulty name are looked at too.
             name: name.clone().unwrap_or_else(|| "unnamed".to_owned()),
@@ -128,23 +109,12 @@ impl Reader<'_> {
                 .collect()
         };
         let team = texts("team");
-        for item in team
-            .iter()
-            .filter(|item| names.teams.meaning(item.text).is_none())
-        {
+        for item in team.iter().filter(|item| names.teams.meaning(item.text).is_none()) {
             let help = super::problem::suggest(item.text, names.teams.names());
-            self.problems.warning(
-                item.at,
-                &item.path,
-                format!("nobody is in team {}", item.quoted()),
-                help,
-            );
+            self.problems.warning(item.at, &item.path, format!("nobody is in team {}", item.quoted()), help);
         }
         let mut known = |key, what, index: &Index| -> Vec<String> {
-            texts(key)
-                .iter()
-                .filter_map(|item| index.look_up(what, item, self.problems))
-                .collect()
+            texts(key).iter().filter_map(|item| index.look_up(what, item, self.problems)).collect()
         };
         Match {
             authenticated: read(node, "authenticated", scalar::boolean),
@@ -154,31 +124,16 @@ impl Reader<'_> {
             team: team.iter().map(|item| item.text.to_owned()).collect(),
             endpoint: plain("endpoint", scalar::endpoint),
             api_key: plain("api_key", scalar::key_id),
-            ip: texts("ip")
-                .iter()
-                .filter_map(|item| scalar::network(item.text).ok())
-                .collect(),
+            ip: texts("ip").iter().filter_map(|item| scalar::network(item.text).ok()).collect(),
         }
     }
 
     fn scope(&mut self, node: &Node, path: &str) -> Scope {
         let items = texts(node, "per", path);
-        for item in items
-            .iter()
-            .filter(|item| item.text == "global" && items.len() > 1)
-        {
-            self.problems.error(
-                item.at,
-                &item.path,
-                "`global` stands alone",
-                "it means: per nothing",
-            );
+        for item in items.iter().filter(|item| item.text == "global" && items.len() > 1) {
+            self.problems.error(item.at, &item.path, "`global` stands alone", "it means: per nothing");
         }
-        Scope::of(
-            items
-                .iter()
-                .filter_map(|item| scalar::dimension(item.text).ok().flatten()),
-        )
+        Scope::of(items.iter().filter_map(|item| scalar::dimension(item.text).ok().flatten()))
     }
 
     fn strategy(&self, node: &Node) -> Algorithm {
@@ -232,10 +187,7 @@ fn limit(
 ) -> Result<Limit, (String, String)> {
     if quota.unit() != Unit::Requests {
         let message = format!("`{quota}` is not counted by this version");
-        return Err((
-            message,
-            "allowed: requests, such as `60/minute` or `1_000/day`".to_owned(),
-        ));
+        return Err((message, "allowed: requests, such as `60/minute` or `1_000/day`".to_owned()));
     }
     let limit = Limit::new(&rule.name, quota, algorithm, rule.per)
         .map_err(|error| (error.problem().to_owned(), String::new()))?;

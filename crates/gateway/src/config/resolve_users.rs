@@ -31,12 +31,7 @@ pub(super) fn users(root: &Node, models: &Index, tiers: &Index, problems: &mut P
     for (i, node) in nodes.iter().enumerate() {
         let path = format!("users[{i}]");
         let user = user(node, &path, models, tiers, &mut out, problems).map(Arc::new);
-        for (j, key) in node
-            .get("keys")
-            .map_or(&[][..], |entry| entry.value.items())
-            .iter()
-            .enumerate()
-        {
+        for (j, key) in node.get("keys").map_or(&[][..], |entry| entry.value.items()).iter().enumerate() {
             out.key(key, format!("{path}.keys[{j}]"), user.clone(), problems);
         }
         out.users.extend(user);
@@ -73,31 +68,20 @@ fn user(
     if let Some(team) = &team {
         out.teams.add(team, team);
     }
-    let tier = texts(node, "tier", path)
-        .first()
-        .and_then(|item| tiers.look_up("tier", item, problems));
+    let tier = texts(node, "tier", path).first().and_then(|item| tiers.look_up("tier", item, problems));
     let allowed = node.get("models").map(|_| {
         let items = texts(node, "models", path);
-        items
-            .iter()
-            .filter_map(|item| models.look_up("model", item, problems))
-            .collect()
+        items.iter().filter_map(|item| models.look_up("model", item, problems)).collect()
     });
-    Some(User {
-        name: name?,
-        team,
-        tier,
-        models: allowed,
-    })
+    Some(User { name: name?, team, tier, models: allowed })
 }
 
 impl Users {
     fn key(&mut self, node: &Node, path: String, user: Option<Arc<User>>, problems: &mut Problems) {
         let (hash, at) = match &node.value {
-            Value::Map(_) => (
-                read(node, "hash", scalar::sha256),
-                node.get("hash").map(|entry| entry.value.at),
-            ),
+            Value::Map(_) => {
+                (read(node, "hash", scalar::sha256), node.get("hash").map(|entry| entry.value.at))
+            }
             _ => (node.as_text().and_then(|text| scalar::key_hash(text).ok()), None),
         };
         let Some(hash) = hash else { return };
@@ -110,10 +94,7 @@ impl Users {
             return problems.error(at, &path, message, "a key has one owner");
         }
         self.hashes.insert(hash, path);
-        let digits = hash
-            .iter()
-            .take(KEY_ID_DIGITS / 2)
-            .map(|byte| format!("{byte:02x}"));
+        let digits = hash.iter().take(KEY_ID_DIGITS / 2).map(|byte| format!("{byte:02x}"));
         self.keys.push(Key {
             hash,
             id: digits.collect(),

@@ -58,10 +58,7 @@ pub(super) fn review(whole: &Whole<'_>, problems: &mut Problems) {
     }
     unused_tiers(whole, problems);
     if whole.auth == Auth::Required && whole.keys.is_empty() {
-        let at = whole
-            .root
-            .get("auth")
-            .map_or(Origin::START, |entry| entry.value.at);
+        let at = whole.root.get("auth").map_or(Origin::START, |entry| entry.value.at);
         let message = "a key is required and there is none: every request is refused";
         problems.warning(
             at,
@@ -83,18 +80,13 @@ struct Caller<'a> {
 }
 
 fn count_met(whole: &Whole<'_>, problems: &mut Problems) {
-    let at = whole
-        .root
-        .get("limits")
-        .or(whole.root.get("tiers"))
-        .map_or(Origin::START, |entry| entry.at);
+    let at = whole.root.get("limits").or(whole.root.get("tiers")).map_or(Origin::START, |entry| entry.at);
     let mut seen = HashSet::new();
     let mut budget = RULES_LOOKED_AT_MAX;
     for caller in callers(whole) {
         budget = budget.saturating_sub(whole.rules.len());
-        let met: Vec<usize> = (0..whole.rules.len())
-            .filter(|i| is_for(&whole.rules[*i].matches, &caller))
-            .collect();
+        let met: Vec<usize> =
+            (0..whole.rules.len()).filter(|i| is_for(&whole.rules[*i].matches, &caller)).collect();
         let rules: Vec<&Rule> = met.iter().map(|i| &whole.rules[*i]).collect();
         if rules.iter().map(|rule| rule.limits.len()).sum::<usize>() <= MET_MAX || !seen.insert(met) {
             continue;
@@ -147,9 +139,7 @@ fn is_for(matches: &Match, caller: &Caller<'_>) -> bool {
     let has = |allowed: &[String], value: Option<&str>| {
         allowed.is_empty() || value.is_some_and(|value| allowed.iter().any(|allowed| allowed == value))
     };
-    matches
-        .authenticated
-        .is_none_or(|wanted| wanted == caller.authenticated)
+    matches.authenticated.is_none_or(|wanted| wanted == caller.authenticated)
         && has(&matches.api_key, caller.key)
         && has(&matches.user, caller.user)
         && has(&matches.team, caller.team)
@@ -160,25 +150,15 @@ fn is_for(matches: &Match, caller: &Caller<'_>) -> bool {
 fn worst(rules: &[&Rule], budget: &mut usize) -> usize {
     let routes = ROUTES.iter().copied().map(Some).chain([None]);
     // Networks nest or are apart, so the addresses that begin them see every overlap.
-    let networks: HashSet<IpNet> = rules
-        .iter()
-        .flat_map(|rule| rule.matches.ip.iter().copied())
-        .collect();
+    let networks: HashSet<IpNet> = rules.iter().flat_map(|rule| rule.matches.ip.iter().copied()).collect();
     let addresses: Vec<Option<IpNet>> = networks.into_iter().map(Some).chain([None]).collect();
     let here = |rule: &Rule, route: Option<&str>, address: &Option<IpNet>| {
         let on_route = rule.matches.endpoint.is_empty()
-            || route.is_some_and(|route| {
-                rule.matches
-                    .endpoint
-                    .iter()
-                    .any(|glob| endpoint_matches(glob, route))
-            });
+            || route
+                .is_some_and(|route| rule.matches.endpoint.iter().any(|glob| endpoint_matches(glob, route)));
         let from = rule.matches.ip.is_empty()
             || address.is_some_and(|address| {
-                rule.matches
-                    .ip
-                    .iter()
-                    .any(|network| network.contains(&address.addr()))
+                rule.matches.ip.iter().any(|network| network.contains(&address.addr()))
             });
         on_route && from
     };
@@ -189,11 +169,7 @@ fn worst(rules: &[&Rule], budget: &mut usize) -> usize {
             if *budget == 0 {
                 return worst;
             }
-            let met: Vec<&Rule> = rules
-                .iter()
-                .copied()
-                .filter(|rule| here(rule, route, address))
-                .collect();
+            let met: Vec<&Rule> = rules.iter().copied().filter(|rule| here(rule, route, address)).collect();
             worst = worst.max(worst_model(&met));
         }
     }
@@ -221,11 +197,8 @@ fn idle_limits(whole: &Whole<'_>, problems: &mut Problems) {
         for idle in &rule.limits {
             if let Some(other) = rule.limits.iter().find(|other| forestalls(other, idle)) {
                 let (at, path) = place_of_limits(whole.root, rule);
-                let message = format!(
-                    "`{}` can never refuse: `{}` always does first",
-                    idle.quota(),
-                    other.quota()
-                );
+                let message =
+                    format!("`{}` can never refuse: `{}` always does first", idle.quota(), other.quota());
                 problems.warning(at, &path, message, "remove it");
             }
         }
@@ -241,10 +214,8 @@ fn forestalls(strict: &Limit, idle: &Limit) -> bool {
     if !is_fixed(strict) || !is_fixed(idle) || strict_ms == idle_ms || strict.unit() != idle.unit() {
         return false;
     }
-    let (strict_amount, idle_amount) = (
-        u128::from(strict.quota().amount()),
-        u128::from(idle.quota().amount()),
-    );
+    let (strict_amount, idle_amount) =
+        (u128::from(strict.quota().amount()), u128::from(idle.quota().amount()));
     if strict_ms % idle_ms == 0 {
         // 60/minute beside 50/day.
         return idle_amount >= strict_amount;
@@ -261,10 +232,8 @@ fn place_of_limits(root: &Node, rule: &Rule) -> (Origin, String) {
     let is_it =
         |node: &Node| node.get("name").and_then(|entry| entry.value.as_text()) == Some(rule.name.as_str());
     let index = rules.iter().position(is_it).unwrap_or_default();
-    let at = rules
-        .get(index)
-        .and_then(|node| node.get("limit"))
-        .map_or(Origin::START, |entry| entry.value.at);
+    let at =
+        rules.get(index).and_then(|node| node.get("limit")).map_or(Origin::START, |entry| entry.value.at);
     (at, format!("limits[{index}].limit"))
 }
 
@@ -287,10 +256,7 @@ fn free_sessions(whole: &Whole<'_>, problems: &mut Problems) {
         };
         if rules.iter().find(guards).is_none() {
             let (at, path) = place_of_limits(whole.root, rule);
-            let message = format!(
-                "rule {} is per session, and no rule is per ip",
-                quoted(&rule.name)
-            );
+            let message = format!("rule {} is per session, and no rule is per ip", quoted(&rule.name));
             let help = "add one for the same requests, because a User-Agent is free to change";
             problems.warning(at, &path, message, help);
         }
@@ -298,15 +264,8 @@ fn free_sessions(whole: &Whole<'_>, problems: &mut Problems) {
 }
 
 fn unused_tiers(whole: &Whole<'_>, problems: &mut Problems) {
-    for tier in whole
-        .root
-        .get("tiers")
-        .map_or(&[][..], |entry| entry.value.entries())
-    {
-        let is_used = whole
-            .users
-            .iter()
-            .any(|user| user.tier.as_deref() == Some(tier.key.as_str()));
+    for tier in whole.root.get("tiers").map_or(&[][..], |entry| entry.value.entries()) {
+        let is_used = whole.users.iter().any(|user| user.tier.as_deref() == Some(tier.key.as_str()));
         if !is_used && !tier.key.starts_with("x-") {
             let path = join("tiers", &tier.key);
             problems.warning(tier.at, &path, "no user is in this tier", "");

@@ -38,10 +38,7 @@ pub(super) struct Fault {
 }
 
 pub(super) fn fault<T>(what: impl Into<String>, help: impl Into<String>) -> Result<T, Fault> {
-    Err(Fault {
-        what: what.into(),
-        help: help.into(),
-    })
+    Err(Fault { what: what.into(), help: help.into() })
 }
 
 /// `true` or `false`.
@@ -75,19 +72,11 @@ pub(super) fn fraction(text: &str) -> Result<f64, Fault> {
 
 /// `250ms`, `300s`, `10m`, `1h`, `7d`; the bounds are in milliseconds.
 pub(super) fn duration(text: &str, min_ms: u64, max_ms: u64) -> Result<Duration, Fault> {
-    const UNITS: [(&str, u128); 5] = [
-        ("ms", 1),
-        ("s", 1_000),
-        ("m", 60_000),
-        ("h", 3_600_000),
-        ("d", 86_400_000),
-    ];
+    const UNITS: [(&str, u128); 5] =
+        [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
     let range = format!("allowed: {} to {}", duration_text(min_ms), duration_text(max_ms));
     match with_unit(text, &UNITS) {
-        None => fault(
-            "is not a duration",
-            format!("write 250ms, 300s, 10m or 1h; {range}"),
-        ),
+        None => fault("is not a duration", format!("write 250ms, 300s, 10m or 1h; {range}")),
         Some(ms) if ms < u128::from(min_ms) || ms > u128::from(max_ms) => fault("is out of range", range),
         Some(ms) => Ok(Duration::from_millis(u64::try_from(ms).unwrap_or(max_ms))),
     }
@@ -150,11 +139,7 @@ pub(super) fn base_url(text: &str) -> Result<http::Uri, Fault> {
     if uri.query().is_some() || text.contains('#') {
         return fault("has a query or a fragment", HELP);
     }
-    let port = authority
-        .as_str()
-        .rsplit_once(':')
-        .map(|(_, port)| port)
-        .filter(|port| !port.ends_with(']'));
+    let port = authority.as_str().rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
     if port.is_some() && authority.port_u16().is_none_or(|port| port == 0) {
         return fault("has a port that is none", "allowed: 1 to 65535");
     }
@@ -165,9 +150,7 @@ pub(super) fn base_url(text: &str) -> Result<http::Uri, Fault> {
         "" => "/v1",
         path => path,
     };
-    format!("{scheme}://{authority}{path}")
-        .parse()
-        .or_else(|_| fault("is not a URL", HELP))
+    format!("{scheme}://{authority}{path}").parse().or_else(|_| fault("is not a URL", HELP))
 }
 
 /// A name people gave to something.
@@ -188,10 +171,7 @@ pub(super) fn name(text: &str) -> Result<(), Fault> {
 pub(super) fn rule_name(text: &str) -> Result<(), Fault> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if text.is_empty() || text.len() > 64 || !text.chars().all(fits) {
-        return fault(
-            "cannot name a rule or tier",
-            "allowed: 1 to 64 of a-z A-Z 0-9 - _ .",
-        );
+        return fault("cannot name a rule or tier", "allowed: 1 to 64 of a-z A-Z 0-9 - _ .");
     }
     Ok(())
 }
@@ -202,10 +182,7 @@ pub(super) fn secret(text: &str) -> Result<(), Fault> {
         return fault("is empty", "");
     }
     if text.contains("${") {
-        return fault(
-            "still contains `${`",
-            "a variable is replaced once; what it holds is not",
-        );
+        return fault("still contains `${`", "a variable is replaced once; what it holds is not");
     }
     if text.len() > KEY_BYTES_MAX || !text.bytes().all(|b| b.is_ascii_graphic()) {
         return fault(
@@ -220,10 +197,7 @@ pub(super) fn secret(text: &str) -> Result<(), Fault> {
 pub(super) fn admin_key(text: &str) -> Result<(), Fault> {
     secret(text)?;
     if PLACEHOLDERS.contains(&text.to_ascii_lowercase().as_str()) {
-        return fault(
-            "is a well-known placeholder",
-            "make one with `openssl rand -hex 32`",
-        );
+        return fault("is a well-known placeholder", "make one with `openssl rand -hex 32`");
     }
     Ok(())
 }
@@ -259,10 +233,7 @@ pub(super) fn key_id(text: &str) -> Result<(), Fault> {
     if text.len() == 12 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
         return Ok(());
     }
-    fault(
-        "is not the id of a key",
-        "the first 12 hex digits of its SHA-256, lower case",
-    )
+    fault("is not the id of a key", "the first 12 hex digits of its SHA-256, lower case")
 }
 
 /// A glob on canonical routes.
@@ -277,12 +248,7 @@ pub(super) fn endpoint(text: &str) -> Result<(), Fault> {
 pub(super) fn date(text: &str) -> Result<SystemTime, Fault> {
     let at_midnight =
         |date: jiff::civil::Date| date.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|z| z.timestamp());
-    let day = || {
-        text.parse()
-            .ok()
-            .filter(|_| text.len() == 10)
-            .and_then(at_midnight)
-    };
+    let day = || text.parse().ok().filter(|_| text.len() == 10).and_then(at_midnight);
     match day().or_else(|| text.parse::<jiff::Timestamp>().ok()) {
         Some(timestamp) => Ok(timestamp.into()),
         None => fault("is not a date", "write 2027-01-01 or 2027-01-01T12:00:00Z"),
@@ -299,10 +265,7 @@ pub(super) fn one_of<'a>(text: &str, words: impl Iterator<Item = &'a str> + Clon
 
 /// A name of a limiter's algorithm.
 pub(super) fn strategy(text: &str) -> Result<Algorithm, Fault> {
-    let found = Algorithm::ALL
-        .iter()
-        .copied()
-        .find(|algorithm| algorithm.as_str() == text);
+    let found = Algorithm::ALL.iter().copied().find(|algorithm| algorithm.as_str() == text);
     let names = Algorithm::ALL.iter().map(|algorithm| algorithm.as_str());
     found.map_or_else(|| fault("is not known", super::problem::suggest(text, names)), Ok)
 }
@@ -312,27 +275,15 @@ pub(super) fn dimension(text: &str) -> Result<Option<Dimension>, Fault> {
     if text == "global" {
         return Ok(None);
     }
-    let found = Dimension::ALL
-        .iter()
-        .copied()
-        .find(|dimension| dimension.as_str() == text);
-    let names = Dimension::ALL
-        .iter()
-        .map(|dimension| dimension.as_str())
-        .chain(["global"]);
-    found.map_or_else(
-        || fault("is not known", super::problem::suggest(text, names)),
-        |d| Ok(Some(d)),
-    )
+    let found = Dimension::ALL.iter().copied().find(|dimension| dimension.as_str() == text);
+    let names = Dimension::ALL.iter().map(|dimension| dimension.as_str()).chain(["global"]);
+    found.map_or_else(|| fault("is not known", super::problem::suggest(text, names)), |d| Ok(Some(d)))
 }
 
 /// The largest unit that says it in whole numbers.
 pub(super) fn duration_text(ms: u64) -> String {
     let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
-    match units
-        .iter()
-        .find(|(factor, _)| ms >= *factor && ms.is_multiple_of(*factor))
-    {
+    match units.iter().find(|(factor, _)| ms >= *factor && ms.is_multiple_of(*factor)) {
         Some((factor, unit)) => format!("{}{unit}", ms / factor),
         None => format!("{ms}ms"),
     }
@@ -340,10 +291,7 @@ pub(super) fn duration_text(ms: u64) -> String {
 
 fn size_text(bytes: usize) -> String {
     let units = [(1 << 30, "GiB"), (1_000_000, "MB"), (1_000, "KB")];
-    match units
-        .iter()
-        .find(|(factor, _)| bytes >= *factor && bytes.is_multiple_of(*factor))
-    {
+    match units.iter().find(|(factor, _)| bytes >= *factor && bytes.is_multiple_of(*factor)) {
         Some((factor, unit)) => format!("{}{unit}", bytes / factor),
         None => format!("{bytes}B"),
     }
@@ -358,9 +306,8 @@ fn with_unit(text: &str, units: &[(&str, u128)]) -> Option<u128> {
 
 /// Digits with `_` between them; far more than anything allowed still fits.
 fn digits(text: &str) -> Option<u128> {
-    let well_formed = text
-        .split('_')
-        .all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()));
+    let well_formed =
+        text.split('_').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()));
     if !well_formed || text.len() > 30 {
         return None;
     }

@@ -11,10 +11,7 @@ pub fn schema() -> Json {
     let mut definitions = Map::new();
     let mut root = section(&ROOT, &mut definitions);
     if let Json::Object(root) = &mut root {
-        root.insert(
-            "$schema".into(),
-            "https://json-schema.org/draft/2020-12/schema".into(),
-        );
+        root.insert("$schema".into(), "https://json-schema.org/draft/2020-12/schema".into());
         root.insert("title".into(), "tollgate.yml".into());
         root.insert("$defs".into(), Json::Object(definitions));
     }
@@ -35,15 +32,10 @@ fn section(section: &Section, definitions: &mut Map<String, Json>) -> Json {
         }
         properties.insert(key.name.into(), value);
     }
-    let required = section
-        .keys
-        .iter()
-        .filter(|key| matches!(key.default, WhenAbsent::Required));
+    let required = section.keys.iter().filter(|key| matches!(key.default, WhenAbsent::Required));
     // `models` may come from the environment.
-    let required: Vec<&str> = required
-        .map(|key| key.name)
-        .filter(|_| !std::ptr::eq(section.keys, ROOT.keys))
-        .collect();
+    let required: Vec<&str> =
+        required.map(|key| key.name).filter(|_| !std::ptr::eq(section.keys, ROOT.keys)).collect();
     json!({
         "type": "object",
         "properties": properties,
@@ -77,12 +69,9 @@ fn kind(of: &Kind, definitions: &mut Map<String, Json>) -> Json {
         Kind::Endpoint => text("^/"),
         Kind::OneOf(words) => words_of(words.iter().copied()),
         Kind::Strategy => words_of(Algorithm::ALL.iter().map(|algorithm| algorithm.as_str())),
-        Kind::Dimension => words_of(
-            Dimension::ALL
-                .iter()
-                .map(|dimension| dimension.as_str())
-                .chain(["global"]),
-        ),
+        Kind::Dimension => {
+            words_of(Dimension::ALL.iter().map(|dimension| dimension.as_str()).chain(["global"]))
+        }
         Kind::List { of, min, max } => {
             json!({ "type": "array", "items": kind(of, definitions), "minItems": min, "maxItems": max })
         }

@@ -13,12 +13,7 @@ const ADDED_BYTES_MAX: usize = 4 << 20;
 
 /// Replaces variables in every scalar of the tree. Gives back the names of all variables that the file mentions.
 pub(super) fn substitute(root: &mut Node, env: Environment<'_>, problems: &mut Problems) -> BTreeSet<String> {
-    let mut walk = Walk {
-        env,
-        problems,
-        named: BTreeSet::new(),
-        left: ADDED_BYTES_MAX,
-    };
+    let mut walk = Walk { env, problems, named: BTreeSet::new(), left: ADDED_BYTES_MAX };
     walk.node(root, "");
     walk.named
 }
@@ -54,11 +49,7 @@ impl Walk<'_> {
 
     fn scalar(&mut self, scalar: &Scalar, at: Origin, path: &str) -> Value {
         match self.expand(&scalar.text) {
-            Ok((text, expanded)) => Value::Scalar(Scalar {
-                text,
-                expanded,
-                plain: scalar.plain,
-            }),
+            Ok((text, expanded)) => Value::Scalar(Scalar { text, expanded, plain: scalar.plain }),
             Err((message, help)) => {
                 self.problems.error(at, path, message, help);
                 Value::Faulty

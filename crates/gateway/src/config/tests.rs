@@ -13,11 +13,7 @@ fn nothing(_: &str) -> Option<String> {
 }
 
 fn variables<'a>(set: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + 'a {
-    |name| {
-        set.iter()
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| (*value).to_owned())
-    }
+    |name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
 }
 
 fn load_file(text: &str, env: Environment<'_>) -> Result<Loaded, Vec<Problem>> {
@@ -43,9 +39,6 @@ fn said(more: &str) -> Vec<String> {
         Ok(loaded) => loaded.warnings,
         Err(problems) => problems,
     };
-    let moved = problems.into_iter().map(|p| Problem {
-        line: p.line.saturating_sub(LINES_BEFORE),
-        ..p
-    });
+    let moved = problems.into_iter().map(|p| Problem { line: p.line.saturating_sub(LINES_BEFORE), ..p });
     moved.map(|problem| problem.to_string()).collect()
 }

@@ -51,14 +51,7 @@ pub(super) struct Entry {
 impl Node {
     /// Text that stands nowhere in a file.
     pub(super) fn text(at: Origin, text: impl Into<String>) -> Self {
-        Self {
-            at,
-            value: Value::Scalar(Scalar {
-                text: text.into(),
-                plain: false,
-                expanded: false,
-            }),
-        }
+        Self { at, value: Value::Scalar(Scalar { text: text.into(), plain: false, expanded: false }) }
     }
 
     /// The value of a key, if this is a map that has it.

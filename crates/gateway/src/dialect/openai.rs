@@ -22,10 +22,7 @@ const DONE: &[u8] = b"[DONE]";
 /// Reads the `data` of one event of a stream.
 pub fn read_event(data: &[u8]) -> Delta {
     if data.trim_ascii() == DONE {
-        return Delta {
-            done: true,
-            ..Delta::default()
-        };
+        return Delta { done: true, ..Delta::default() };
     }
     let Ok(answer) = serde_json::from_slice::<Answer<'_>>(data) else {
         return Delta::default();
@@ -139,22 +136,14 @@ struct Message<'a> {
 impl Choice<'_> {
     fn text_bytes(&self) -> u64 {
         let messages = [&self.delta, &self.message];
-        messages
-            .into_iter()
-            .flatten()
-            .map(Message::text_bytes)
-            .sum::<u64>()
-            + self.text.map_or(0, text_of)
+        messages.into_iter().flatten().map(Message::text_bytes).sum::<u64>() + self.text.map_or(0, text_of)
     }
 }
 
 impl Message<'_> {
     fn text_bytes(&self) -> u64 {
         // Some servers send the same reasoning under both names.
-        let reasoning = self
-            .reasoning_content
-            .map_or(0, text_of)
-            .max(self.reasoning.map_or(0, text_of));
+        let reasoning = self.reasoning_content.map_or(0, text_of).max(self.reasoning.map_or(0, text_of));
         let others = [self.content, self.refusal, self.tool_calls, self.function_call];
         reasoning + others.into_iter().flatten().map(text_of).sum::<u64>()
     }
@@ -266,14 +255,12 @@ impl<'de> Visitor<'de> for CountsVisitor {
         while let Some(member) = map.next_key()? {
             match member {
                 CountsMember::PromptTokens | CountsMember::InputTokens => {
-                    counts.prompt = counts
-                        .prompt
-                        .max(map.next_value::<Option<Count>>()?.map(|count| count.0));
+                    counts.prompt =
+                        counts.prompt.max(map.next_value::<Option<Count>>()?.map(|count| count.0));
                 }
                 CountsMember::CompletionTokens | CountsMember::OutputTokens => {
-                    counts.completion = counts
-                        .completion
-                        .max(map.next_value::<Option<Count>>()?.map(|count| count.0));
+                    counts.completion =
+                        counts.completion.max(map.next_value::<Option<Count>>()?.map(|count| count.0));
                 }
                 CountsMember::TotalTokens => {
                     counts.total = map.next_value::<Option<Count>>()?.map(|count| count.0)

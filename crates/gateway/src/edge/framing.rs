@@ -152,19 +152,13 @@ impl Scanner {
             match self.step(&bytes[at..]) {
                 Ok(taken) => at += taken,
                 Err(violation) if handed_on => {
-                    return Err(Refusal {
-                        violation,
-                        cut: Cut::Within,
-                    });
+                    return Err(Refusal { violation, cut: Cut::Within });
                 }
                 Err(violation) => {
                     if self.position() == Position::Body {
                         self.heads -= 1;
                     }
-                    return Err(Refusal {
-                        violation,
-                        cut: Cut::Before(whole),
-                    });
+                    return Err(Refusal { violation, cut: Cut::Before(whole) });
                 }
             }
             if self.state == State::Start {
@@ -203,20 +197,12 @@ impl Scanner {
             State::Start | State::StartLf => self.start(bytes[0]),
             State::Body(left) => {
                 let (taken, left) = skip(bytes, left);
-                self.state = if left == 0 {
-                    self.message_end()
-                } else {
-                    State::Body(left)
-                };
+                self.state = if left == 0 { self.message_end() } else { State::Body(left) };
                 Ok(taken)
             }
             State::ChunkData(left) => {
                 let (taken, left) = skip(bytes, left);
-                self.state = if left == 0 {
-                    State::ChunkDataCr
-                } else {
-                    State::ChunkData(left)
-                };
+                self.state = if left == 0 { State::ChunkDataCr } else { State::ChunkData(left) };
                 Ok(taken)
             }
             State::ChunkExtension(size) => self.extension(size, bytes),
@@ -231,11 +217,7 @@ impl Scanner {
 
     /// Looks for the HTTP/2 preface; a connection that only began like it is scanned from its first byte.
     fn preface(&mut self, matched: usize, bytes: &[u8]) -> Result<usize, Violation> {
-        let same = HTTP2_PREFACE[matched..]
-            .iter()
-            .zip(bytes)
-            .take_while(|(a, b)| a == b)
-            .count();
+        let same = HTTP2_PREFACE[matched..].iter().zip(bytes).take_while(|(a, b)| a == b).count();
         let matched = matched + same;
         if matched == HTTP2_PREFACE.len() {
             self.state = State::Http2;

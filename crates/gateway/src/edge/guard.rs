@@ -141,11 +141,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
             exchanges: Exchanges::default(),
             phase: Phase::Open,
             unflushed: false,
-            waiting: Waiting {
-                what: Wait::FirstByte,
-                heads: 0,
-                ended: 0,
-            },
+            waiting: Waiting { what: Wait::FirstByte, heads: 0, ended: 0 },
             read_due: Some(due),
             write_due: None,
             timer: Box::pin(tokio::time::sleep_until(due)),
@@ -235,11 +231,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
                     buf.set_filled(before + bytes);
                     self.phase = Phase::Refused(violation);
                     // Not a byte would mean end of file.
-                    if bytes > 0 {
-                        Poll::Ready(Ok(()))
-                    } else {
-                        self.poll_refuse(cx, violation)
-                    }
+                    if bytes > 0 { Poll::Ready(Ok(())) } else { self.poll_refuse(cx, violation) }
                 }
             };
         }
@@ -333,16 +325,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
             self.write_due = None;
             return Poll::Ready(result);
         }
-        let due = *self
-            .write_due
-            .get_or_insert_with(|| Instant::now() + self.limits.write);
+        let due = *self.write_due.get_or_insert_with(|| Instant::now() + self.limits.write);
         if ready!(self.poll_due(cx)) < due {
             return Poll::Pending;
         }
-        let stalled = format!(
-            "the client took nothing of the answer for {:?}",
-            self.limits.write
-        );
+        let stalled = format!("the client took nothing of the answer for {:?}", self.limits.write);
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, stalled)))
     }
 

@@ -27,10 +27,7 @@ fn only(stream: &str) -> Event {
 fn every_line_end_ends_events() {
     let cases: [(&str, &[&str]); 9] = [
         ("data: a\n\ndata: b\n\n", &["data: a\n\n", "data: b\n\n"]),
-        (
-            "data: a\r\n\r\ndata: b\r\n\r\n",
-            &["data: a\r\n\r\n", "data: b\r\n\r\n"],
-        ),
+        ("data: a\r\n\r\ndata: b\r\n\r\n", &["data: a\r\n\r\n", "data: b\r\n\r\n"]),
         ("data: a\r\rdata: b\r\r", &["data: a\r\r", "data: b\r\r"]),
         ("data: a\r\n\ndata: b\n\r\n", &["data: a\r\n\n", "data: b\n\r\n"]),
         ("data: a\n\rdata: b\n\n", &["data: a\n\r", "data: b\n\n"]),
@@ -41,11 +38,7 @@ fn every_line_end_ends_events() {
     ];
     for (stream, want) in cases {
         let events = split(&[stream.as_bytes()]);
-        assert_eq!(
-            raws(&events),
-            want.iter().map(|raw| raw.as_bytes()).collect::<Vec<_>>(),
-            "{stream:?}"
-        );
+        assert_eq!(raws(&events), want.iter().map(|raw| raw.as_bytes()).collect::<Vec<_>>(), "{stream:?}");
         let bytes: Vec<&[u8]> = stream.as_bytes().chunks(1).collect();
         assert_eq!(split(&bytes), events, "{stream:?} byte by byte");
     }
@@ -53,11 +46,7 @@ fn every_line_end_ends_events() {
 
 #[test]
 fn fields_are_read_as_the_standard_says() {
-    let data = |stream: &str| {
-        only(stream)
-            .data()
-            .map(|data| String::from_utf8(data.into_owned()).unwrap())
-    };
+    let data = |stream: &str| only(stream).data().map(|data| String::from_utf8(data.into_owned()).unwrap());
     assert_eq!(data("data: {}\n\n").as_deref(), Some("{}"));
     assert_eq!(data("data:{}\n\n").as_deref(), Some("{}"));
     assert_eq!(data("data:  two\n\n").as_deref(), Some(" two"));
@@ -68,10 +57,7 @@ fn fields_are_read_as_the_standard_says() {
     assert_eq!(data(" data: a\n\n"), None);
     assert_eq!(data(": data\n\n"), None);
     assert_eq!(data("\u{feff}data: a\n\n").as_deref(), Some("a"));
-    assert_eq!(
-        split(&["data: a\n\n\u{feff}data: b\n\n".as_bytes()])[1].data(),
-        None
-    );
+    assert_eq!(split(&["data: a\n\n\u{feff}data: b\n\n".as_bytes()])[1].data(), None);
 
     assert_eq!(only("event: error\ndata: a\n\n").name(), Some("error"));
     assert_eq!(only("event: a\nevent: b\n\n").name(), Some("b"));
@@ -154,11 +140,7 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
 /// What the standard's own words give: lines first, then events.
 fn data_by_the_book(stream: &[u8]) -> Vec<Vec<u8>> {
     let text = String::from_utf8_lossy(stream);
-    let text = text
-        .strip_prefix('\u{feff}')
-        .unwrap_or(&text)
-        .replace("\r\n", "\n")
-        .replace('\r', "\n");
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text).replace("\r\n", "\n").replace('\r', "\n");
     let (mut all, mut data) = (Vec::new(), Vec::<&str>::new());
     for line in text.split('\n').chain([""]) {
         if line.is_empty() {

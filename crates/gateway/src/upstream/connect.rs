@@ -41,10 +41,8 @@ impl Client {
         // Without it Nagle and delayed acknowledgements add 40 ms to each small write.
         tcp.set_nodelay(true);
         let builder = HttpsConnectorBuilder::new().with_tls_config(tls_config(tls));
-        let connector = WithDeadline {
-            inner: builder.https_or_http().enable_http1().wrap_connector(tcp),
-            connect,
-        };
+        let connector =
+            WithDeadline { inner: builder.https_or_http().enable_http1().wrap_connector(tcp), connect };
         let pool = Mutex::new((Instant::now(), pool(connector.clone())));
         Self { connector, pool }
     }
@@ -54,11 +52,7 @@ impl Client {
         let sent = self.connections().request(request).await;
         sent.map_err(|error| {
             let why = root_cause(&error);
-            if error.is_connect() {
-                Failure::Unreachable(why)
-            } else {
-                Failure::Broken(why)
-            }
+            if error.is_connect() { Failure::Unreachable(why) } else { Failure::Broken(why) }
         })
     }
 

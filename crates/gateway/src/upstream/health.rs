@@ -31,12 +31,7 @@ impl Health {
     /// A provider nothing is known against.
     pub fn new(gauge: Gauge) -> Self {
         gauge.set(1);
-        Self {
-            born: Instant::now(),
-            failures: AtomicU32::new(0),
-            rests_until: AtomicU64::new(0),
-            gauge,
-        }
+        Self { born: Instant::now(), failures: AtomicU32::new(0), rests_until: AtomicU64::new(0), gauge }
     }
 
     /// Whether to ask it now in its turn. A `true` after a rest is given to one caller only.
@@ -48,11 +43,7 @@ impl Health {
         let now = self.now();
         let probe_by = now + millis(REST_FIRST);
         let (order, ignored) = (Ordering::Relaxed, Ordering::Relaxed);
-        now >= until
-            && self
-                .rests_until
-                .compare_exchange(until, probe_by, order, ignored)
-                .is_ok()
+        now >= until && self.rests_until.compare_exchange(until, probe_by, order, ignored).is_ok()
     }
 
     pub(super) fn answered(&self) {
@@ -70,8 +61,7 @@ impl Health {
             _ if failures < FAILURES_TOLERATED => return,
             _ => (REST_FIRST * 2u32.saturating_pow((failures - FAILURES_TOLERATED).min(8))).min(REST_MAX),
         };
-        self.rests_until
-            .store((self.now() + millis(rest)).max(1), Ordering::Relaxed);
+        self.rests_until.store((self.now() + millis(rest)).max(1), Ordering::Relaxed);
         self.gauge.set(0);
     }
 
@@ -106,10 +96,7 @@ mod tests {
     #[test]
     fn one_probe_when_the_rest_is_over() {
         let health = Health::new(Gauge::default());
-        health.failed(&Failure::Status(
-            StatusCode::TOO_MANY_REQUESTS,
-            Some(Duration::ZERO),
-        ));
+        health.failed(&Failure::Status(StatusCode::TOO_MANY_REQUESTS, Some(Duration::ZERO)));
         while health.now() < 1 {
             std::hint::spin_loop();
         }

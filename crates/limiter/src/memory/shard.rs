@@ -25,11 +25,7 @@ pub(super) enum Class {
 
 impl Class {
     pub(super) fn of(subject: &Subject) -> Class {
-        if subject.is_unauthenticated() {
-            Class::Unauthenticated
-        } else {
-            Class::Keyed
-        }
+        if subject.is_unauthenticated() { Class::Unauthenticated } else { Class::Keyed }
     }
 }
 
@@ -164,11 +160,7 @@ impl Shard {
                     Class::Unauthenticated => &mut self.unauthenticated,
                 };
                 queue.join(now, birth, key);
-                vacant.insert(Counters {
-                    class,
-                    ticket: birth,
-                    list: Vec::with_capacity(1),
-                })
+                vacant.insert(Counters { class, ticket: birth, list: Vec::with_capacity(1) })
             }
         };
         if counters.class == Class::Unauthenticated && class == Class::Keyed {
@@ -231,19 +223,12 @@ impl Shard {
 
     /// Forgets the subject of a ticket from the front, if the ticket is still right about it; else renews it.
     fn redeem(&mut self, class: Class, ticket: Ticket, now: Millis) {
-        let Some(counters) = self
-            .subjects
-            .get(&ticket.key)
-            .filter(|c| c.ticket == ticket.number)
-        else {
+        let Some(counters) = self.subjects.get(&ticket.key).filter(|c| c.ticket == ticket.number) else {
             return;
         };
         let reset = counters.reset(now);
         if reset > Millis::ZERO && now + reset > ticket.idle {
-            self.queue(class).tickets.push(Reverse(Ticket {
-                idle: now + reset,
-                ..ticket
-            }));
+            self.queue(class).tickets.push(Reverse(Ticket { idle: now + reset, ..ticket }));
             return;
         }
         self.evicted_live += u64::from(reset > Millis::ZERO);
@@ -258,11 +243,8 @@ impl Shard {
         };
         if queue.tickets.len() > 2 * queue.subjects + STALE_TICKETS_MAX {
             let subjects = &self.subjects;
-            let valid = |ticket: &Ticket| {
-                subjects
-                    .get(&ticket.key)
-                    .is_some_and(|c| c.ticket == ticket.number)
-            };
+            let valid =
+                |ticket: &Ticket| subjects.get(&ticket.key).is_some_and(|c| c.ticket == ticket.number);
             queue.tickets.retain(|Reverse(ticket)| valid(ticket));
         }
     }
@@ -277,20 +259,12 @@ impl Shard {
 
 impl Queue {
     fn new(budget: usize) -> Queue {
-        Queue {
-            tickets: BinaryHeap::new(),
-            subjects: 0,
-            budget,
-        }
+        Queue { tickets: BinaryHeap::new(), subjects: 0, budget }
     }
 
     fn join(&mut self, now: Millis, number: u64, key: &Key) {
         self.subjects += 1;
-        self.tickets.push(Reverse(Ticket {
-            idle: now,
-            number,
-            key: key.clone(),
-        }));
+        self.tickets.push(Reverse(Ticket { idle: now, number, key: key.clone() }));
     }
 }
 
@@ -312,10 +286,7 @@ impl Counters {
             None => {
                 // Counters of limits that are no more leave when others come.
                 self.list.retain(|counter| counter.reset(now) > Millis::ZERO);
-                self.list.push(Counter {
-                    limit: Arc::clone(limit),
-                    state: State::new(limit.rate(), birth),
-                });
+                self.list.push(Counter { limit: Arc::clone(limit), state: State::new(limit.rate(), birth) });
                 self.list.len() - 1
             }
         };
@@ -324,11 +295,7 @@ impl Counters {
 
     /// How long until nothing is in use in any counter.
     fn reset(&self, now: Millis) -> Millis {
-        self.list
-            .iter()
-            .map(|counter| counter.reset(now))
-            .max()
-            .unwrap_or_default()
+        self.list.iter().map(|counter| counter.reset(now)).max().unwrap_or_default()
     }
 }
 

@@ -27,10 +27,7 @@ pub(super) fn parse_all(text: &str) -> Result<Vec<Quota>, QuotaError> {
     let mut quotas: Vec<Quota> = Vec::new();
     for part in text.split(';') {
         let quota = parse(part)?;
-        if quotas
-            .iter()
-            .any(|other| (other.unit, other.window) == (quota.unit, quota.window))
-        {
+        if quotas.iter().any(|other| (other.unit, other.window) == (quota.unit, quota.window)) {
             let problem = "a second limit of the same unit and window";
             return Err(QuotaError::new(part.trim(), problem, "keep the smaller one"));
         }
@@ -48,28 +45,20 @@ pub(super) fn parse(text: &str) -> Result<Quota, QuotaError> {
         return Err(QuotaError::new(text, "too long", "512 bytes is the most"));
     }
     if text.is_empty() {
-        return Err(QuotaError::new(
-            text,
-            "empty",
-            "write a limit such as `60/minute`, or `unlimited`",
-        ));
+        return Err(QuotaError::new(text, "empty", "write a limit such as `60/minute`, or `unlimited`"));
     }
     if text.eq_ignore_ascii_case("unlimited") {
         let advice = "write `unlimited` alone, in place of every limit";
-        return Err(QuotaError::new(
-            text,
-            "`unlimited` is the absence of a limit",
-            advice,
-        ));
+        return Err(QuotaError::new(text, "`unlimited` is the absence of a limit", advice));
     }
     let mut parser = Parser { text, rest: text };
     let quota = parser.quota()?;
     match parser.next()? {
         Token::End => Ok(quota),
-        token => Err(parser.error(
-            &format!("unexpected {}", token.shown()),
-            "a limit ends after its window and burst",
-        )),
+        token => {
+            Err(parser
+                .error(&format!("unexpected {}", token.shown()), "a limit ends after its window and burst"))
+        }
     }
 }
 
@@ -108,19 +97,15 @@ impl<'t> Parser<'t> {
         }
         if !self.eat(Token::Slash)? && !self.eat_word("per")? {
             let found = self.next()?.shown();
-            return Err(self.error(
-                &format!("a window is missing before {found}"),
-                "say per what, as in `60/minute`",
-            ));
+            return Err(
+                self.error(&format!("a window is missing before {found}"), "say per what, as in `60/minute`")
+            );
         }
         let window = self.window()?;
         let mut quota = Quota::new(amount, unit, window).map_err(|error| self.placed(error))?;
         if self.eat_word("burst")? {
             if self.eat(Token::Dollar)? && !money {
-                return Err(self.error(
-                    "a burst of money on a limit that counts none",
-                    "leave the `$` out",
-                ));
+                return Err(self.error("a burst of money on a limit that counts none", "leave the `$` out"));
             }
             let burst = self.amount(money)?;
             quota = quota.with_burst(burst).map_err(|error| self.placed(error))?;
@@ -131,38 +116,27 @@ impl<'t> Parser<'t> {
     /// A number with its size letter, in units or micro-units.
     fn amount(&mut self, money: bool) -> Result<u64, QuotaError> {
         let Token::Number(digits) = self.next()? else {
-            return Err(self.error(
-                "a number is missing",
-                "write a limit such as `60/minute` or `$50/month`",
-            ));
+            return Err(self.error("a number is missing", "write a limit such as `60/minute` or `$50/month`"));
         };
         let size = self.size()?;
         let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
         let plain = |part: &str| part.chars().filter(|c| *c != '_').collect::<String>();
         let (whole, fraction) = (plain(whole), plain(fraction));
         if whole.is_empty() || fraction.contains('.') || (fraction.is_empty() && digits.contains('.')) {
-            return Err(self.error(
-                &format!("`{digits}` is not a number"),
-                "write digits, as in `1_000` or `1.5`",
-            ));
+            return Err(
+                self.error(&format!("`{digits}` is not a number"), "write digits, as in `1_000` or `1.5`")
+            );
         }
         if whole.len() + fraction.len() > DIGITS_MAX {
             return Err(self.error("too many digits", "18 is the most"));
         }
         let scale = 10_u128.pow(fraction.len() as u32);
         let value: u128 = format!("{whole}{fraction}").parse().map_err(|_| {
-            self.error(
-                &format!("`{digits}` is not a number"),
-                "write digits, as in `1_000` or `1.5`",
-            )
+            self.error(&format!("`{digits}` is not a number"), "write digits, as in `1_000` or `1.5`")
         })?;
         let value = value * size * if money { u128::from(MICROS) } else { 1 };
         if !value.is_multiple_of(scale) {
-            let advice = if money {
-                "money has at most six decimals"
-            } else {
-                "write a whole number"
-            };
+            let advice = if money { "money has at most six decimals" } else { "write a whole number" };
             return Err(self.error(&format!("`{digits}` is not a whole number of units"), advice));
         }
         u64::try_from(value / scale)
@@ -177,10 +151,7 @@ impl<'t> Parser<'t> {
             return Ok(1);
         };
         let wrong = |meant: &str, letter: &str| {
-            Err(self.error(
-                &format!("`{word}` is not a size"),
-                &format!("for a {meant} write {letter}"),
-            ))
+            Err(self.error(&format!("`{word}` is not a size"), &format!("for a {meant} write {letter}")))
         };
         match word {
             "k" => Ok(1_000),
@@ -214,10 +185,9 @@ impl<'t> Parser<'t> {
             "concurrent" => Ok(Unit::Concurrency),
             "input" if self.eat_word("tokens")? || self.eat_word("token")? => Ok(Unit::InputTokens),
             "output" if self.eat_word("tokens")? || self.eat_word("token")? => Ok(Unit::OutputTokens),
-            "input" | "output" => Err(self.error(
-                &format!("`{word}` of what is missing"),
-                &format!("write `{word} tokens`"),
-            )),
+            "input" | "output" => {
+                Err(self.error(&format!("`{word}` of what is missing"), &format!("write `{word} tokens`")))
+            }
             "usd" | "dollar" | "dollars" => Err(self.error("money is written with `$`", "as in `$50/month`")),
             _ => {
                 let meant =
@@ -251,10 +221,7 @@ impl<'t> Parser<'t> {
                 let plain: String = digits.chars().filter(|c| *c != '_').collect();
                 let count = (plain.len() <= DIGITS_MAX).then(|| plain.parse().ok()).flatten();
                 count.ok_or_else(|| {
-                    self.error(
-                        &format!("`{digits}` windows"),
-                        "write a whole number, as in `10/15 minutes`",
-                    )
+                    self.error(&format!("`{digits}` windows"), "write a whole number, as in `10/15 minutes`")
                 })?
             }
             _ => {
@@ -335,10 +302,9 @@ impl<'t> Parser<'t> {
             ',' => return Err(self.error("unexpected `,`", "write 1_000 for a thousand, `;` between limits")),
             '-' => return Err(self.error("unexpected `-`", "a limit is a positive number")),
             other => {
-                return Err(self.error(
-                    &format!("unexpected `{}`", other.escape_debug()),
-                    "as in `60/minute`",
-                ));
+                return Err(
+                    self.error(&format!("unexpected `{}`", other.escape_debug()), "as in `60/minute`")
+                );
             }
         };
         let (found, rest) = rest.split_at(length);

@@ -27,14 +27,7 @@ pub enum Span {
 
 impl Span {
     /// Every span.
-    pub const ALL: [Span; 6] = [
-        Span::Second,
-        Span::Minute,
-        Span::Hour,
-        Span::Day,
-        Span::Week,
-        Span::Month,
-    ];
+    pub const ALL: [Span; 6] = [Span::Second, Span::Minute, Span::Hour, Span::Day, Span::Week, Span::Month];
 
     /// The singular: `minute`.
     pub const fn as_str(self) -> &'static str {
@@ -73,26 +66,14 @@ impl Window {
     pub fn new(count: u64, span: Span) -> Result<Window, QuotaError> {
         let window = Window { count, span };
         if count == 0 {
-            return Err(QuotaError::new(
-                &window.to_string(),
-                "a window of no length",
-                "write 1 or more",
-            ));
+            return Err(QuotaError::new(&window.to_string(), "a window of no length", "write 1 or more"));
         }
         if span == Span::Month && count > 1 {
             let advice = "write `month`, or a number of days";
-            return Err(QuotaError::new(
-                &window.to_string(),
-                "calendar months cannot be multiplied",
-                advice,
-            ));
+            return Err(QuotaError::new(&window.to_string(), "calendar months cannot be multiplied", advice));
         }
         if count > WINDOW_DAYS_MAX * Span::Day.seconds() / span.seconds() {
-            return Err(QuotaError::new(
-                &window.to_string(),
-                "too long a window",
-                "366 days is the longest",
-            ));
+            return Err(QuotaError::new(&window.to_string(), "too long a window", "366 days is the longest"));
         }
         Ok(window)
     }
@@ -100,10 +81,8 @@ impl Window {
     /// A window of whole seconds, in the largest span up to a day that divides it: 3600 is one hour.
     pub fn from_secs(seconds: u64) -> Result<Window, QuotaError> {
         let spans = [Span::Day, Span::Hour, Span::Minute, Span::Second];
-        let span = spans
-            .into_iter()
-            .find(|span| seconds.is_multiple_of(span.seconds()))
-            .unwrap_or(Span::Second);
+        let span =
+            spans.into_iter().find(|span| seconds.is_multiple_of(span.seconds())).unwrap_or(Span::Second);
         Window::new(seconds / span.seconds(), span)
     }
 

@@ -31,23 +31,12 @@ pub(super) struct Drained {
 
 impl Bucket {
     pub(super) fn new(rate: &Rate) -> Bucket {
-        Bucket {
-            debt: 0,
-            refunded: 0,
-            capacity: rate.capacity,
-            burst: rate.burst,
-            tick: rate.tick,
-        }
+        Bucket { debt: 0, refunded: 0, capacity: rate.capacity, burst: rate.burst, tick: rate.tick }
     }
 
     /// The rate as it was at the last charge.
     pub(super) fn terms(self, rate: &Rate) -> Rate {
-        Rate {
-            capacity: self.capacity,
-            burst: self.burst,
-            tick: self.tick,
-            ..*rate
-        }
+        Rate { capacity: self.capacity, burst: self.burst, tick: self.tick, ..*rate }
     }
 
     /// `at` in whole ticks.
@@ -70,11 +59,7 @@ impl Bucket {
         if renewed {
             bucket.refunded = 0;
         }
-        Drained {
-            bucket,
-            at: reached,
-            renewed,
-        }
+        Drained { bucket, at: reached, renewed }
     }
 
     pub(super) fn fits(self, rate: &Rate, amount: u64) -> bool {
@@ -113,10 +98,7 @@ impl Bucket {
     pub(super) fn give_back(&mut self, rate: &Rate, at: Millis, receipt: &Receipt, amount: u64) -> u64 {
         let ticks = (at.get() - receipt.at.get()) / rate.tick;
         let drained = ticks.min(receipt.debt.div_ceil(rate.capacity)) * rate.capacity;
-        let owed = receipt
-            .debt
-            .saturating_sub(drained)
-            .saturating_sub(self.refunded - receipt.refunded);
+        let owed = receipt.debt.saturating_sub(drained).saturating_sub(self.refunded - receipt.refunded);
         let returned = (amount * rate.length).min(owed).min(self.debt);
         self.debt -= returned;
         self.refunded += returned;
@@ -125,18 +107,10 @@ impl Bucket {
 
     /// In the ticks of `rate`: the debt by the power of ten, rounded up; `at` never earlier than it was.
     fn converted(self, rate: &Rate, at: Millis) -> (Bucket, Millis) {
-        let bucket = Bucket {
-            capacity: rate.capacity,
-            burst: rate.burst,
-            tick: rate.tick,
-            ..self
-        };
+        let bucket = Bucket { capacity: rate.capacity, burst: rate.burst, tick: rate.tick, ..self };
         if rate.tick > self.tick {
             let debt = self.debt.div_ceil(rate.tick / self.tick);
-            return (
-                Bucket { debt, ..bucket },
-                Millis(at.get().next_multiple_of(rate.tick)),
-            );
+            return (Bucket { debt, ..bucket }, Millis(at.get().next_multiple_of(rate.tick)));
         }
         if rate.tick < self.tick {
             let debt = self.debt * (self.tick / rate.tick);

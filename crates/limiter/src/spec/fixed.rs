@@ -17,11 +17,7 @@ impl Fixed {
     /// At the window of `at`: what was used in an earlier one is forgotten.
     pub(super) fn rolled(self, rate: &Rate, at: Millis) -> Fixed {
         let window = rate.index(at);
-        if window > self.window {
-            Fixed { window, used: 0 }
-        } else {
-            self
-        }
+        if window > self.window { Fixed { window, used: 0 } } else { self }
     }
 
     pub(super) fn redate(&mut self, rate: &Rate, now: Millis) {
@@ -36,11 +32,7 @@ impl Fixed {
         Reading {
             used: self.used,
             remaining: rate.capacity.saturating_sub(self.used),
-            reset: if self.used > 0 {
-                rate.end(self.window) - now
-            } else {
-                Millis::ZERO
-            },
+            reset: if self.used > 0 { rate.end(self.window) - now } else { Millis::ZERO },
         }
     }
 
@@ -54,11 +46,7 @@ impl Fixed {
 
     /// Into the window it was charged in, if that is still running.
     pub(super) fn give_back(&mut self, window: u64, amount: u64) -> u64 {
-        let returned = if window == self.window {
-            amount.min(self.used)
-        } else {
-            0
-        };
+        let returned = if window == self.window { amount.min(self.used) } else { 0 };
         self.used -= returned;
         returned
     }

@@ -35,10 +35,7 @@ impl Moving {
         let amount = self.level(rate, at);
         self.log.clear();
         if amount > 0 {
-            self.log.push(Entry {
-                time: now.get(),
-                amount,
-            });
+            self.log.push(Entry { time: now.get(), amount });
         }
     }
 
@@ -155,17 +152,12 @@ impl Moving {
     }
 
     fn dead(&self, rate: &Rate, at: Millis) -> usize {
-        self.log
-            .partition_point(|entry| entry.time + rate.length_ms <= at.get())
+        self.log.partition_point(|entry| entry.time + rate.length_ms <= at.get())
     }
 }
 
 /// The end of the slot that contains `time`; a time on the grid stays.
 fn slot_end(rate: &Rate, time: u64) -> u64 {
-    let slots = if rate.length_ms <= SHORT_MS {
-        SLOTS_SHORT
-    } else {
-        SLOTS_LONG
-    };
+    let slots = if rate.length_ms <= SHORT_MS { SLOTS_SHORT } else { SLOTS_LONG };
     time.next_multiple_of(rate.length_ms.div_ceil(slots))
 }

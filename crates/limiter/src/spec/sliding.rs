@@ -18,26 +18,14 @@ impl Sliding {
         let window = rate.index(at);
         match window.saturating_sub(self.window) {
             0 => self,
-            1 => Sliding {
-                window,
-                used: 0,
-                previous: self.used,
-            },
-            _ => Sliding {
-                window,
-                used: 0,
-                previous: 0,
-            },
+            1 => Sliding { window, used: 0, previous: self.used },
+            _ => Sliding { window, used: 0, previous: 0 },
         }
     }
 
     pub(super) fn redate(&mut self, rate: &Rate, at: Millis, now: Millis) {
         let level = self.level(rate, at).div_ceil(u128::from(rate.length));
-        *self = Sliding {
-            window: rate.index(now),
-            used: level as u64,
-            previous: 0,
-        };
+        *self = Sliding { window: rate.index(now), used: level as u64, previous: 0 };
     }
 
     pub(super) fn fits(self, rate: &Rate, at: Millis, amount: u64) -> bool {

@@ -19,25 +19,8 @@ fn months_are_those_of_the_calendar() {
     let (mut day, mut month) = (0, 0);
     for year in 1970..2670 {
         let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-        for length in [
-            31,
-            if leap { 29 } else { 28 },
-            31,
-            30,
-            31,
-            30,
-            31,
-            31,
-            30,
-            31,
-            30,
-            31,
-        ] {
-            assert_eq!(
-                start_of_month(month),
-                Millis(day * DAY_MS),
-                "{year}, month {month}"
-            );
+        for length in [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+            assert_eq!(start_of_month(month), Millis(day * DAY_MS), "{year}, month {month}");
             for _ in 0..length {
                 assert_eq!(month_of(Millis(day * DAY_MS)), month);
                 assert_eq!(month_of(Millis((day + 1) * DAY_MS - 1)), month);
@@ -80,11 +63,7 @@ fn the_gate_takes_the_finest_exact_tick() {
         ("$100k/month", FixedWindow, Some(1)),
     ];
     for (quota, algorithm, tick) in cases {
-        assert_eq!(
-            quota.parse::<Quota>().unwrap().resolution(algorithm),
-            tick,
-            "{quota} {algorithm}"
-        );
+        assert_eq!(quota.parse::<Quota>().unwrap().resolution(algorithm), tick, "{quota} {algorithm}");
     }
 }
 
@@ -102,14 +81,9 @@ fn a_moving_log_stays_short_and_in_order() {
         for step in 0..20_000 {
             let now = Millis(1_700_000_000_000 + step * (span / 700).max(1));
             state.charge(&rate, now, 1 + step % 3);
-            let Level::Moving(Moving { log, .. }) = &state.level else {
-                panic!()
-            };
+            let Level::Moving(Moving { log, .. }) = &state.level else { panic!() };
             longest = longest.max(log.len());
-            assert!(
-                log.windows(2).all(|pair| pair[0].time < pair[1].time),
-                "in order, one per time"
-            );
+            assert!(log.windows(2).all(|pair| pair[0].time < pair[1].time), "in order, one per time");
         }
         assert!((60..=98).contains(&longest), "{quota}: {longest} entries");
     }
@@ -117,10 +91,8 @@ fn a_moving_log_stays_short_and_in_order() {
 
 #[test]
 fn a_bucket_keeps_its_debt_through_every_change_of_tick() {
-    let (fine, coarse) = (
-        rate("1000/day", Algorithm::TokenBucket),
-        rate("1000000000/day", Algorithm::TokenBucket),
-    );
+    let (fine, coarse) =
+        (rate("1000/day", Algorithm::TokenBucket), rate("1000000000/day", Algorithm::TokenBucket));
     assert_eq!((fine.tick, coarse.tick), (1, 100));
     let now = Millis(1_700_000_000_050);
     let mut state = State::new(&fine, 1);
@@ -136,10 +108,8 @@ fn a_bucket_keeps_its_debt_through_every_change_of_tick() {
 
 #[test]
 fn a_coarse_bucket_read_finely_mints_nothing() {
-    let (fine, coarse) = (
-        rate("1000/day", Algorithm::TokenBucket),
-        rate("1000000000/day", Algorithm::TokenBucket),
-    );
+    let (fine, coarse) =
+        (rate("1000/day", Algorithm::TokenBucket), rate("1000000000/day", Algorithm::TokenBucket));
     // 99 ms into a coarse tick: it is dated at the tick's start, those 99 ms must not drain.
     let now = Millis(1_700_000_000_099);
     let mut state = State::new(&coarse, 1);
@@ -152,15 +122,8 @@ fn a_merged_entry_gives_back_until_the_window_of_the_take_is_over() {
     let rate = rate("1000/minute", Algorithm::MovingWindow);
     let mut state = State::new(&rate, 1);
     let start = 1_700_000_000_001;
-    let receipts: Vec<_> = (0..100)
-        .map(|n| state.charge(&rate, Millis(start + n), 2))
-        .collect();
-    assert_eq!(
-        state
-            .correct(&rate, Millis(start + 59_999), &receipts[0], 0)
-            .returned,
-        2
-    );
+    let receipts: Vec<_> = (0..100).map(|n| state.charge(&rate, Millis(start + n), 2)).collect();
+    assert_eq!(state.correct(&rate, Millis(start + 59_999), &receipts[0], 0).returned, 2);
     // The merged entry is still live: it is dated at the end of its slot.
     let over = Millis(start + 1 + 60_000);
     assert_eq!(state.reading(&rate, over).used, 198);
@@ -170,10 +133,8 @@ fn a_merged_entry_gives_back_until_the_window_of_the_take_is_over() {
 
 #[test]
 fn a_changed_rate_ends_what_a_bucket_gives_back() {
-    let (slow, fast) = (
-        rate("60/minute", Algorithm::TokenBucket),
-        rate("600/minute", Algorithm::TokenBucket),
-    );
+    let (slow, fast) =
+        (rate("60/minute", Algorithm::TokenBucket), rate("600/minute", Algorithm::TokenBucket));
     let now = Millis(1_700_000_000_000);
     let mut state = State::new(&slow, 1);
     let [older, old] = [10, 10].map(|amount| state.charge(&slow, now, amount));
@@ -187,10 +148,8 @@ fn a_changed_rate_ends_what_a_bucket_gives_back() {
 
 #[test]
 fn a_lowered_bucket_owes_no_more_than_its_bound() {
-    let (big, small) = (
-        rate("1000/minute", Algorithm::TokenBucket),
-        rate("10/minute", Algorithm::TokenBucket),
-    );
+    let (big, small) =
+        (rate("1000/minute", Algorithm::TokenBucket), rate("10/minute", Algorithm::TokenBucket));
     let now = Millis(1_700_000_000_000);
     let mut state = State::new(&big, 1);
     state.charge(&big, now, 1_000);
@@ -207,17 +166,9 @@ fn a_redated_state_gives_nothing_back() {
         let receipt = state.charge(&rate, future, 5);
         assert!(!state.redate(&rate, future));
         assert!(state.redate(&rate, now));
-        assert_eq!(
-            state.reading(&rate, now).used,
-            5,
-            "{algorithm}: the level is kept"
-        );
+        assert_eq!(state.reading(&rate, now).used, 5, "{algorithm}: the level is kept");
         state.charge(&rate, future, 5);
-        assert_eq!(
-            state.correct(&rate, future, &receipt, 0).returned,
-            0,
-            "{algorithm}"
-        );
+        assert_eq!(state.correct(&rate, future, &receipt, 0).returned, 0, "{algorithm}");
         assert_eq!(state.reading(&rate, future).used, 5, "{algorithm}");
     }
 }

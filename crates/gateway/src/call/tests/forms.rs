@@ -5,11 +5,7 @@ use super::*;
 const TYPE: &str = "multipart/form-data; boundary=XX";
 
 fn transcription(content_type: &str, body: impl Into<Vec<u8>>) -> Result<Call, CallError> {
-    Call::from_multipart(
-        Endpoint::AudioTranscriptions,
-        content_type,
-        Bytes::from(body.into()),
-    )
+    Call::from_multipart(Endpoint::AudioTranscriptions, content_type, Bytes::from(body.into()))
 }
 
 fn field(name: &str, value: &str) -> String {
@@ -17,11 +13,7 @@ fn field(name: &str, value: &str) -> String {
 }
 
 fn form(fields: &[(&str, &str)]) -> String {
-    fields
-        .iter()
-        .map(|(name, value)| field(name, value))
-        .collect::<String>()
-        + "--XX--\r\n"
+    fields.iter().map(|(name, value)| field(name, value)).collect::<String>() + "--XX--\r\n"
 }
 
 const FILE: &str = "--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.mp3\"\r\nContent-Type: \
@@ -30,38 +22,18 @@ const FILE: &str = "--XX\r\nContent-Disposition: form-data; name=\"file\"; filen
 #[test]
 fn the_model_is_found_and_replaced_wherever_it_stands() {
     let orders = [
-        [
-            field("model", "whisper-1"),
-            FILE.to_owned(),
-            field("stream", "true"),
-        ],
-        [
-            FILE.to_owned(),
-            field("stream", "true"),
-            field("model", "whisper-1"),
-        ],
-        [
-            field("stream", "true"),
-            field("model", "whisper-1"),
-            FILE.to_owned(),
-        ],
+        [field("model", "whisper-1"), FILE.to_owned(), field("stream", "true")],
+        [FILE.to_owned(), field("stream", "true"), field("model", "whisper-1")],
+        [field("stream", "true"), field("model", "whisper-1"), FILE.to_owned()],
     ];
     for order in orders {
-        for (preamble, end) in [
-            ("", "--XX--\r\n"),
-            ("to old readers\r\n", "--XX--"),
-            ("", "--XX--\r\nepilogue"),
-        ] {
+        for (preamble, end) in
+            [("", "--XX--\r\n"), ("to old readers\r\n", "--XX--"), ("", "--XX--\r\nepilogue")]
+        {
             let body = format!("{preamble}{}{end}", order.concat());
             let call = transcription(TYPE, body.clone()).unwrap();
             assert_eq!((call.model(), call.streamed()), ("whisper-1", true));
-            assert_eq!(
-                call.prompt(),
-                Prompt {
-                    audio: 1,
-                    ..Prompt::default()
-                }
-            );
+            assert_eq!(call.prompt(), Prompt { audio: 1, ..Prompt::default() });
             assert_eq!(call.render(None, true), body.as_bytes());
             let want = body.replace("whisper-1", "large \"v3\"");
             assert_eq!(call.render(Some("large \"v3\""), true), want.as_bytes());
@@ -71,15 +43,9 @@ fn the_model_is_found_and_replaced_wherever_it_stands() {
 
 #[test]
 fn fields_are_read() {
-    let call = transcription(
-        TYPE,
-        form(&[("model", "m"), ("n", "3"), ("prompt", "a cat"), ("stream", "")]),
-    )
-    .unwrap();
-    assert_eq!(
-        (call.n(), call.prompt().text_bytes, call.streamed()),
-        (3, 5, false)
-    );
+    let call = transcription(TYPE, form(&[("model", "m"), ("n", "3"), ("prompt", "a cat"), ("stream", "")]))
+        .unwrap();
+    assert_eq!((call.n(), call.prompt().text_bytes, call.streamed()), (3, 5, false));
     let body = FILE.replace("\"file\"", "\"image[]\"").repeat(2) + &form(&[("model", "m")]);
     let call = Call::from_multipart(Endpoint::ImagesEdits, TYPE, body.into()).unwrap();
     assert_eq!(call.prompt().images, 2);
@@ -93,31 +59,20 @@ fn fields_that_cannot_be_are_refused() {
     assert_eq!(refuse(&[("model", "")]), CallError::EmptyModel);
     assert_eq!(refuse(&[("model", &"m".repeat(257))]), CallError::LongModel(257));
     for param in ["model", "stream", "n", "prompt"] {
-        assert_eq!(
-            refuse(&[(param, "1"), ("x", ""), (param, "1")]),
-            CallError::Duplicate(param)
-        );
+        assert_eq!(refuse(&[(param, "1"), ("x", ""), (param, "1")]), CallError::Duplicate(param));
     }
-    assert_eq!(
-        refuse(&[("model", "m"), ("stream", "maybe")]).param(),
-        Some("stream")
-    );
+    assert_eq!(refuse(&[("model", "m"), ("stream", "maybe")]).param(), Some("stream"));
     assert_eq!(refuse(&[("model", "m"), ("n", "many")]).param(), Some("n"));
     let not_utf8 = form(&[("model", "m")]).into_bytes();
     let at = memchr::memmem::find(&not_utf8, b"\r\n\r\nm").unwrap() + 4;
     let not_utf8 = [&not_utf8[..at], b"\xff", &not_utf8[at + 1..]].concat();
     assert_eq!(transcription(TYPE, not_utf8).unwrap_err().param(), Some("model"));
-    for header in [
-        "; filename=\"m\"\r\n",
-        "; filename*=utf-8''m\r\n",
-        "\r\ncontent-transfer-encoding: base64\r\n",
-    ] {
+    for header in
+        ["; filename=\"m\"\r\n", "; filename*=utf-8''m\r\n", "\r\ncontent-transfer-encoding: base64\r\n"]
+    {
         let body = form(&[("model", "m")]).replacen("\"model\"\r\n", &format!("\"model\"{header}"), 1);
         let error = transcription(TYPE, body).unwrap_err();
-        assert!(
-            matches!(error, CallError::WrongType { param: "model", .. }),
-            "{header:?}: {error}"
-        );
+        assert!(matches!(error, CallError::WrongType { param: "model", .. }), "{header:?}: {error}");
     }
 }
 
@@ -176,26 +131,14 @@ fn what_parsers_disagree_about_is_refused() {
         good.replacen("\"a\"", "\"a\"; name=\"model\"", 1),
         good.replacen("\"a\"", "\"a\"; name*=utf-8''model", 1),
         good.replacen("; name=\"a\"", "; a; name=\"model\"; name=\"b\"", 1),
-        good.replacen(
-            "; name=\"a\"",
-            "; filename=\"\\\"; name=\"model\"; x=\"\"; name=\"a\"",
-            1,
-        ),
+        good.replacen("; name=\"a\"", "; filename=\"\\\"; name=\"model\"; x=\"\"; name=\"a\"", 1),
         good.replacen("\"a\"", "\"a\"; filename=\"x\\\"", 1),
         good.replacen("\"a\"", "\"a\" name=model", 1),
         good.replacen("\"a\"", "a\"b", 1),
         good.replacen("\"a\"", "\"mod\\el\"", 1),
-        good.replacen(
-            "\"a\"",
-            &format!("\"a\"\r\nContent-Disposition: form-data; name=\"model{hidden}"),
-            1,
-        ),
+        good.replacen("\"a\"", &format!("\"a\"\r\nContent-Disposition: form-data; name=\"model{hidden}"), 1),
         good.replacen("\"a\"", "\"a\";\r\n name=\"model\"", 1),
-        good.replacen(
-            "\"a\"",
-            "\"a\"\nContent-Disposition: form-data; name=\"model\"",
-            1,
-        ),
+        good.replacen("\"a\"", "\"a\"\nContent-Disposition: form-data; name=\"model\"", 1),
         good.replacen("Content-Disposition", "Content-Disposition ", 1),
         good.replacen("Content-Disposition: form-data; name=\"a\"\r\n", "", 1),
         good.replacen("\"a\"", &format!("\"a\"\r\nX: {}", "x".repeat(9000)), 1),
@@ -204,10 +147,7 @@ fn what_parsers_disagree_about_is_refused() {
     assert!(transcription(TYPE, good).is_ok());
     for body in bad {
         let result = transcription(TYPE, body.clone());
-        assert!(
-            matches!(result, Err(CallError::NotAForm(_))),
-            "{body:.300?}: {result:?}"
-        );
+        assert!(matches!(result, Err(CallError::NotAForm(_))), "{body:.300?}: {result:?}");
     }
 }
 

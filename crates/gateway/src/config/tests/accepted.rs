@@ -21,43 +21,19 @@ users:
 x-note: { anything: [1, ~, { a: b }] }
 ";
     let text = file(more).replace("name: b,", "name: b, aliases: [bee], fallback: a,");
-    let loaded = load_file(&text, &env)
-        .map_err(|problems| super::lines(&problems))
-        .unwrap();
+    let loaded = load_file(&text, &env).map_err(|problems| super::lines(&problems)).unwrap();
     let config = &loaded.config;
     assert_eq!(config.server.listen, config.server.admin);
-    assert_eq!(
-        config.server.admin_key.as_ref().map(|key| key.expose()),
-        Some("p$x")
-    );
-    assert_eq!(
-        (config.server.max_body, config.server.max_upload),
-        (10_000, 64_000_000)
-    );
-    assert_eq!(
-        format!("{:?}", config.server.trusted_proxies),
-        "[10.0.0.0/8, ::1/128]"
-    );
-    assert_eq!(
-        (config.settings.log_format, config.auth),
-        (LogFormat::Text, Auth::Optional)
-    );
-    let rules: Vec<(&str, String)> = config
-        .rules
-        .iter()
-        .map(|r| (r.name.as_str(), r.per.to_string()))
-        .collect();
-    let expected = [
-        ("free", "user,model"),
-        ("pro", "user"),
-        ("all", "user,model"),
-        ("m", "global"),
-    ];
+    assert_eq!(config.server.admin_key.as_ref().map(|key| key.expose()), Some("p$x"));
+    assert_eq!((config.server.max_body, config.server.max_upload), (10_000, 64_000_000));
+    assert_eq!(format!("{:?}", config.server.trusted_proxies), "[10.0.0.0/8, ::1/128]");
+    assert_eq!((config.settings.log_format, config.auth), (LogFormat::Text, Auth::Optional));
+    let rules: Vec<(&str, String)> =
+        config.rules.iter().map(|r| (r.name.as_str(), r.per.to_string())).collect();
+    let expected = [("free", "user,model"), ("pro", "user"), ("all", "user,model"), ("m", "global")];
     assert_eq!(rules, expected.map(|(name, per)| (name, per.to_owned())));
-    let limits: Vec<(&str, Algorithm)> = config
-        .limits()
-        .map(|(_, limit)| (limit.id(), limit.algorithm()))
-        .collect();
+    let limits: Vec<(&str, Algorithm)> =
+        config.limits().map(|(_, limit)| (limit.id(), limit.algorithm())).collect();
     assert_eq!(
         limits,
         [
@@ -68,22 +44,12 @@ x-note: { anything: [1, ~, { a: b }] }
         ]
     );
     let matches = &config.rules[3].matches;
-    assert_eq!(
-        (&matches.model[..], matches.authenticated),
-        (&["b".to_owned()][..], Some(true))
-    );
+    assert_eq!((&matches.model[..], matches.authenticated), (&["b".to_owned()][..], Some(true)));
     assert_eq!(config.users[0].models.as_deref(), Some(&["b".to_owned()][..]));
     assert_eq!(config.models[1].fallback, ["a"]);
     // printf sk-caller | sha256sum
-    assert_eq!(
-        [&config.keys[0].id, &config.keys[1].id],
-        ["8b6712790a20", "001122334455"]
-    );
-    assert_eq!(
-        config.keys[1].name.as_deref(),
-        Some("a$$b"),
-        "what a variable holds is left alone"
-    );
+    assert_eq!([&config.keys[0].id, &config.keys[1].id], ["8b6712790a20", "001122334455"]);
+    assert_eq!(config.keys[1].name.as_deref(), Some("a$$b"), "what a variable holds is left alone");
     let new_year = SystemTime::UNIX_EPOCH + Duration::from_secs(1_798_761_600);
     assert_eq!(config.keys[1].expires, Some(new_year));
 }
@@ -102,44 +68,24 @@ fn providers() {
             .providers
     };
     for (url, base, name) in [
-        (
-            "https://api.openai.com",
-            "https://api.openai.com/v1",
-            "api.openai.com",
-        ),
-        (
-            "http://10.0.0.5:8000/",
-            "http://10.0.0.5:8000/v1",
-            "10.0.0.5:8000",
-        ),
+        ("https://api.openai.com", "https://api.openai.com/v1", "api.openai.com"),
+        ("http://10.0.0.5:8000/", "http://10.0.0.5:8000/v1", "10.0.0.5:8000"),
         ("http://x/openai/v2/", "http://x/openai/v2", "x"),
         ("http://[::1]:80/api", "http://[::1]:80/api", "[::1]:80"),
     ] {
         let providers = provider(&format!("type: ollama, url: '{url}', timeout: 1m"));
-        assert_eq!(
-            [&providers[0].name, &providers[1].name],
-            [name, &format!("{name}-2")]
-        );
+        assert_eq!([&providers[0].name, &providers[1].name], [name, &format!("{name}-2")]);
         assert_eq!(providers[0].deadlines.total, Duration::from_secs(60));
         assert_eq!(providers[0].deadlines.connect, Duration::from_secs(5));
-        let ProviderKind::Openai {
-            base: found,
-            stream_usage: true,
-            key: None,
-        } = &providers[0].kind
-        else {
+        let ProviderKind::Openai { base: found, stream_usage: true, key: None } = &providers[0].kind else {
             panic!()
         };
         assert_eq!(found.to_string(), base);
     }
     let simulated = &provider("type: simulated, latency: 250ms, fail_rate: 0.5")[1];
     assert_eq!(simulated.name, "simulated-2");
-    let ProviderKind::Simulated {
-        latency,
-        tokens_per_second: 0,
-        completion_tokens: 32,
-        fail_rate,
-    } = simulated.kind
+    let ProviderKind::Simulated { latency, tokens_per_second: 0, completion_tokens: 32, fail_rate } =
+        simulated.kind
     else {
         panic!()
     };
@@ -148,13 +94,8 @@ fn providers() {
 
 #[test]
 fn the_environment_alone() {
-    let open = load(None, &variables(&[("TOLLGATE_UPSTREAM", "http://x")]))
-        .unwrap()
-        .config;
-    assert_eq!(
-        (open.auth, open.server.listen.to_string().as_str()),
-        (Auth::Optional, "127.0.0.1:8080")
-    );
+    let open = load(None, &variables(&[("TOLLGATE_UPSTREAM", "http://x")])).unwrap().config;
+    assert_eq!((open.auth, open.server.listen.to_string().as_str()), (Auth::Optional, "127.0.0.1:8080"));
     assert_eq!((open.models[0].name.as_str(), open.rules.len()), ("*", 1));
     assert_eq!(open.limits().next().unwrap().1.id(), "ip-requests-minute");
     assert_eq!(open.rules[0].limits[0].quota().amount(), 60);
@@ -169,23 +110,14 @@ fn the_environment_alone() {
     ];
     let keyed = load(None, &variables(&set)).unwrap();
     let config = &keyed.config;
-    assert_eq!(
-        (config.auth, config.server.listen.to_string().as_str()),
-        (Auth::Required, "0.0.0.0:8080")
-    );
+    assert_eq!((config.auth, config.server.listen.to_string().as_str()), (Auth::Required, "0.0.0.0:8080"));
     assert!(config.keys.len() == 2 && config.keys.iter().all(|key| key.user.is_none()));
     assert_eq!(config.rules[0].limits[0].quota().amount(), 5);
     let bucket = &config.rules[1];
     assert_eq!(bucket.per, Scope::of([Dimension::ApiKey]));
     assert_eq!(bucket.limits[0].quota().to_string(), "1/4 seconds burst 20");
-    assert_eq!(
-        keyed.effective["config"]["models"][0]["providers"][0]["key"],
-        "***"
-    );
-    assert_eq!(
-        keyed.effective["origins"]["models[0].providers[0].key"],
-        "TOLLGATE_UPSTREAM_KEY"
-    );
+    assert_eq!(keyed.effective["config"]["models"][0]["providers"][0]["key"], "***");
+    assert_eq!(keyed.effective["origins"]["models[0].providers[0].key"], "TOLLGATE_UPSTREAM_KEY");
 }
 
 #[test]
@@ -199,16 +131,9 @@ fn the_environment_completes_a_file() {
         ("RATE_LIMITER_REFILL_RATE", "2.5"),
     ];
     let loaded = load_file("server:\n  admin: 127.0.0.1:10\nlimits:\n", &variables(&set)).unwrap();
-    assert_eq!(
-        (loaded.config.models[0].name.as_str(), loaded.warnings.len()),
-        ("*", 0)
-    );
+    assert_eq!((loaded.config.models[0].name.as_str(), loaded.warnings.len()), ("*", 0));
     assert_eq!(loaded.config.server.listen.port(), 9);
-    let quotas: Vec<String> = loaded
-        .config
-        .limits()
-        .map(|(_, limit)| limit.quota().to_string())
-        .collect();
+    let quotas: Vec<String> = loaded.config.limits().map(|(_, limit)| limit.quota().to_string()).collect();
     assert_eq!(quotas, ["7/minute", "5/2 seconds burst 10"]);
     // With a file nothing is limited that nobody limited.
     assert!(load_file(&file(""), &nothing).unwrap().config.rules.is_empty());
@@ -217,24 +142,9 @@ fn the_environment_completes_a_file() {
 #[test]
 fn aliases_and_merges() {
     let text = "x-a: &base { type: simulated, latency: 1s, timeout: 9s }\nx-b: &more { completion_tokens: 5, latency: 2s }\nauth: optional\nmodels:\n  - name: a\n    providers:\n      - { <<: [*more, *base], timeout: 3s }\n      - *base\n";
-    let providers = load_file(text, &nothing)
-        .unwrap()
-        .config
-        .models
-        .remove(0)
-        .providers;
-    let ProviderKind::Simulated {
-        latency,
-        completion_tokens: 5,
-        ..
-    } = providers[0].kind
-    else {
-        panic!()
-    };
-    assert_eq!(
-        (latency, providers[0].deadlines.total),
-        (Duration::from_secs(2), Duration::from_secs(3))
-    );
+    let providers = load_file(text, &nothing).unwrap().config.models.remove(0).providers;
+    let ProviderKind::Simulated { latency, completion_tokens: 5, .. } = providers[0].kind else { panic!() };
+    assert_eq!((latency, providers[0].deadlines.total), (Duration::from_secs(2), Duration::from_secs(3)));
     assert_eq!(providers[1].deadlines.total, Duration::from_secs(9));
 }
 
@@ -242,10 +152,7 @@ fn aliases_and_merges() {
 fn secrets_stay_hidden() {
     let more =
         "server: { admin_key: canary-1, metrics_key: canary-2 }\nusers: [{ name: u, keys: [canary-3] }]\n";
-    let text = file(more).replace(
-        "{ type: simulated }",
-        "{ type: openai, url: http://x, key: canary-4 }",
-    );
+    let text = file(more).replace("{ type: simulated }", "{ type: openai, url: http://x, key: canary-4 }");
     let loaded = load_file(&text, &nothing).unwrap();
     assert!(!format!("{loaded:?}").contains("canary"));
     assert_eq!(loaded.effective["config"]["users"][0]["keys"], json!(["***"]));
@@ -259,31 +166,14 @@ fn the_schema_lists_every_key() {
     let schema = schema();
     assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
     assert_eq!(schema["properties"]["server"]["$ref"], "#/$defs/server");
-    assert_eq!(
-        schema["$defs"]["server"]["properties"]["max_body"]["default"],
-        "10MB"
-    );
-    assert_eq!(
-        schema["$defs"]["limit"]["required"],
-        json!(["name", "per", "limit"])
-    );
+    assert_eq!(schema["$defs"]["server"]["properties"]["max_body"]["default"], "10MB");
+    assert_eq!(schema["$defs"]["limit"]["required"], json!(["name", "per", "limit"]));
     assert_eq!(schema["$defs"]["openai"]["additionalProperties"], false);
-    for section in [
-        "server",
-        "settings",
-        "tier",
-        "limit",
-        "match",
-        "user",
-        "key",
-        "model",
-        "openai",
-        "simulated",
-    ] {
+    for section in
+        ["server", "settings", "tier", "limit", "match", "user", "key", "model", "openai", "simulated"]
+    {
         assert!(
-            schema["$defs"][section]["properties"]
-                .as_object()
-                .is_some_and(|keys| !keys.is_empty()),
+            schema["$defs"][section]["properties"].as_object().is_some_and(|keys| !keys.is_empty()),
             "{section}"
         );
     }

@@ -25,9 +25,7 @@ fn upstream(name: &str) -> Option<String> {
 #[test]
 fn examples_load_without_a_word() {
     for example in EXAMPLES {
-        let loaded = load_file(example, &upstream)
-            .map_err(|problems| super::lines(&problems))
-            .unwrap();
+        let loaded = load_file(example, &upstream).map_err(|problems| super::lines(&problems)).unwrap();
         assert_eq!(super::lines(&loaded.warnings), [""; 0]);
         assert!(!loaded.config.models.is_empty() && !loaded.config.rules.is_empty());
     }
@@ -48,29 +46,18 @@ fn a_damaged_file_is_answered_with_places_in_it() {
             Ok(_) => accepted += 1,
             Err(problems) => {
                 refused += 1;
-                assert!(
-                    problems.iter().any(|problem| problem.severity == Severity::Error),
-                    "{text}"
-                );
+                assert!(problems.iter().any(|problem| problem.severity == Severity::Error), "{text}");
                 let last = u32::try_from(text.lines().count()).unwrap() + 1;
                 for problem in problems.iter().filter(|problem| problem.file != "environment") {
-                    let width = text
-                        .lines()
-                        .nth(problem.line as usize - 1)
-                        .map_or(0, |line| line.chars().count());
+                    let width =
+                        text.lines().nth(problem.line as usize - 1).map_or(0, |line| line.chars().count());
                     assert!((1..=last).contains(&problem.line), "{problem}\n{text}");
-                    assert!(
-                        problem.col >= 1 && problem.col as usize <= width + 2,
-                        "{problem}\n{text}"
-                    );
+                    assert!(problem.col >= 1 && problem.col as usize <= width + 2, "{problem}\n{text}");
                 }
             }
         }
     }
-    assert!(
-        refused > 500 && accepted > 50,
-        "{refused} refused, {accepted} accepted"
-    );
+    assert!(refused > 500 && accepted > 50, "{refused} refused, {accepted} accepted");
 }
 
 fn damage(mut text: Vec<u8>, random: &mut fastrand::Rng) -> Vec<u8> {
@@ -78,21 +65,11 @@ fn damage(mut text: Vec<u8>, random: &mut fastrand::Rng) -> Vec<u8> {
         return b"models:".to_vec();
     }
     let at = random.usize(..text.len());
-    let start = text[..at]
-        .iter()
-        .rposition(|b| *b == b'\n')
-        .map_or(0, |newline| newline + 1);
-    let end = text[at..]
-        .iter()
-        .position(|b| *b == b'\n')
-        .map_or(text.len(), |newline| at + newline + 1);
+    let start = text[..at].iter().rposition(|b| *b == b'\n').map_or(0, |newline| newline + 1);
+    let end = text[at..].iter().position(|b| *b == b'\n').map_or(text.len(), |newline| at + newline + 1);
     match random.u8(..7) {
         0 => text[at] ^= 1 << random.u8(..7),
-        1 => {
-            text[at] = random
-                .choice(b"{}[]:-#&*!|>'\"%@`$, \t~<\0".iter().copied())
-                .unwrap()
-        }
+        1 => text[at] = random.choice(b"{}[]:-#&*!|>'\"%@`$, \t~<\0".iter().copied()).unwrap(),
         2 => drop(text.drain(start..end)),
         3 => drop(text.splice(start..start, std::iter::repeat_n(b' ', random.usize(1..5)))),
         4 => {

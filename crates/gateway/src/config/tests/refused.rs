@@ -24,10 +24,7 @@ fn keys() {
                 "t.yml:1:1: sever: unknown key; did you mean `server`? allowed: server, settings, tiers, limits, auth, users, models",
             ],
         ),
-        (
-            "server: []\n",
-            &["t.yml:1:9: server: expected keys and values, found a list"],
-        ),
+        ("server: []\n", &["t.yml:1:9: server: expected keys and values, found a list"]),
         (
             "server:\n  listen:\n",
             &["t.yml:2:3: server.listen: has no value; give it one, or leave the key out"],
@@ -36,10 +33,7 @@ fn keys() {
             "server: { trusted_proxies: 10.0.0.0/8 }\n",
             &["t.yml:1:28: server.trusted_proxies: expected a list, found a value"],
         ),
-        (
-            "auth: optional\n",
-            &["t.yml:1:1: duplicate key `auth`; it is on line 4 already"],
-        ),
+        ("auth: optional\n", &["t.yml:1:1: duplicate key `auth`; it is on line 4 already"]),
         (
             "\"a\\e[31m\": 1\n",
             &[
@@ -89,10 +83,7 @@ fn listeners_and_secrets() {
         "is no loopback address, and there is no `admin_key`; set server.admin_key, or listen on 127.0.0.1";
     for port in [8081, 8080] {
         let expected = format!("t.yml:1:18: server.admin: 0.0.0.0:{port} {open}");
-        assert_eq!(
-            said(&format!("server: {{ admin: 0.0.0.0:{port} }}\n")),
-            [expected]
-        );
+        assert_eq!(said(&format!("server: {{ admin: 0.0.0.0:{port} }}\n")), [expected]);
     }
     expect(&[
         (
@@ -107,10 +98,7 @@ fn listeners_and_secrets() {
                 "t.yml:1:22: server.admin_key: the value is a well-known placeholder; make one with `openssl rand -hex 32`",
             ],
         ),
-        (
-            "server: { admin_key: \"\" }\n",
-            &["t.yml:1:22: server.admin_key: the value is empty"],
-        ),
+        ("server: { admin_key: \"\" }\n", &["t.yml:1:22: server.admin_key: the value is empty"]),
         (
             "server: { metrics_key: \"$${A}\" }\n",
             &[
@@ -130,14 +118,8 @@ fn listeners_and_secrets() {
 fn limits() {
     let uncounted = "is not counted by this version; allowed: requests, such as `60/minute` or `1_000/day`";
     let tiers = said("tiers: { a: 10 tokens/minute, b: [20 concurrent, $5/day] }\n");
-    assert_eq!(
-        tiers[0],
-        format!("t.yml:1:13: tiers.a: `10 tokens/minute` {uncounted}")
-    );
-    assert_eq!(
-        tiers[1],
-        format!("t.yml:1:35: tiers.b[0]: `20 concurrent` {uncounted}")
-    );
+    assert_eq!(tiers[0], format!("t.yml:1:13: tiers.a: `10 tokens/minute` {uncounted}"));
+    assert_eq!(tiers[1], format!("t.yml:1:35: tiers.b[0]: `20 concurrent` {uncounted}"));
     assert_eq!(tiers[2], format!("t.yml:1:50: tiers.b[1]: `$5/day` {uncounted}"));
     assert_eq!(tiers.len(), 3);
     expect(&[
@@ -205,12 +187,7 @@ fn users() {
 /// What is said of a whole file, without the warnings.
 fn errors(text: &str) -> Vec<String> {
     let problems = load_file(text, &nothing).unwrap_err();
-    lines(
-        &problems
-            .into_iter()
-            .filter(|problem| problem.severity == Severity::Error)
-            .collect::<Vec<_>>(),
-    )
+    lines(&problems.into_iter().filter(|problem| problem.severity == Severity::Error).collect::<Vec<_>>())
 }
 
 #[test]
@@ -232,43 +209,25 @@ fn models() {
         ]
     );
     assert_eq!(errors(""), ["t.yml:1:1: `models` is missing; what may be called"]);
-    assert_eq!(
-        errors("- a"),
-        ["t.yml:1:1: expected keys and values, found a list"]
-    );
+    assert_eq!(errors("- a"), ["t.yml:1:1: expected keys and values, found a list"]);
 }
 
 #[test]
 fn providers() {
-    let provider = |keys: &str| {
-        errors(&format!(
-            "models:\n  - name: a\n    providers:\n      - {{ {keys} }}\n"
-        ))
-    };
+    let provider =
+        |keys: &str| errors(&format!("models:\n  - name: a\n    providers:\n      - {{ {keys} }}\n"));
     let place = "t.yml:4:28: models[0].providers[0].url: the value";
     let help = "write https://api.openai.com or http://10.0.0.5:8000/v1";
     for (url, said) in [
-        (
-            "ftp://x",
-            format!("is not a URL with http:// or https://; {help}"),
-        ),
+        ("ftp://x", format!("is not a URL with http:// or https://; {help}")),
         ("x", format!("is not a URL with http:// or https://; {help}")),
         ("http://", format!("is not a URL; {help}")),
-        (
-            "http://u:p@x",
-            "contains a user or password; put the secret under `key`".to_owned(),
-        ),
+        ("http://u:p@x", "contains a user or password; put the secret under `key`".to_owned()),
         ("http://x?y", format!("has a query or a fragment; {help}")),
         ("http://x#y", format!("has a query or a fragment; {help}")),
-        (
-            "http://x:99999",
-            "has a port that is none; allowed: 1 to 65535".to_owned(),
-        ),
+        ("http://x:99999", "has a port that is none; allowed: 1 to 65535".to_owned()),
     ] {
-        assert_eq!(
-            provider(&format!("type: vllm, url: '{url}'")),
-            [format!("{place} {said}")]
-        );
+        assert_eq!(provider(&format!("type: vllm, url: '{url}'")), [format!("{place} {said}")]);
     }
     assert_eq!(
         provider("type: opnai"),
@@ -295,11 +254,7 @@ fn providers() {
 #[test]
 fn syntax() {
     let quotes = "inside […] and {…} YAML wants quotes around `$`: \"${NAME}\"";
-    for text in [
-        "models: [${A}]\n",
-        "models: {a: ${A}}\n",
-        "models: [\n  a,\n  ${A:-b}]\n",
-    ] {
+    for text in ["models: [${A}]\n", "models: {a: ${A}}\n", "models: [\n  a,\n  ${A:-b}]\n"] {
         let said = errors(text);
         assert!(said.len() == 1 && said[0].ends_with(quotes), "{said:?}");
     }
@@ -308,14 +263,8 @@ fn syntax() {
         errors("a: 1\n---\nb: 1\n").last().map(String::as_str),
         Some("t.yml:2:1: a second document starts here; a configuration is one document: remove `---`")
     );
-    assert_eq!(
-        errors("a: &a [*a]\n"),
-        ["t.yml:1:8: this alias stands inside what it names"]
-    );
-    assert_eq!(
-        errors(&"[".repeat(2_000)),
-        ["t.yml:1:65: recursion limit exceeded"]
-    );
+    assert_eq!(errors("a: &a [*a]\n"), ["t.yml:1:8: this alias stands inside what it names"]);
+    assert_eq!(errors(&"[".repeat(2_000)), ["t.yml:1:65: recursion limit exceeded"]);
     assert_eq!(
         errors(&" ".repeat((1 << 20) + 1)),
         ["t.yml:1:1: 1048577 bytes are too many; at most 1 MiB is read"]
@@ -335,9 +284,7 @@ fn syntax() {
 fn variables_that_cannot_be_replaced() {
     let env = variables(&[("SECRET", "s3cr3t value"), ("INNER", "a${SECRET}"), ("EMPTY", "")]);
     let said = |value: &str| {
-        let text = file(&format!(
-            "server:\n  admin_key: {value}\n  shutdown_grace: ${{SECRET}}\n"
-        ));
+        let text = file(&format!("server:\n  admin_key: {value}\n  shutdown_grace: ${{SECRET}}\n"));
         let said = lines(&load_file(&text, &env).unwrap_err());
         assert!(!said.concat().contains("s3cr3t"));
         assert_eq!(said.len(), 2);
@@ -345,10 +292,7 @@ fn variables_that_cannot_be_replaced() {
     };
     let expect =
         |value, expected: &str| assert_eq!(said(value), format!("t.yml:6:14: server.admin_key: {expected}"));
-    expect(
-        "${UNSET}",
-        "the environment variable `UNSET` is not set; set it, or write `${UNSET:-default}`",
-    );
+    expect("${UNSET}", "the environment variable `UNSET` is not set; set it, or write `${UNSET:-default}`");
     expect("${UNSET:-}", "the value is empty");
     expect("${EMPTY}", "the value is empty");
     expect("a${B", "`${` without `}`; write `$$` for a dollar sign");
@@ -356,10 +300,7 @@ fn variables_that_cannot_be_replaced() {
         "${9}",
         "`9` is not the name of a variable; allowed: `${NAME}`, `${NAME:-default}`; write `$$` for a dollar sign",
     );
-    expect(
-        "${INNER}",
-        "the value still contains `${`; a variable is replaced once; what it holds is not",
-    );
+    expect("${INNER}", "the value still contains `${`; a variable is replaced once; what it holds is not");
     expect(
         "${SECRET}",
         "the value cannot be sent in a header; allowed: up to 512 ASCII characters, no spaces",
@@ -382,13 +323,7 @@ fn more_limits_than_one_request_may_meet() {
     assert_eq!(rules(32, &|n| format!("model: {}", ["a", "b"][n % 2])), [""; 0]);
     assert_eq!(rules(32, &|n| format!("ip: 10.{}.0.0/16", n % 2)), [""; 0]);
     assert_eq!(rules(34, &|n| format!("ip: 10.{}.0.0/16", n % 2)).len(), 1);
-    assert_eq!(
-        rules(32, &|n| format!(
-            "endpoint: /v1/{}",
-            ["responses", "rerank"][n % 2]
-        )),
-        [""; 0]
-    );
+    assert_eq!(rules(32, &|n| format!("endpoint: /v1/{}", ["responses", "rerank"][n % 2])), [""; 0]);
     assert_eq!(rules(17, &|_| "endpoint: /v1/*".into()), [too_many]);
 }
 
@@ -423,11 +358,7 @@ fn environments() {
         ]
     );
     for rate in ["0", "-1", "1e3", "0.0000001", ".", "x", "99999999999"] {
-        let said = said(&[
-            upstream,
-            ("RATE_LIMITER_CAPACITY", "20"),
-            ("RATE_LIMITER_REFILL_RATE", rate),
-        ]);
+        let said = said(&[upstream, ("RATE_LIMITER_CAPACITY", "20"), ("RATE_LIMITER_REFILL_RATE", rate)]);
         let help = "allowed: above 0, up to 1000000000, at most 6 decimals: 5 or 0.5";
         let expected = format!(
             "environment: RATE_LIMITER_REFILL_RATE: `{rate}` is not a number of requests a second; {help}"

@@ -29,12 +29,7 @@ fn sessions_of_strangers() {
             "t.yml:2:37: warning: limits[0].limit: rule `s` is per session, and no rule is per ip; add one for the same requests, because a User-Agent is free to change"
         ]
     );
-    assert_eq!(
-        said(&format!(
-            "{session}  - {{ name: i, per: ip, limit: 50/minute }}\n"
-        )),
-        [""; 0]
-    );
+    assert_eq!(said(&format!("{session}  - {{ name: i, per: ip, limit: 50/minute }}\n")), [""; 0]);
     let elsewhere = format!("{session}  - {{ name: i, per: ip, limit: 50/minute, match: {{ model: a }} }}\n");
     assert_eq!(said(&elsewhere).len(), 1);
     let known = session.replace("session,", "session, match: { authenticated: true },");

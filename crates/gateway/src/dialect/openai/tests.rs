@@ -9,11 +9,7 @@ fn read(data: &str) -> Delta {
 }
 
 fn bytes(content_bytes: u64) -> Delta {
-    Delta {
-        content_bytes,
-        has_choices: true,
-        ..Delta::default()
-    }
+    Delta { content_bytes, has_choices: true, ..Delta::default() }
 }
 
 #[test]
@@ -24,16 +20,9 @@ fn every_kind_of_generated_text_is_counted() {
     assert_eq!(delta(r#"{"content":"\u4f60\n"}"#), bytes(4));
     assert_eq!(delta(r#"{"content":"你"}"#), bytes(3));
     assert_eq!(delta(r#"{"content":"\ud83d\ude00"}"#), bytes(4));
-    assert_eq!(
-        delta(r#"{"content":"half \ud83d"}"#),
-        bytes(7),
-        "an emoji cut in two by the provider"
-    );
+    assert_eq!(delta(r#"{"content":"half \ud83d"}"#), bytes(7), "an emoji cut in two by the provider");
     assert_eq!(delta(r#"{"content":null,"reasoning_content":"abc"}"#), bytes(3));
-    assert_eq!(
-        delta(r#"{"reasoning":"abc","reasoning_content":"abc"}"#),
-        bytes(3)
-    );
+    assert_eq!(delta(r#"{"reasoning":"abc","reasoning_content":"abc"}"#), bytes(3));
     assert_eq!(delta(r#"{"refusal":"no"}"#), bytes(2));
     assert_eq!(
         delta(r#"{"content":[{"type":"thinking","thinking":[{"type":"text","text":"hm"}]}]}"#),
@@ -41,50 +30,20 @@ fn every_kind_of_generated_text_is_counted() {
     );
     let call = r#"{"tool_calls":[{"index":0,"id":"call_1","type":"function","function":{"name":"add","arguments":"{\"a\":1}"}}]}"#;
     assert_eq!(delta(call), bytes(3 + 7));
-    assert_eq!(
-        delta(r#"{"function_call":{"name":"f","arguments":"{}"}}"#),
-        bytes(3)
-    );
+    assert_eq!(delta(r#"{"function_call":{"name":"f","arguments":"{}"}}"#), bytes(3));
     assert_eq!(read(r#"{"choices":[{"text":"abc"},{"text":"de"}]}"#), bytes(5));
-    assert_eq!(
-        read(r#"{"type":"transcript.text.delta","delta":"abc"}"#).content_bytes,
-        3
-    );
+    assert_eq!(read(r#"{"type":"transcript.text.delta","delta":"abc"}"#).content_bytes, 3);
 }
 
 #[test]
 fn only_the_event_with_no_choices_and_usage_is_usage_only() {
     let usage = r#"{"prompt_tokens":5,"completion_tokens":7,"total_tokens":12}"#;
-    let want = Some(Usage {
-        prompt: 5,
-        completion: 7,
-        total: 12,
-        ..Usage::default()
-    });
+    let want = Some(Usage { prompt: 5, completion: 7, total: 12, ..Usage::default() });
     let event = read(&format!(r#"{{"choices":[],"usage":{usage}}}"#));
-    assert_eq!(
-        event,
-        Delta {
-            usage: want,
-            usage_only: true,
-            ..Delta::default()
-        }
-    );
-    let event = read(&format!(
-        r#"{{"choices":[{{"delta":{{}},"finish_reason":"stop"}}],"usage":{usage}}}"#
-    ));
-    assert_eq!(
-        event,
-        Delta {
-            usage: want,
-            has_choices: true,
-            ..Delta::default()
-        }
-    );
-    assert!(
-        read(r#"{"choices":[],"usage":{"prompt_tokens":-1}}"#).usage_only,
-        "hidden though unreadable"
-    );
+    assert_eq!(event, Delta { usage: want, usage_only: true, ..Delta::default() });
+    let event = read(&format!(r#"{{"choices":[{{"delta":{{}},"finish_reason":"stop"}}],"usage":{usage}}}"#));
+    assert_eq!(event, Delta { usage: want, has_choices: true, ..Delta::default() });
+    assert!(read(r#"{"choices":[],"usage":{"prompt_tokens":-1}}"#).usage_only, "hidden though unreadable");
     for shown in [
         r#"{"choices":[],"usage":null}"#,
         r#"{"choices":[],"prompt_filter_results":[{"prompt_index":0}]}"#,
@@ -99,52 +58,21 @@ fn only_the_event_with_no_choices_and_usage_is_usage_only() {
 
 #[test]
 fn the_end_errors_and_nonsense_are_told_apart() {
-    assert_eq!(
-        read("[DONE]"),
-        Delta {
-            done: true,
-            ..Delta::default()
-        }
-    );
-    assert_eq!(
-        read(" [DONE]\n"),
-        Delta {
-            done: true,
-            ..Delta::default()
-        }
-    );
+    assert_eq!(read("[DONE]"), Delta { done: true, ..Delta::default() });
+    assert_eq!(read(" [DONE]\n"), Delta { done: true, ..Delta::default() });
     assert!(read(r#"{"error":{"message":"overloaded","code":503}}"#).error);
     assert!(read(r#"{"object":"error","message":"overloaded"}"#).error);
     assert!(!read(r#"{"error":null,"choices":[]}"#).error);
-    for opaque in [
-        "",
-        "null",
-        "[]",
-        "{",
-        "DONE",
-        "{\"choices\":{}}",
-        "{\"choices\":[1]}",
-        "{} x",
-        "1e999",
-    ] {
+    for opaque in ["", "null", "[]", "{", "DONE", "{\"choices\":{}}", "{\"choices\":[1]}", "{} x", "1e999"] {
         assert_eq!(read(opaque), Delta::default(), "{opaque}");
     }
-    assert_eq!(
-        read_event(b"{\"choices\":[{\"text\":\"\xff\"}]}"),
-        Delta::default()
-    );
+    assert_eq!(read_event(b"{\"choices\":[{\"text\":\"\xff\"}]}"), Delta::default());
 }
 
 #[test]
 fn usage_of_every_endpoint_is_read() {
     let usage = |prompt, completion, total, cached, reasoning| {
-        Some(Usage {
-            prompt,
-            completion,
-            total,
-            cached,
-            reasoning,
-        })
+        Some(Usage { prompt, completion, total, cached, reasoning })
     };
     let cases = [
         (
@@ -161,26 +89,11 @@ fn usage_of_every_endpoint_is_read() {
             r#"{"type":"tokens","input_tokens":14,"input_token_details":{"text_tokens":0,"audio_tokens":14},"output_tokens":45,"total_tokens":59}"#,
             usage(14, 45, 59, 0, 0),
         ),
-        (
-            r#"{"prompt_tokens":1,"completion_tokens":2,"total_tokens":null}"#,
-            usage(1, 2, 3, 0, 0),
-        ),
-        (
-            r#"{"prompt_tokens":1,"completion_tokens":2,"total_tokens":9}"#,
-            usage(1, 2, 9, 0, 0),
-        ),
-        (
-            r#"{"prompt_tokens":1.0,"completion_tokens":2e0}"#,
-            usage(1, 2, 3, 0, 0),
-        ),
-        (
-            r#"{"prompt_tokens":1,"prompt_tokens_details":null}"#,
-            usage(1, 0, 1, 0, 0),
-        ),
-        (
-            r#"{"prompt_tokens":1,"prompt_tokens_details":{"cached_tokens":99}}"#,
-            usage(1, 0, 1, 1, 0),
-        ),
+        (r#"{"prompt_tokens":1,"completion_tokens":2,"total_tokens":null}"#, usage(1, 2, 3, 0, 0)),
+        (r#"{"prompt_tokens":1,"completion_tokens":2,"total_tokens":9}"#, usage(1, 2, 9, 0, 0)),
+        (r#"{"prompt_tokens":1.0,"completion_tokens":2e0}"#, usage(1, 2, 3, 0, 0)),
+        (r#"{"prompt_tokens":1,"prompt_tokens_details":null}"#, usage(1, 0, 1, 0, 0)),
+        (r#"{"prompt_tokens":1,"prompt_tokens_details":{"cached_tokens":99}}"#, usage(1, 0, 1, 1, 0)),
         (r#"{"type":"duration","seconds":12}"#, None),
         ("{}", None),
         ("null", None),
@@ -190,10 +103,7 @@ fn usage_of_every_endpoint_is_read() {
         (r#"{"prompt_tokens":"12"}"#, None),
         (r#"{"prompt_tokens":1e300}"#, None),
         (r#"{"prompt_tokens":1e999}"#, None),
-        (
-            r#"{"prompt_tokens":18446744073709551615,"completion_tokens":18446744073709551615}"#,
-            None,
-        ),
+        (r#"{"prompt_tokens":18446744073709551615,"completion_tokens":18446744073709551615}"#, None),
     ];
     for (written, want) in cases {
         assert_eq!(
@@ -243,17 +153,8 @@ fn deep_nesting_is_harmless() {
 
 #[test]
 fn errors_have_openai_s_shape() {
-    let extra = Map::from_iter([
-        ("rule".to_owned(), "free".into()),
-        ("limit".to_owned(), 60.into()),
-    ]);
-    let body = error_body(
-        "Say \"please\".\n",
-        "requests",
-        None,
-        Some("rate_limit_exceeded"),
-        extra,
-    );
+    let extra = Map::from_iter([("rule".to_owned(), "free".into()), ("limit".to_owned(), 60.into())]);
+    let body = error_body("Say \"please\".\n", "requests", None, Some("rate_limit_exceeded"), extra);
     assert_eq!(
         String::from_utf8(body).unwrap(),
         r#"{"error":{"message":"Say \"please\".\n","type":"requests","param":null,"code":"rate_limit_exceeded","rule":"free","limit":60}}"#

@@ -40,14 +40,7 @@ impl Scanner {
                     return Err(Violation::RequestLine);
                 }
                 let whole = taken == expected.len();
-                (
-                    if whole {
-                        State::VersionMinor
-                    } else {
-                        State::Version(matched + taken)
-                    },
-                    taken,
-                )
+                (if whole { State::VersionMinor } else { State::Version(matched + taken) }, taken)
             }
             State::VersionMinor if matches!(first, b'0' | b'1') => {
                 self.http_1_1 = first == b'1';
@@ -110,11 +103,7 @@ impl Scanner {
                 };
                 self.state = self.value_state(kind)?;
                 let rest = &bytes[taken + 1..];
-                let value = if self.state == State::Value {
-                    self.value(rest)?
-                } else {
-                    0
-                };
+                let value = if self.state == State::Value { self.value(rest)? } else { 0 };
                 Ok(taken + 1 + value)
             }
             Some(b' ' | b'\t') => Err(Violation::SpaceBeforeColon),
@@ -169,9 +158,7 @@ impl Scanner {
     fn length_value(&mut self, number: u64, text: Text, byte: u8) -> Result<usize, Violation> {
         self.state = match (text, byte) {
             (Text::Before | Text::Inside, b'0'..=b'9') => {
-                let number = number
-                    .checked_mul(10)
-                    .and_then(|ten| ten.checked_add(u64::from(byte - b'0')));
+                let number = number.checked_mul(10).and_then(|ten| ten.checked_add(u64::from(byte - b'0')));
                 match number {
                     Some(number) if i64::try_from(number).is_ok() => State::LengthValue(number, Text::Inside),
                     _ => return Err(Violation::Length),

@@ -33,10 +33,7 @@ pub(super) fn is(byte: u8, class: u8) -> bool {
 
 /// How many bytes of a class come first.
 pub(super) fn run(bytes: &[u8], class: u8) -> usize {
-    bytes
-        .iter()
-        .position(|&byte| !is(byte, class))
-        .unwrap_or(bytes.len())
+    bytes.iter().position(|&byte| !is(byte, class)).unwrap_or(bytes.len())
 }
 
 /// How many bytes come before the first control character other than HTAB.
@@ -60,8 +57,6 @@ pub(super) fn text_run(bytes: &[u8]) -> usize {
         }
         at += 1;
     }
-    let rest = bytes[at..]
-        .iter()
-        .position(|&byte| byte.is_ascii_control() && byte != b'\t');
+    let rest = bytes[at..].iter().position(|&byte| byte.is_ascii_control() && byte != b'\t');
     rest.map_or(bytes.len(), |rest| at + rest)
 }

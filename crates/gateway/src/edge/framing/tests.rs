@@ -31,24 +31,15 @@ fn violations() -> Vec<(String, Violation)> {
         ("GET / HTTP/1.1\nHost: a\r\n\r\n".into(), Violation::BareLineFeed),
         ("GET / HTTP/1.1\r\nHost: a\n\r\n".into(), Violation::BareLineFeed),
         ("GET / HTTP/1.1\r\nHost: a\r\n\n".into(), Violation::BareLineFeed),
-        (
-            "GET / HTTP/1.1\r\nHost\n: a\r\n\r\n".into(),
-            Violation::BareLineFeed,
-        ),
+        ("GET / HTTP/1.1\r\nHost\n: a\r\n\r\n".into(), Violation::BareLineFeed),
         (line("Content-Length: 5\nX: y"), Violation::BareLineFeed),
         (line("Transfer-Encoding: chunked\nX: y"), Violation::BareLineFeed),
         ("\nGET / HTTP/1.1\r\n".into(), Violation::BareLineFeed),
         (line("X: a\rb"), Violation::StrayCarriageReturn),
         (line("X: a\r\r"), Violation::StrayCarriageReturn),
         ("\rGET / HTTP/1.1\r\n".into(), Violation::StrayCarriageReturn),
-        (
-            "GET / HTTP/1.1\r\nHost: a\r\n\rX".into(),
-            Violation::StrayCarriageReturn,
-        ),
-        (
-            format!("{}GET / HTTP/1.1\r\n", "\r\n".repeat(5)),
-            Violation::EmptyLines,
-        ),
+        ("GET / HTTP/1.1\r\nHost: a\r\n\rX".into(), Violation::StrayCarriageReturn),
+        (format!("{}GET / HTTP/1.1\r\n", "\r\n".repeat(5)), Violation::EmptyLines),
         (request("GET /"), Violation::RequestLine),
         (request("GET  / HTTP/1.1"), Violation::RequestLine),
         (request("GET /  HTTP/1.1"), Violation::RequestLine),
@@ -62,10 +53,7 @@ fn violations() -> Vec<(String, Violation)> {
         (request("G(T / HTTP/1.1"), Violation::RequestLine),
         (request(" GET / HTTP/1.1"), Violation::RequestLine),
         (request("PRI * HTTP/2.0"), Violation::RequestLine),
-        (
-            "\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(),
-            Violation::RequestLine,
-        ),
+        ("\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), Violation::RequestLine),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\rX".into(), Violation::RequestLine),
         ("\x16\x03\x01\x02".into(), Violation::RequestLine),
         (line(": x"), Violation::FieldName),
@@ -75,35 +63,17 @@ fn violations() -> Vec<(String, Violation)> {
         (line("Content-Length : 5"), Violation::SpaceBeforeColon),
         (line("Transfer-Encoding\t: chunked"), Violation::SpaceBeforeColon),
         (line("X: y\r\n z: folded"), Violation::FoldedField),
-        (
-            "GET / HTTP/1.1\r\n Host: a\r\n\r\n".into(),
-            Violation::FoldedField,
-        ),
+        ("GET / HTTP/1.1\r\n Host: a\r\n\r\n".into(), Violation::FoldedField),
         (line("X: a\0b"), Violation::FieldValue),
         (line("X: 123456789\x7f0"), Violation::FieldValue),
         (line(&format!("X: {long}")), Violation::HeadTooLarge(HEAD_BYTES)),
-        (
-            request(&format!("GET /{long} HTTP/1.1")),
-            Violation::HeadTooLarge(HEAD_BYTES),
-        ),
-        (
-            format!("GET / HTTP/1.1\r\n{fields}\r\n"),
-            Violation::TooManyFields(FIELDS),
-        ),
+        (request(&format!("GET /{long} HTTP/1.1")), Violation::HeadTooLarge(HEAD_BYTES)),
+        (format!("GET / HTTP/1.1\r\n{fields}\r\n"), Violation::TooManyFields(FIELDS)),
         ("GET / HTTP/1.1\r\n\r\n".into(), Violation::NoHost),
         (line("hOST: a"), Violation::SeveralHosts),
-        (
-            line("Content-Length: 5\r\nTransfer-Encoding: chunked"),
-            Violation::LengthAndCoding,
-        ),
-        (
-            line("Transfer-Encoding: chunked\r\nContent-Length: 5"),
-            Violation::LengthAndCoding,
-        ),
-        (
-            line("Content-Length: 5\r\ncontent-length: 5"),
-            Violation::SeveralLengths,
-        ),
+        (line("Content-Length: 5\r\nTransfer-Encoding: chunked"), Violation::LengthAndCoding),
+        (line("Transfer-Encoding: chunked\r\nContent-Length: 5"), Violation::LengthAndCoding),
+        (line("Content-Length: 5\r\ncontent-length: 5"), Violation::SeveralLengths),
         (line("Content-Length: 5, 5"), Violation::Length),
         (line("Content-Length: +5"), Violation::Length),
         (line("Content-Length: -5"), Violation::Length),
@@ -120,14 +90,8 @@ fn violations() -> Vec<(String, Violation)> {
         (line("Transfer-Encoding: ch unked"), Violation::Coding),
         (line("Transfer-Encoding:"), Violation::Coding),
         (line("Transfer-Encoding: \x0bchunked"), Violation::Coding),
-        (
-            line("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
-            Violation::Coding,
-        ),
-        (
-            "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
-            Violation::Coding,
-        ),
+        (line("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), Violation::Coding),
+        ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(), Violation::Coding),
         (chunked("\r\n"), Violation::Chunk),
         (chunked("x\r\n"), Violation::Chunk),
         (chunked("-1\r\n"), Violation::Chunk),
@@ -154,12 +118,7 @@ fn every_violation_is_found_however_the_stream_is_cut_in_two() {
     for (stream, expected) in violations() {
         let stream = stream.as_bytes();
         assert_eq!(judge([stream]).0, Some(expected), "{}", stream.escape_ascii());
-        assert_eq!(
-            judge(stream.chunks(1)).0,
-            Some(expected),
-            "{}",
-            stream.escape_ascii()
-        );
+        assert_eq!(judge(stream.chunks(1)).0, Some(expected), "{}", stream.escape_ascii());
         for at in 0..stream.len() {
             let (a, b) = stream.split_at(at);
             let shown = || format!("{} | {}", a.escape_ascii(), b.escape_ascii());
@@ -181,19 +140,8 @@ fn a_violation_behind_good_requests_cuts_exactly_there() {
             Some(rest) => stream.len() - rest.trim_start_matches("\r\n").len(),
         };
         // Empty lines are handed on, up to the one too many.
-        let cut = if expected == Violation::EmptyLines {
-            good.len() + 8
-        } else {
-            cut
-        };
-        assert_eq!(
-            refusal,
-            Refusal {
-                violation: expected,
-                cut: Cut::Before(cut)
-            },
-            "{stream}"
-        );
+        let cut = if expected == Violation::EmptyLines { good.len() + 8 } else { cut };
+        assert_eq!(refusal, Refusal { violation: expected, cut: Cut::Before(cut) }, "{stream}");
         assert_eq!(scanner.heads(), 2, "{stream}");
     }
 }
@@ -201,35 +149,21 @@ fn a_violation_behind_good_requests_cuts_exactly_there() {
 #[test]
 fn a_violation_in_a_body_whose_head_was_handed_on_is_within() {
     let mut scanner = Scanner::new(HEAD_BYTES, FIELDS);
-    scanner
-        .feed(chunked("1\r\na").as_bytes())
-        .expect("a good beginning");
+    scanner.feed(chunked("1\r\na").as_bytes()).expect("a good beginning");
     let refusal = scanner.feed(b"b").expect_err("too long a chunk");
-    assert_eq!(
-        refusal,
-        Refusal {
-            violation: Violation::Chunk,
-            cut: Cut::Within
-        }
-    );
+    assert_eq!(refusal, Refusal { violation: Violation::Chunk, cut: Cut::Within });
     assert_eq!(scanner.heads(), 1);
 }
 
 #[test]
 fn limits_allow_what_they_say() {
     let name = format!("{}: y\r\n", "n".repeat(NAME_MAX));
-    let head = format!(
-        "GET / HTTP/1.1\r\nHost: a\r\n{name}{}",
-        "X: y\r\n".repeat(FIELDS - 3)
-    );
+    let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{name}{}", "X: y\r\n".repeat(FIELDS - 3));
     let fill = "z".repeat(HEAD_BYTES - head.len() - "Z: \r\n\r\n".len());
     let fits = format!("\r\n\r\n\r\n\r\n{head}Z: {fill}\r\n\r\n");
     assert_eq!(judge([fits.as_bytes()]), (None, Position::Between));
     let exceeds = format!("{head}Z: {fill}z\r\n\r\n");
-    assert_eq!(
-        judge([exceeds.as_bytes()]).0,
-        Some(Violation::HeadTooLarge(HEAD_BYTES))
-    );
+    assert_eq!(judge([exceeds.as_bytes()]).0, Some(Violation::HeadTooLarge(HEAD_BYTES)));
 }
 
 #[test]
@@ -250,11 +184,7 @@ fn text_runs_end_where_a_plain_loop_says() {
                 bytes[at..].fill(0xff);
                 bytes[at] = byte;
                 let plain = bytes.iter().position(|&b| (b < b' ' && b != b'\t') || b == 0x7f);
-                assert_eq!(
-                    text_run(&bytes),
-                    plain.unwrap_or(length),
-                    "{byte:#x} at {at} of {length}"
-                );
+                assert_eq!(text_run(&bytes), plain.unwrap_or(length), "{byte:#x} at {at} of {length}");
             }
         }
     }
@@ -280,29 +210,15 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
             format!("Content-Length:{before}{}{after}\r\n", body.len()),
             body
         )),
-        (
-            proptest::collection::vec(chunk, 0..4),
-            "(0|000)",
-            "(Tr: ailer\r\n){0,2}",
-            "(c|C)hunked ?"
-        )
+        (proptest::collection::vec(chunk, 0..4), "(0|000)", "(Tr: ailer\r\n){0,2}", "(c|C)hunked ?")
             .prop_map(|(chunks, last, trailers, coding)| {
-                let chunks = chunks
-                    .iter()
-                    .map(|(c, ext)| format!("{:X}{ext}\r\n{c}\r\n", c.len()));
+                let chunks = chunks.iter().map(|(c, ext)| format!("{:X}{ext}\r\n{c}\r\n", c.len()));
                 let chunks = chunks.collect::<String>();
-                (
-                    format!("transfer-encoding: {coding}\r\n"),
-                    format!("{chunks}{last}\r\n{trailers}\r\n"),
-                )
+                (format!("transfer-encoding: {coding}\r\n"), format!("{chunks}{last}\r\n{trailers}\r\n"))
             }),
     ];
     (line, fields, body).prop_map(|((line, host), fields, (framing, body))| {
-        let line = if framing.starts_with('t') {
-            line.replace("/1.0\r", "/1.1\r")
-        } else {
-            line
-        };
+        let line = if framing.starts_with('t') { line.replace("/1.0\r", "/1.1\r") } else { line };
         format!("{line}{}{host}{framing}\r\n{body}", fields.concat()).into_bytes()
     })
 }

@@ -62,9 +62,7 @@ impl Violation {
         let mut next = Some(error);
         while let Some(error) = next {
             // The `source` of an `io::Error` is that of the error inside it, not the error itself.
-            let inner = error
-                .downcast_ref::<std::io::Error>()
-                .and_then(|error| error.get_ref());
+            let inner = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
             if let Some(violation) = inner.and_then(|inner| inner.downcast_ref()) {
                 return Some(violation);
             }
@@ -109,10 +107,7 @@ impl fmt::Display for Violation {
             Violation::Chunk => "The chunked body is malformed.",
             Violation::Trailers => "The trailer section of the chunked body is too large or not allowed.",
             Violation::HeadTimeout(limit) => {
-                return write!(
-                    f,
-                    "The request head was not complete {limit:?} after its first byte."
-                );
+                return write!(f, "The request head was not complete {limit:?} after its first byte.");
             }
         };
         f.write_str(sentence)

@@ -39,10 +39,7 @@ pub struct Exchange(Arc<Counts>);
 impl Exchange {
     /// Ties the exchange to the response body.
     pub fn hold<B>(self, body: B) -> Held<B> {
-        Held {
-            body,
-            _exchange: self,
-        }
+        Held { body, _exchange: self }
     }
 }
 

@@ -28,10 +28,7 @@ struct Served {
 
 impl Served {
     fn counts(&self) -> (usize, usize) {
-        (
-            self.served.load(Ordering::SeqCst),
-            self.refused.load(Ordering::SeqCst),
-        )
+        (self.served.load(Ordering::SeqCst), self.refused.load(Ordering::SeqCst))
     }
 }
 
@@ -59,11 +56,7 @@ where
         let builder = auto::Builder::new(TokioExecutor::new());
         builder.serve_connection(TokioIo::new(guard), service).await
     });
-    Served {
-        connection,
-        served,
-        refused,
-    }
+    Served { connection, served, refused }
 }
 
 /// What the path asks for; else an echo.
@@ -99,9 +92,7 @@ async fn respond(
             Err(error) => Bytes::from(format!("{:?}", Violation::at_root_of(&error))),
         },
     };
-    Ok(Response::new(Either::Right(
-        exchange.hold(Either::Right(Full::new(text))),
-    )))
+    Ok(Response::new(Either::Right(exchange.hold(Either::Right(Full::new(text))))))
 }
 
 fn connect(limits: Limits) -> (DuplexStream, Served) {
@@ -142,17 +133,13 @@ async fn exchange_all(bytes: &[u8]) -> (String, (usize, usize)) {
 
 #[tokio::test(start_paused = true)]
 async fn both_framings_in_either_order_are_answered_400_and_never_served() {
-    for lines in [
-        "Content-Length: 3\r\nTransfer-Encoding: chunked",
-        "Transfer-Encoding: chunked\r\nContent-Length: 3",
-    ] {
+    for lines in
+        ["Content-Length: 3\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 3"]
+    {
         let request = format!("POST / HTTP/1.1\r\nHost: a\r\n{lines}\r\n\r\n0\r\n\r\n");
         let (answer, counts) = exchange_all(request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 400 Refused\r\n"), "{answer}");
-        assert!(
-            answer.ends_with(&format!("{{\"error\":\"{}\"}}", Violation::LengthAndCoding)),
-            "{answer}"
-        );
+        assert!(answer.ends_with(&format!("{{\"error\":\"{}\"}}", Violation::LengthAndCoding)), "{answer}");
         assert_eq!(counts, (0, 1), "{lines}");
     }
 }
@@ -167,10 +154,7 @@ async fn the_guard_answers_before_hyper_does() {
         sleep(Duration::from_millis(1)).await;
         client.write_all(&bad[at..]).await.unwrap();
         let answer = read_all(&mut client).await;
-        assert!(
-            answer.contains("white space before its colon"),
-            "cut at {at}: {answer}"
-        );
+        assert!(answer.contains("white space before its colon"), "cut at {at}: {answer}");
         assert_eq!(served.counts(), (0, 1), "cut at {at}");
     }
 }
@@ -179,11 +163,8 @@ async fn the_guard_answers_before_hyper_does() {
 async fn good_requests_before_a_bad_one_are_answered_first() {
     let bad = b"GET / HTTP/1.1\r\n\r\n";
     let (answer, counts) = exchange_all(&[GET, GET, bad, GET].concat()).await;
-    let statuses: Vec<&str> = answer
-        .lines()
-        .filter_map(|line| line.strip_prefix("HTTP/1.1 "))
-        .map(|rest| &rest[..3])
-        .collect();
+    let statuses: Vec<&str> =
+        answer.lines().filter_map(|line| line.strip_prefix("HTTP/1.1 ")).map(|rest| &rest[..3]).collect();
     assert_eq!(statuses, ["200", "200", "400"], "{answer}");
     assert_eq!(counts, (2, 1));
 }
@@ -191,10 +172,7 @@ async fn good_requests_before_a_bad_one_are_answered_first() {
 #[tokio::test(start_paused = true)]
 async fn a_refusal_waits_for_the_answer_under_way() {
     let (mut client, served) = connect(Limits::default());
-    client
-        .write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
-        .await
-        .unwrap();
+    client.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     sleep(Duration::from_secs(1)).await;
     client.write_all(b"\n").await.unwrap();
     sleep(Duration::from_secs(500)).await;
@@ -211,29 +189,20 @@ async fn a_refusal_waits_for_the_answer_under_way() {
 #[tokio::test(start_paused = true)]
 async fn a_refusal_waits_for_an_answer_not_wholly_written() {
     let (mut client, served) = connect(Limits::default());
-    client
-        .write_all(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
-        .await
-        .unwrap();
+    client.write_all(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     sleep(Duration::from_secs(1)).await;
     client.write_all(b"\n").await.unwrap();
     sleep(Duration::from_secs(20)).await;
     assert_eq!(served.counts(), (1, 0));
     let (_, answer) = end_of(&mut client).await;
-    assert_eq!(
-        answer.split("HTTP/1.1 400").next().unwrap().matches('x').count(),
-        1024 * 1024
-    );
+    assert_eq!(answer.split("HTTP/1.1 400").next().unwrap().matches('x').count(), 1024 * 1024);
     assert_eq!(served.counts(), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_bad_body_in_service_is_answered_by_the_service() {
     let (mut client, served) = connect(Limits::default());
-    client
-        .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n")
-        .await
-        .unwrap();
+    client.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n").await.unwrap();
     sleep(Duration::from_secs(1)).await;
     client.write_all(b"abc").await.unwrap();
     let answer = read_all(&mut client).await;
@@ -313,20 +282,14 @@ async fn an_idle_connection_is_closed_75_seconds_after_its_last_answer() {
 #[tokio::test(start_paused = true)]
 async fn an_exchange_that_ends_after_its_answer_does_not_keep_the_connection() {
     let (mut client, _served) = connect(Limits::default());
-    client
-        .write_all(b"GET /late HTTP/1.1\r\nHost: a\r\n\r\n")
-        .await
-        .unwrap();
+    client.write_all(b"GET /late HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     let (seconds, _) = end_of(&mut client).await;
     assert!((200 + 75..=200 + 2 * 75).contains(&seconds), "{seconds}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_time_shorter_than_the_others_holds() {
-    let limits = Limits {
-        idle: Duration::from_secs(3),
-        ..Limits::default()
-    };
+    let limits = Limits { idle: Duration::from_secs(3), ..Limits::default() };
     let (mut client, _served) = connect(limits);
     client.write_all(GET).await.unwrap();
     read_response(&mut client).await;
@@ -337,10 +300,7 @@ async fn an_idle_time_shorter_than_the_others_holds() {
 async fn no_read_timer_runs_while_an_answer_is_under_way() {
     for path in ["/slow", "/paused"] {
         let (mut client, _served) = connect(Limits::default());
-        client
-            .write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\nGET").as_bytes())
-            .await
-            .unwrap();
+        client.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\nGET").as_bytes()).await.unwrap();
         let (seconds, answer) = end_of(&mut client).await;
         let answered = if path == "/slow" { 1000 } else { 800 };
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{path}: {answer}");
@@ -353,34 +313,24 @@ async fn no_read_timer_runs_while_an_answer_is_under_way() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_read_fails_the_connection() {
     let (mut client, served) = connect(Limits::default());
-    client
-        .write_all(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
-        .await
-        .unwrap();
+    client.write_all(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     let mut some = vec![0; 100 * 1024];
     sleep(Duration::from_secs(50)).await;
     client.read_exact(&mut some).await.unwrap();
     // Progress: the time runs anew.
     let start = Instant::now();
     let error = served.connection.await.unwrap().expect_err("a stalled write");
-    assert!(
-        format!("{error:?}").contains("took nothing of the answer for 60s"),
-        "{error:?}"
-    );
+    assert!(format!("{error:?}").contains("took nothing of the answer for 60s"), "{error:?}");
     assert_eq!(start.elapsed().as_secs(), 60);
 }
 
 #[tokio::test]
 async fn an_answer_reaches_a_client_that_is_still_sending() {
-    let limits = Limits {
-        linger: Duration::from_secs(600),
-        ..Limits::default()
-    };
+    let limits = Limits { linger: Duration::from_secs(600), ..Limits::default() };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    for request in [
-        "POST /unread HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n",
-        "POST / HTTP/1.1\r\n\r\n",
-    ] {
+    for request in
+        ["POST /unread HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n", "POST / HTTP/1.1\r\n\r\n"]
+    {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let served = serve(listener.accept().await.unwrap().0, limits);
         client.write_all(request.as_bytes()).await.unwrap();
@@ -399,11 +349,7 @@ async fn an_answer_reaches_a_client_that_is_still_sending() {
 
 #[tokio::test(start_paused = true)]
 async fn lingering_ends_after_its_bytes() {
-    let limits = Limits {
-        linger: Duration::from_secs(600),
-        linger_bytes: 100_000,
-        ..Limits::default()
-    };
+    let limits = Limits { linger: Duration::from_secs(600), linger_bytes: 100_000, ..Limits::default() };
     let (mut client, served) = connect(limits);
     client.write_all(b"\n").await.unwrap();
     read_response(&mut client).await;
@@ -419,14 +365,10 @@ async fn lingering_ends_after_its_bytes() {
 async fn http2_passes_and_idles_out() {
     let (client, served) = connect(Limits::default());
     let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client))
-            .await
-            .unwrap();
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await.unwrap();
     let connection = tokio::spawn(connection);
     for (path, expected) in [("/paused", "..."), ("/a", "echo"), ("/slow", "slow")] {
-        let request = Request::post(format!("http://a{path}"))
-            .body(Full::new(Bytes::from("echo")))
-            .unwrap();
+        let request = Request::post(format!("http://a{path}")).body(Full::new(Bytes::from("echo"))).unwrap();
         let response = sender.send_request(request).await.unwrap();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, expected);
@@ -443,11 +385,8 @@ async fn http2_passes_and_idles_out() {
 async fn vectored_writes_reach_the_socket_as_such() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let mut guard = Guard::new(
-        listener.accept().await.unwrap().0,
-        Limits::default(),
-        Arc::new(|_| Bytes::new()),
-    );
+    let mut guard =
+        Guard::new(listener.accept().await.unwrap().0, Limits::default(), Arc::new(|_| Bytes::new()));
     assert!(guard.is_write_vectored());
     let parts = [IoSlice::new(b"one "), IoSlice::new(b"two")];
     assert_eq!(guard.write_vectored(&parts).await.unwrap(), 7);

@@ -12,22 +12,11 @@ use crate::scope::Scope;
 const NOW: Millis = Millis(1_700_000_000_000);
 
 fn shard() -> Shard {
-    Shard::new(Budgets {
-        keyed: 100,
-        unauthenticated: 100,
-    })
+    Shard::new(Budgets { keyed: 100, unauthenticated: 100 })
 }
 
 fn limit(quota: &str) -> Arc<Limit> {
-    Arc::new(
-        Limit::new(
-            "r",
-            quota.parse().unwrap(),
-            Algorithm::MovingWindow,
-            Scope::GLOBAL,
-        )
-        .unwrap(),
-    )
+    Arc::new(Limit::new("r", quota.parse().unwrap(), Algorithm::MovingWindow, Scope::GLOBAL).unwrap())
 }
 
 #[test]

@@ -9,55 +9,27 @@ fn what_is_accepted() {
     let window = |count, span| Some(Window::new(count, span).unwrap());
     let cases = [
         ("60/minute", 60, Unit::Requests, window(1, Span::Minute)),
-        (
-            " 60 requests per minute ",
-            60,
-            Unit::Requests,
-            window(1, Span::Minute),
-        ),
+        (" 60 requests per minute ", 60, Unit::Requests, window(1, Span::Minute)),
         ("1 request/s", 1, Unit::Requests, window(1, Span::Second)),
         ("1_000/day", 1_000, Unit::Requests, window(1, Span::Day)),
         ("10k tokens/minute", 10_000, Unit::Tokens, window(1, Span::Minute)),
         ("10 k tokens/m", 10_000, Unit::Tokens, window(1, Span::Minute)),
-        (
-            "1.5M input tokens / 2 hours",
-            1_500_000,
-            Unit::InputTokens,
-            window(2, Span::Hour),
-        ),
-        (
-            "2G output_tokens/w",
-            2_000_000_000,
-            Unit::OutputTokens,
-            window(1, Span::Week),
-        ),
+        ("1.5M input tokens / 2 hours", 1_500_000, Unit::InputTokens, window(2, Span::Hour)),
+        ("2G output_tokens/w", 2_000_000_000, Unit::OutputTokens, window(1, Span::Week)),
         ("10/15minutes", 10, Unit::Requests, window(15, Span::Minute)),
         ("10 per 30s", 10, Unit::Requests, window(30, Span::Second)),
         ("$50/month", 50_000_000, Unit::Cost, window(1, Span::Month)),
         ("$0.000001/d", 1, Unit::Cost, window(1, Span::Day)),
         ("$1.5k per week", 1_500_000_000, Unit::Cost, window(1, Span::Week)),
-        (
-            "1000000000/day",
-            1_000_000_000,
-            Unit::Requests,
-            window(1, Span::Day),
-        ),
+        ("1000000000/day", 1_000_000_000, Unit::Requests, window(1, Span::Day)),
         ("20 concurrent", 20, Unit::Concurrency, None),
         ("5/366 days", 5, Unit::Requests, window(366, Span::Day)),
     ];
     for (text, amount, unit, window) in cases {
         let quota = quota(text);
-        assert_eq!(
-            (quota.amount(), quota.unit(), quota.window()),
-            (amount, unit, window),
-            "{text}"
-        );
+        assert_eq!((quota.amount(), quota.unit(), quota.window()), (amount, unit, window), "{text}");
         assert_eq!(quota.burst(), None, "{text}");
-        assert_eq!(
-            quota.to_string().parse(),
-            Ok(quota),
-            "{text} is displayed as {quota}"
-        );
+        assert_eq!(quota.to_string().parse(), Ok(quota), "{text} is displayed as {quota}");
     }
 }
 
@@ -144,10 +116,7 @@ fn what_is_refused_says_what_to_write() {
 #[test]
 fn lists() {
     assert_eq!(Quota::parse_all("unlimited"), Ok(vec![]));
-    assert_eq!(
-        Quota::parse_all("10/minute; 100/hour"),
-        Ok(vec![quota("10/minute"), quota("100/hour")])
-    );
+    assert_eq!(Quota::parse_all("10/minute; 100/hour"), Ok(vec![quota("10/minute"), quota("100/hour")]));
     for (text, said) in [
         ("10/minute;", "empty"),
         ("10/minute;20/minute", "same unit and window"),
