@@ -105,7 +105,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(
     };
     let (deployment, answer) = asked.inspect_err(|_| entry.refund())?;
     entry.first_byte = Some(entry.started().elapsed());
-    Ok(Answered::Theirs { call, deployment: deployment.clone(), answer, said, limit_took })
+    Ok(Answered::Theirs(Box::new(Theirs { call, deployment: deployment.clone(), answer, said, limit_took })))
 }
 
 /// What a request is answered with, before it is a response.
@@ -113,14 +113,16 @@ enum Answered {
     /// JSON of ours.
     Ours(Bytes),
     /// A provider's answer.
-    Theirs {
-        call: Call,
-        deployment: Arc<Deployment>,
-        answer: Answer,
-        /// What the limits said: headers.
-        said: HeaderMap,
-        limit_took: Duration,
-    },
+    Theirs(Box<Theirs>),
+}
+
+struct Theirs {
+    call: Call,
+    deployment: Arc<Deployment>,
+    answer: Answer,
+    /// What the limits said: headers.
+    said: HeaderMap,
+    limit_took: Duration,
 }
 
 impl Answered {
@@ -138,7 +140,8 @@ impl Answered {
                 entry.answer_starts(StatusCode::OK);
                 *response.body_mut() = Body::Whole(Some(json), Some(entry));
             }
-            Self::Theirs { call, deployment, answer, said, limit_took } => {
+            Self::Theirs(theirs) => {
+                let Theirs { call, deployment, answer, said, limit_took } = *theirs;
                 headers::from_provider(out, &answer.headers);
                 out.extend(said);
                 headers::provider(out, &deployment.name, limit_took, entry.attempts.waited);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::config::{Config, Key, Match, endpoint_matches};
 use crate::identity::Caller;
 use crate::metrics::{Metrics, Name};
-use crate::upstream::Deployment;
+use crate::upstream::{Deployment, Trust};
 
 /// The model that stands for every name (configuration from the environment).
 pub const EVERY_MODEL: &str = "*";
@@ -41,14 +41,16 @@ impl Snapshot {
         let keys = config.keys.iter().map(|key| (key.hash, Arc::new(key.clone()))).collect();
         let mut models = HashMap::new();
         let mut listed = Vec::new();
+        let mut trust = Trust::default();
         for model in &config.models {
             let before = previous.and_then(|previous| previous.models.get(&model.name));
             let name = Name::from(model.name.as_str());
             let deployments = model.providers.iter().map(|provider| {
                 let kept =
                     before.and_then(|model| model.deployments.iter().find(|d| d.provider == *provider));
-                kept.cloned()
-                    .unwrap_or_else(|| Arc::new(Deployment::new(name.clone(), provider.clone(), metrics)))
+                kept.cloned().unwrap_or_else(|| {
+                    Arc::new(Deployment::new(name.clone(), provider.clone(), &mut trust, metrics))
+                })
             });
             let deployments = deployments.collect();
             let compiled =

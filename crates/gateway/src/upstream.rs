@@ -20,7 +20,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 
-pub use self::connect::Client;
+pub use self::connect::{Client, Trust};
 use self::health::Health;
 use crate::call::{Call, Endpoint};
 use crate::config::{Provider, ProviderKind, Secret};
@@ -49,8 +49,16 @@ pub struct Deployment {
 }
 
 enum Link {
-    Http { client: Client, base: Uri, authorization: Option<HeaderValue>, stream_usage: bool },
+    Http(Box<Http>),
     Simulated(Simulated),
+}
+
+/// A server that speaks OpenAI's HTTP API.
+struct Http {
+    client: Client,
+    base: Uri,
+    authorization: Option<HeaderValue>,
+    stream_usage: bool,
 }
 
 /// What a provider is asked.
@@ -143,15 +151,15 @@ impl Source {
 
 impl Deployment {
     /// Sets up the provider; opens no connection yet.
-    pub fn new(model: Name, provider: Provider, metrics: &Metrics) -> Self {
+    pub fn new(model: Name, provider: Provider, trust: &mut Trust, metrics: &Metrics) -> Self {
         let name = Name::from(provider.name.as_str());
         let link = match &provider.kind {
-            ProviderKind::Openai { base, key, stream_usage } => Link::Http {
-                client: Client::new(is_tls(base), provider.deadlines.connect),
+            ProviderKind::Openai { base, key, stream_usage } => Link::Http(Box::new(Http {
+                client: Client::new(trust.of(base), provider.deadlines.connect),
                 base: base.clone(),
                 authorization: key.as_ref().and_then(authorization),
                 stream_usage: *stream_usage,
-            },
+            })),
             ProviderKind::Simulated { .. } => Link::Simulated(Simulated::new(&provider.kind)),
         };
         let label = ByProvider { model: model.clone(), provider: name.clone() };
@@ -167,7 +175,7 @@ impl Deployment {
     /// Whether it serves this endpoint.
     pub fn serves(&self, endpoint: Endpoint) -> bool {
         match &self.link {
-            Link::Http { .. } => true,
+            Link::Http(_) => true,
             Link::Simulated(_) => Simulated::serves(endpoint),
         }
     }
@@ -210,10 +218,10 @@ impl Deployment {
         };
         let by = tokio::time::Instant::from_std(head_by);
         let response = match &self.link {
-            Link::Http { client, base, authorization, stream_usage } => {
-                let body = question.call.render(self.provider.model_name.as_deref(), *stream_usage);
-                let request = http_request(base, authorization.as_ref(), question, body)?;
-                let sent = timeout_at(by, client.send(request)).await;
+            Link::Http(http) => {
+                let body = question.call.render(self.provider.model_name.as_deref(), http.stream_usage);
+                let request = http.request(question, body)?;
+                let sent = timeout_at(by, http.client.send(request)).await;
                 sent.map_err(|_| Failure::TimedOut(what, bound))??.map(Source::Http)
             }
             Link::Simulated(simulated) => {
@@ -302,21 +310,18 @@ impl Reading {
     }
 }
 
-fn http_request(
-    base: &Uri,
-    authorization: Option<&HeaderValue>,
-    question: &Question<'_>,
-    body: Bytes,
-) -> Result<Request<Full<Bytes>>, Failure> {
-    let uri = under(base, question.call.endpoint().upstream_path())?;
-    let mut request =
-        Request::post(uri).body(Full::new(body)).map_err(|error| Failure::Broken(error.to_string()))?;
-    *request.headers_mut() = question.headers.clone();
-    request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    if let Some(authorization) = authorization {
-        request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+impl Http {
+    fn request(&self, question: &Question<'_>, body: Bytes) -> Result<Request<Full<Bytes>>, Failure> {
+        let uri = under(&self.base, question.call.endpoint().upstream_path())?;
+        let request = Request::post(uri).body(Full::new(body));
+        let mut request = request.map_err(|error| Failure::Broken(error.to_string()))?;
+        *request.headers_mut() = question.headers.clone();
+        request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+        }
+        Ok(request)
     }
-    Ok(request)
 }
 
 /// Whether an answer is about the request (2xx, most of 4xx) or about the provider.
@@ -378,11 +383,7 @@ pub async fn probe(base: &Uri, key: Option<&Secret>, connect: Duration) -> Resul
     if let Some(authorization) = key.and_then(authorization) {
         request.headers_mut().insert(header::AUTHORIZATION, authorization);
     }
-    Ok(Client::new(is_tls(base), connect).send(request).await?.status())
-}
-
-fn is_tls(base: &Uri) -> bool {
-    base.scheme() == Some(&http::uri::Scheme::HTTPS)
+    Ok(Client::new(Trust::default().of(base), connect).send(request).await?.status())
 }
 
 fn authorization(key: &Secret) -> Option<HeaderValue> {

@@ -34,13 +34,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for one base URL; `tls` says whether trust anchors are needed. Opens nothing yet.
-    pub fn new(tls: bool, connect: Duration) -> Self {
+    /// A client for one base URL. Opens nothing yet.
+    pub fn new(tls: rustls::ClientConfig, connect: Duration) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         // Without it Nagle and delayed acknowledgements add 40 ms to each small write.
         tcp.set_nodelay(true);
-        let builder = HttpsConnectorBuilder::new().with_tls_config(tls_config(tls));
+        let builder = HttpsConnectorBuilder::new().with_tls_config(tls);
         let connector =
             WithDeadline { inner: builder.https_or_http().enable_http1().wrap_connector(tcp), connect };
         let pool = Mutex::new((Instant::now(), pool(connector.clone())));
@@ -72,15 +72,33 @@ fn pool(connector: Connector) -> Connections {
         .build(connector)
 }
 
-/// The system's trust anchors, so that a private CA works as everywhere else; the bundled ones where there are none.
-fn tls_config(needed: bool) -> rustls::ClientConfig {
-    let mut roots = rustls::RootCertStore::empty();
-    if needed {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if roots.is_empty() {
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+/// Whom TLS connections trust. The system's anchors are read once, and only when a provider needs them.
+#[derive(Default)]
+pub struct Trust {
+    system: Option<rustls::ClientConfig>,
+}
+
+impl Trust {
+    /// What connections to this URL need.
+    pub fn of(&mut self, base: &Uri) -> rustls::ClientConfig {
+        if base.scheme() != Some(&http::uri::Scheme::HTTPS) {
+            return tls_config(rustls::RootCertStore::empty());
         }
+        self.system.get_or_insert_with(|| tls_config(system_roots())).clone()
     }
+}
+
+/// The system's trust anchors, so that a private CA works as everywhere else; the bundled ones where there are none.
+fn system_roots() -> rustls::RootCertStore {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    roots
+}
+
+fn tls_config(roots: rustls::RootCertStore) -> rustls::ClientConfig {
     let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
     rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
