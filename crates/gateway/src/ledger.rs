@@ -233,7 +233,7 @@ impl Drop for Entry {
         let usage = self.tokens.map(|tokens| tokens.usage);
         self.ledger.log.record(&Record {
             timestamp: timestamp(SystemTime::now()),
-            level: if status >= 500 { "warn" } else { "info" },
+            level: if status >= 500 { "WARN" } else { "INFO" },
             message: "request",
             request_id: &self.request_id,
             trace_id: &self.trace_id,

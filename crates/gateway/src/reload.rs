@@ -40,21 +40,29 @@ impl Source {
     /// # Errors
     /// When the file cannot be read, or for every fault in it.
     pub fn load(&self) -> Result<Loaded, Refused> {
-        Ok(self.load_hashed()?.0)
+        Ok(self.load_seen()?.0)
     }
 
-    fn load_hashed(&self) -> Result<(Loaded, [u8; 32]), Refused> {
+    /// The same, with what tells the file's text from a later one.
+    ///
+    /// # Errors
+    /// As [`Source::load`].
+    pub fn load_seen(&self) -> Result<(Loaded, Seen), Refused> {
+        let text = self.read();
+        let seen = Seen::of(&text);
+        Ok((self.resolve(text?.as_deref())?, seen))
+    }
+
+    /// The file's text.
+    fn read(&self) -> Result<Option<String>, Refused> {
+        let Some(path) = &self.file else { return Ok(None) };
+        read(path).map(Some).map_err(|error| Refused::Unreadable(path.clone(), error))
+    }
+
+    fn resolve(&self, text: Option<&str>) -> Result<Loaded, Refused> {
         let environment = |name: &str| std::env::var(name).ok();
-        let file = match &self.file {
-            None => None,
-            Some(path) => {
-                let text = read(path).map_err(|error| Refused::Unreadable(path.clone(), error))?;
-                Some((path.display().to_string(), text))
-            }
-        };
-        let hash = Sha256::digest(file.as_ref().map_or("", |(_, text)| text)).into();
-        let named = file.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
-        config::load(named, &environment).map(|loaded| (loaded, hash)).map_err(Refused::Faulty)
+        let name = self.file.as_ref().map(|path| path.display().to_string());
+        config::load(name.as_deref().zip(text), &environment).map_err(Refused::Faulty)
     }
 }
 
@@ -94,18 +102,19 @@ pub fn apply(gateway: &Gateway, config: Config) {
     gateway.snapshot.store(Arc::new(Snapshot::new(config, Some(&before), gateway.metrics())));
 }
 
-/// Reloads on SIGHUP, and with `watch` whenever the file's content changes, until the process ends.
+/// Reloads on SIGHUP, and with `watch` whenever the file's content is no longer `seen`, until the process ends.
 ///
 /// # Errors
 /// When signals or the file's directory cannot be watched.
-pub async fn run(gateway: Arc<Gateway>, source: Source, watch: bool) -> std::io::Result<()> {
+pub async fn run(gateway: Arc<Gateway>, source: Source, mut seen: Seen, watch: bool) -> std::io::Result<()> {
     let mut hangups = signal(SignalKind::hangup())?;
     let (changed, mut changes) = mpsc::channel(1);
     let _watcher = match &source.file {
-        Some(file) if watch => Some(watch_directory(file, changed).map_err(std::io::Error::other)?),
+        Some(file) if watch => Some(watch_directory(file, changed.clone()).map_err(std::io::Error::other)?),
         _ => None,
     };
-    let mut seen = source.load_hashed().ok().map(|(_, hash)| hash);
+    // It may have changed before it was watched.
+    let _ = changed.try_send(());
     loop {
         let asked = tokio::select! {
             hangup = hangups.recv() => hangup.is_some(),
@@ -117,26 +126,40 @@ pub async fn run(gateway: Arc<Gateway>, source: Source, watch: bool) -> std::io:
         };
         // Reading is quick, but the disk may not be.
         let reading = source.clone();
-        let loaded = tokio::task::spawn_blocking(move || reading.load_hashed()).await;
-        let result = match loaded.map_err(std::io::Error::other)? {
-            // Other files of the directory changed, or this one back to what it was.
-            Ok((_, hash)) if !asked && seen == Some(hash) => continue,
-            Ok((loaded, hash)) => {
-                seen = Some(hash);
+        let text =
+            tokio::task::spawn_blocking(move || reading.read()).await.map_err(std::io::Error::other)?;
+        let before = std::mem::replace(&mut seen, Seen::of(&text));
+        // Another file of the directory changed (the log, perhaps): good or bad, this one was looked at.
+        if !asked && before == seen {
+            continue;
+        }
+        let result = text.and_then(|text| source.resolve(text.as_deref()));
+        gateway.metrics().config_last_reload_successful.set(i64::from(result.is_ok()));
+        match result {
+            Ok(loaded) => {
                 for warning in &loaded.warnings {
                     tracing::warn!("{warning}");
                 }
                 apply(&gateway, loaded.config);
                 tracing::info!("configuration reloaded");
-                1
             }
             Err(refused) => {
-                seen = None;
-                tracing::error!("configuration not reloaded, the last good one stays:\n{refused}");
-                0
+                tracing::error!("configuration not reloaded, the last good one stays:\n{refused}")
             }
-        };
-        gateway.metrics().config_last_reload_successful.set(result);
+        }
+    }
+}
+
+/// What is compared to see whether a file changed: its text, or why there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen([u8; 32]);
+
+impl Seen {
+    fn of(text: &Result<Option<String>, Refused>) -> Self {
+        match text {
+            Ok(text) => Self(Sha256::digest(text.as_deref().unwrap_or_default()).into()),
+            Err(refused) => Self(Sha256::digest(refused.to_string()).into()),
+        }
     }
 }
 

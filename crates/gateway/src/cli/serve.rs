@@ -36,7 +36,7 @@ pub(super) struct Options {
 
 pub(super) fn run(options: &Options) -> Outcome {
     let source = options.configuration.source();
-    let loaded = source.load().map_err(|refused| refusal(&refused))?;
+    let (loaded, seen) = source.load_seen().map_err(|refused| refusal(&refused))?;
     let log = start_log(loaded.config.settings.log_format);
     let Loaded { config, warnings, .. } = loaded;
     for warning in &warnings {
@@ -46,7 +46,7 @@ pub(super) fn run(options: &Options) -> Outcome {
     serve(config, log, move |gateway| async move {
         let reloading = gateway.clone();
         tokio::spawn(async move {
-            if let Err(error) = reload::run(reloading, source, watch).await {
+            if let Err(error) = reload::run(reloading, source, seen, watch).await {
                 tracing::error!(%error, "the configuration is not watched");
             }
         });
