@@ -24,7 +24,7 @@ use crate::ledger::{Entry, Outcome, Tokens};
 use crate::metrics::Name;
 use crate::relay::{Body, Estimate, Relay, Terms};
 use crate::router::{self, Route};
-use crate::snapshot::{Model, Snapshot};
+use crate::snapshot::{EVERY_MODEL, Model, Snapshot};
 use crate::upstream::{Answer, AnswerBody, Deployment, Question, is_event_stream};
 use crate::{Gateway, admission, headers, route};
 
@@ -69,7 +69,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(
     entry.key.clone_from(&caller.key);
     let endpoint = match found {
         Route::Call(endpoint) => endpoint,
-        Route::Models => return Ok(Answered::ours(list_models(now, &caller))),
+        Route::Models => return list_models(now, &caller).await.map(Answered::Ours),
         Route::Model(id) => return one_model(now, &caller, &id).map(Answered::ours),
     };
     let call = parse(now, endpoint, &head.headers, body).await?;
@@ -228,9 +228,18 @@ fn model_object(name: &str) -> serde_json::Value {
     json!({ "id": name, "object": "model", "created": 0, "owned_by": "tollgate" })
 }
 
-fn list_models(now: &Snapshot, caller: &Caller) -> serde_json::Value {
+/// The models the caller may use; where every name is one, the provider's own list.
+async fn list_models(now: &Snapshot, caller: &Caller) -> Result<Bytes, Error> {
+    if let Some(deployment) = now.model(EVERY_MODEL).and_then(|every| every.deployments.first()) {
+        let listed = deployment.models().await;
+        if let Some(list) =
+            listed.map_err(|why| Error::UpstreamFailed(vec![format!("{}: {why}", deployment.name)]))?
+        {
+            return Ok(list);
+        }
+    }
     let models: Vec<_> = now.models_of(caller).map(model_object).collect();
-    json!({ "object": "list", "data": models })
+    Ok(json!({ "object": "list", "data": models }).to_string().into())
 }
 
 fn one_model(now: &Snapshot, caller: &Caller, id: &str) -> Result<serde_json::Value, Error> {

@@ -5,6 +5,7 @@
 
 mod connect;
 mod health;
+mod models;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -22,6 +23,7 @@ use tokio::time::timeout_at;
 
 pub use self::connect::{Client, Trust};
 use self::health::Health;
+pub use self::models::probe;
 use crate::call::{Call, Endpoint};
 use crate::config::{Provider, ProviderKind, Secret};
 use crate::dialect::openai;
@@ -231,7 +233,7 @@ impl Deployment {
         };
         let (head, body) = response.into_parts();
         acceptable(head.status, &head.headers)?;
-        let mut reading = Reading { source: body, head: VecDeque::new(), bytes: 0 };
+        let mut reading = Reading::of(body);
         let body = if is_event_stream(&head.headers) {
             let first = timeout_at(by, reading.until_first_event()).await;
             first.map_err(|_| Failure::TimedOut("first token", bound))??;
@@ -253,6 +255,10 @@ struct Reading {
 }
 
 impl Reading {
+    fn of(source: Source) -> Self {
+        Self { source, head: VecDeque::new(), bytes: 0 }
+    }
+
     async fn more(&mut self) -> Result<Option<Bytes>, Failure> {
         match self.source.chunk().await {
             None => Ok(None),
@@ -371,19 +377,6 @@ pub fn local_response(status: StatusCode, content_type: &'static str, body: Simu
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
-}
-
-/// Asks a provider for its models, to see whether it is there and takes the key.
-///
-/// # Errors
-/// When there is no answer at all.
-pub async fn probe(base: &Uri, key: Option<&Secret>, connect: Duration) -> Result<StatusCode, Failure> {
-    let request = Request::get(under(base, "/models")?).body(Full::default());
-    let mut request = request.map_err(|error| Failure::Broken(error.to_string()))?;
-    if let Some(authorization) = key.and_then(authorization) {
-        request.headers_mut().insert(header::AUTHORIZATION, authorization);
-    }
-    Ok(Client::new(Trust::default().of(base), connect).send(request).await?.status())
 }
 
 fn authorization(key: &Secret) -> Option<HeaderValue> {
