@@ -68,14 +68,14 @@ enum Schema {
 #[derive(Args)]
 struct Configuration {
     /// Configuration file. Default: $TOLLGATE_CONFIG, ./tollgate.yml, /etc/tollgate/tollgate.yml, else the environment.
-    #[arg(short, long = "config", value_name = "FILE", env = "TOLLGATE_CONFIG")]
+    #[arg(short, long = "config", value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 impl Configuration {
     fn source(&self) -> Source {
         let found = || FILES.iter().map(PathBuf::from).find(|path| path.exists());
-        Source { file: self.config.clone().or_else(found) }
+        Source { file: self.config.clone().or_else(crate::reload::configured_file).or_else(found) }
     }
 }
 

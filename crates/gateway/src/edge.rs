@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -29,8 +29,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::guard::{Exchanges, Guard, Held};
-use crate::error::{Error, raw_response};
-use crate::metrics::{ByEndpointCode, ByReason, OTHER};
+use crate::error::{BodyError, Error, raw_response};
+use crate::headers;
+use crate::identity::counted;
+use crate::ledger::{Entry, Outcome};
+use crate::metrics::{ByReason, OTHER};
 use crate::relay::Body;
 use crate::{Gateway, admin, pipeline};
 
@@ -157,7 +160,8 @@ struct Visit {
     door: Arc<Door>,
     gateway: Arc<Gateway>,
     peer: IpAddr,
-    counted: bool,
+    /// Counted per address.
+    limited: bool,
     _place: tokio::sync::OwnedSemaphorePermit,
 }
 
@@ -180,31 +184,31 @@ impl Door {
         let now = gateway.snapshot.load();
         let server = &now.config.server;
         // Everybody behind a proxy has its address; operators must always get in.
-        let counted = plane != Plane::Admin && !server.trusted_proxies.iter().any(|net| net.contains(&peer));
-        if counted {
+        let limited = plane != Plane::Admin && !server.trusted_proxies.iter().any(|net| net.contains(&peer));
+        if limited {
             let mut per_ip = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
-            let open = per_ip.entry(peer).or_default();
+            let open = per_ip.entry(counted(peer)).or_default();
             if *open >= server.max_connections_per_ip {
                 return Err("per_ip");
             }
             *open += 1;
         }
         gateway.metrics().connections.inc();
-        Ok(Visit { door: self.clone(), gateway: gateway.clone(), peer, counted, _place: place })
+        Ok(Visit { door: self.clone(), gateway: gateway.clone(), peer, limited, _place: place })
     }
 }
 
 impl Drop for Visit {
     fn drop(&mut self) {
         self.gateway.metrics().connections.dec();
-        if !self.counted {
+        if !self.limited {
             return;
         }
         let mut per_ip = self.door.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = per_ip.get_mut(&self.peer) {
+        if let Some(open) = per_ip.get_mut(&counted(self.peer)) {
             *open -= 1;
             if *open == 0 {
-                per_ip.remove(&self.peer);
+                per_ip.remove(&counted(self.peer));
             }
         }
     }
@@ -214,12 +218,16 @@ async fn serve(gateway: Arc<Gateway>, socket: TcpStream, visit: Visit, planes: P
     // Fails only on a connection that is gone already.
     let _ = socket.set_nodelay(true);
     let refusals = gateway.clone();
+    let peer = visit.peer;
     let refuse = Arc::new(move |violation: &framing::Violation| {
         let status = StatusCode::from_u16(violation.status()).unwrap_or(StatusCode::BAD_REQUEST);
-        let metrics = refusals.metrics();
-        metrics.connections_refused.get_or_create(&ByReason { reason: "malformed" }).inc();
-        metrics.http_requests.get_or_create(&ByEndpointCode { endpoint: OTHER, code: status.as_u16() }).inc();
-        raw_response(status, &violation.to_string())
+        refusals.metrics().connections_refused.get_or_create(&ByReason { reason: "malformed" }).inc();
+        let (none, trace) = (HeaderMap::new(), headers::Trace::of(&HeaderMap::new()));
+        let mut entry =
+            Entry::open(&refusals.ledger, OTHER, None, headers::request_id(&none), trace.id(), peer);
+        entry.status = Some(status);
+        entry.outcome = Some(Outcome::Refused);
+        raw_response(status, &violation.to_string(), &entry.request_id)
     });
     let guard = Guard::new(socket, guard::Limits::default(), refuse);
     let closing = closing_of(&gateway, planes.plane);
@@ -268,31 +276,39 @@ impl Service<Request<Incoming>> for Requests {
 
     fn call(&self, request: Request<Incoming>) -> Answering {
         let (gateway, peer, exchange) = (self.gateway.clone(), self.peer, self.exchanges.begin());
+        let request_id = headers::request_id(request.headers());
         let admin = self.planes.admin_of(request.uri().path()).cloned();
         Box::pin(async move {
             let answering = async {
-                match admin {
-                    Some(admin) => admin::answer(admin, request).await,
-                    None => pipeline::answer(&gateway, request.map(|body| body.map_err(broken)), peer).await,
-                }
+                let Some(admin) = admin else {
+                    let request = request.map(|body| body.map_err(broken));
+                    return pipeline::answer(&gateway, request, request_id.clone(), peer).await;
+                };
+                admin::answer(admin, request).await
             };
             // A defect in one request is that request's: its entry has ended with the unwinding.
-            let response =
-                AssertUnwindSafe(answering).catch_unwind().await.unwrap_or_else(|_| internal_error());
+            let response = AssertUnwindSafe(answering)
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|_| internal_error(&request_id));
+            if let Some(deadline) = response.body().deadline() {
+                exchange.until(deadline.into());
+            }
             Ok(response.map(|body| exchange.hold(body)))
         })
     }
 }
 
 /// Why a request's body broke off.
-fn broken(error: hyper::Error) -> String {
+fn broken(error: hyper::Error) -> BodyError {
     let violation = framing::Violation::at_root_of(&error);
-    violation.map_or("The request body broke off.".to_owned(), ToString::to_string)
+    violation.map_or(BodyError::Left, |violation| BodyError::Malformed(violation.to_string()))
 }
 
-fn internal_error() -> Response<Body> {
+fn internal_error(request_id: &str) -> Response<Body> {
     let mut response = Response::new(Body::plain(Error::Internal.body()));
     *response.status_mut() = Error::Internal.status();
+    headers::request(response.headers_mut(), request_id);
     Error::Internal.headers(response.headers_mut());
     response
 }

@@ -15,6 +15,15 @@ use tollgate_limiter::Denial;
 use crate::call::CallError;
 use crate::dialect::openai;
 
+/// Why a request's body ends early.
+#[derive(Debug)]
+pub enum BodyError {
+    /// It is not framed as HTTP wants it: a sentence for the caller.
+    Malformed(String),
+    /// The caller went away.
+    Left,
+}
+
 /// Every way a request is refused or fails before its answer starts.
 #[derive(Debug)]
 pub enum Error {
@@ -56,6 +65,8 @@ pub enum Error {
     UpstreamFailed(Tried),
     /// Nobody answered in time: 504.
     UpstreamTimeout(Tried),
+    /// The caller went away while it was sending: nobody reads this.
+    CallerLeft,
     /// The process is ending: 503.
     ShuttingDown,
     /// A defect of ours: 500.
@@ -154,6 +165,7 @@ impl Error {
             Self::ShuttingDown => {
                 (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", Some("shutting_down"))
             }
+            Self::CallerLeft => (StatusCode::BAD_REQUEST, REQUEST, None),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("internal_error")),
         }
     }
@@ -208,6 +220,7 @@ impl Error {
             Self::UpstreamTimeout(tried) => {
                 format!("No provider of this model answered in time. Tried: {}.", tried.join("; "))
             }
+            Self::CallerLeft => "The request body broke off.".into(),
             Self::ShuttingDown => {
                 "This instance is shutting down. Try again: another one will answer.".into()
             }
@@ -219,13 +232,13 @@ impl Error {
 }
 
 /// A whole HTTP/1.1 response for refusals that happen below HTTP, on the connection itself.
-pub fn raw_response(status: StatusCode, message: &str) -> Bytes {
+pub fn raw_response(status: StatusCode, message: &str, request_id: &str) -> Bytes {
     let body = openai::error_body(message, "invalid_request_error", None, None, Map::new());
     let reason = status.canonical_reason().unwrap_or_default();
     let length = body.len();
     let head = format!(
         "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
-         connection: close\r\n\r\n",
+         x-request-id: {request_id}\r\nconnection: close\r\n\r\n",
         status.as_u16(),
     );
     [head.into_bytes(), body].concat().into()

@@ -30,12 +30,9 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// The address as it is counted: whoever has one address of an IPv6 /64 has all of them.
+    /// The address as it is [`counted`].
     pub fn ip(&self) -> IpAddr {
-        match self.address {
-            IpAddr::V4(_) => self.address,
-            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
-        }
+        counted(self.address)
     }
 
     /// The hash of counted address and `User-Agent`: the first 8 bytes of SHA-256 in hex.
@@ -78,18 +75,25 @@ impl Caller {
     }
 }
 
-/// Finds out who sent a request from its headers and the address of its peer.
+/// Finds out who sent a request from its headers and its [`client_address`].
 ///
 /// # Errors
 /// 400 for two credentials that differ, 401 for one that is missing, unknown or expired.
-pub fn identify(snapshot: &Snapshot, headers: &HeaderMap, peer: IpAddr) -> Result<Caller, Error> {
+pub fn identify(snapshot: &Snapshot, headers: &HeaderMap, address: IpAddr) -> Result<Caller, Error> {
     let key = match credential(headers)? {
         Some(secret) => Some(known(snapshot, secret)?),
         None if snapshot.config.auth == Auth::Optional => None,
         None => return Err(Error::MissingKey),
     };
-    let address = client_address(&snapshot.config.server.trusted_proxies, headers, peer);
     Ok(Caller { key, address, agent: headers.get(header::USER_AGENT).cloned() })
+}
+
+/// An address as it is counted: whoever has one address of an IPv6 /64 has all of them.
+pub fn counted(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
+    }
 }
 
 /// The SHA-256 of a key, as files and the look-up have it.
@@ -130,7 +134,7 @@ fn bearer(value: &[u8]) -> &[u8] {
 
 /// The peer's address; behind a trusted proxy the right-most untrusted one of `X-Forwarded-For`. What cannot be read
 /// ends the walk at the last hop that was trusted.
-fn client_address(trusted: &[IpNet], headers: &HeaderMap, peer: IpAddr) -> IpAddr {
+pub fn client_address(trusted: &[IpNet], headers: &HeaderMap, peer: IpAddr) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
     let mut client = peer.to_canonical();
     if trusted.is_empty() || !is_trusted(client) {

@@ -79,7 +79,7 @@ pub struct Entry {
     started: Instant,
     /// The canonical route, or `other`.
     pub endpoint: &'static str,
-    method: Method,
+    method: &'static str,
     /// Returned to the caller as `x-request-id`.
     pub request_id: Name,
     /// W3C trace id, 32 hex digits.
@@ -118,7 +118,7 @@ impl Entry {
     pub fn open(
         ledger: &Ledger,
         endpoint: &'static str,
-        method: Method,
+        method: Option<&Method>,
         request_id: Name,
         trace_id: Name,
         address: IpAddr,
@@ -129,7 +129,7 @@ impl Entry {
             ledger: ledger.clone(),
             started,
             endpoint,
-            method,
+            method: method.map_or("-", known),
             request_id,
             trace_id,
             address,
@@ -237,7 +237,7 @@ impl Drop for Entry {
             message: "request",
             request_id: &self.request_id,
             trace_id: &self.trace_id,
-            method: self.method.as_str(),
+            method: self.method,
             endpoint: self.endpoint,
             status,
             outcome,
@@ -276,7 +276,7 @@ struct Record<'a> {
     message: &'static str,
     request_id: &'a str,
     trace_id: &'a str,
-    method: &'a str,
+    method: &'static str,
     endpoint: &'static str,
     status: u16,
     outcome: Outcome,
@@ -310,6 +310,13 @@ struct Record<'a> {
     latency_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     first_byte_ms: Option<f64>,
+}
+
+/// A method of the standard, or `other`: what callers make up is not written down.
+fn known(method: &Method) -> &'static str {
+    const STANDARD: [&str; 9] =
+        ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "CONNECT", "PATCH", "TRACE"];
+    STANDARD.into_iter().find(|name| *name == method.as_str()).unwrap_or("other")
 }
 
 fn milliseconds(duration: Duration) -> f64 {

@@ -54,7 +54,7 @@ pub struct ByProvider {
     pub provider: Name,
 }
 
-/// `{model, provider, code}`; the code is a status, `timeout` or `error`.
+/// `{model, provider, code}`; the code is a status, `timeout`, `error` or `cancelled` (the caller left).
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ByProviderCode {
     /// Name of a configured model.

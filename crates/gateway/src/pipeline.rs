@@ -3,7 +3,6 @@
 //! One straight function of typed values. Its end is not here: an [`Entry`] is opened first, travels along, and ends the
 //! request wherever it is dropped (see [`crate::ledger`]).
 
-use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,12 +16,11 @@ use serde_json::json;
 use tollgate_limiter::Decision;
 
 use crate::call::{Call, Endpoint, Form};
-use crate::dialect::openai;
-use crate::error::Error;
-use crate::identity::{Caller, identify};
-use crate::ledger::{Entry, Outcome, Tokens};
-use crate::metrics::Name;
-use crate::relay::{Body, Estimate, Relay, Terms};
+use crate::error::{BodyError, Error};
+use crate::identity::{Caller, client_address, identify};
+use crate::ledger::{Entry, Outcome};
+use crate::metrics::{Name, OTHER};
+use crate::relay::{Body, Relay, Terms, tokens_of_answer};
 use crate::router::{self, Route};
 use crate::snapshot::{EVERY_MODEL, Model, Snapshot};
 use crate::upstream::{Answer, AnswerBody, Deployment, Question, is_event_stream};
@@ -33,18 +31,23 @@ const BODY_BYTES_PER_SECOND_MIN: u64 = 1024;
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Answers one request. Never fails: every error is an answer too.
-pub async fn answer<B>(gateway: &Gateway, request: Request<B>, peer: IpAddr) -> Response<Body>
+pub async fn answer<B>(
+    gateway: &Gateway,
+    request: Request<B>,
+    request_id: Name,
+    peer: IpAddr,
+) -> Response<Body>
 where
-    B: HttpBody<Data = Bytes, Error: Display> + Unpin,
+    B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
 {
+    let now = gateway.snapshot.load_full();
     let (head, body) = request.into_parts();
     let found = router::route(&head.method, head.uri.path());
-    let endpoint = found.as_ref().map_or(crate::metrics::OTHER, Route::name);
+    let endpoint = found.as_ref().map_or(OTHER, Route::name);
     let trace = headers::Trace::of(&head.headers);
-    let request_id = headers::request_id(&head.headers);
+    let address = client_address(&now.config.server.trusted_proxies, &head.headers, peer);
     let mut entry =
-        Box::new(Entry::open(&gateway.ledger, endpoint, head.method.clone(), request_id, trace.id(), peer));
-    let now = gateway.snapshot.load_full();
+        Box::new(Entry::open(&gateway.ledger, endpoint, Some(&head.method), request_id, trace.id(), address));
     let answered = match found {
         Ok(found) => handle(gateway, &now, &mut entry, &trace, found, &head, body).await,
         Err(error) => Err(error),
@@ -55,7 +58,7 @@ where
     }
 }
 
-async fn handle<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(
+async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     gateway: &Gateway,
     now: &Snapshot,
     entry: &mut Entry,
@@ -65,14 +68,17 @@ async fn handle<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(
     body: B,
 ) -> Result<Answered, Error> {
     let caller = identify(now, &head.headers, entry.address)?;
-    entry.address = caller.address;
     entry.key.clone_from(&caller.key);
     let endpoint = match found {
         Route::Call(endpoint) => endpoint,
         Route::Models => return list_models(now, &caller).await.map(Answered::Ours),
         Route::Model(id) => return one_model(now, &caller, &id).map(Answered::ours),
     };
-    let call = parse(now, endpoint, &head.headers, body).await?;
+    let call = tokio::select! {
+        biased;
+        call = parse(now, endpoint, &head.headers, body) => call?,
+        () = gateway.ending.cancelled() => return Err(Error::ShuttingDown),
+    };
     entry.received = Some(Instant::now());
     entry.streamed = call.streamed();
     let model = usable_model(now, &caller, call.model())?;
@@ -138,7 +144,7 @@ impl Answered {
             Self::Ours(json) => {
                 out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 entry.answer_starts(StatusCode::OK);
-                *response.body_mut() = Body::Whole(Some(json), Some(entry));
+                *response.body_mut() = Body::whole(json, entry);
             }
             Self::Theirs(theirs) => {
                 let Theirs { call, deployment, answer, said, limit_took } = *theirs;
@@ -147,7 +153,7 @@ impl Answered {
                 headers::provider(out, &deployment.name, limit_took, entry.attempts.waited);
                 *response.status_mut() = answer.status;
                 entry.answer_starts(answer.status);
-                *response.body_mut() = relay(&call, &deployment, answer, entry, gateway);
+                *response.body_mut() = relay(&call, deployment, answer, entry, gateway);
             }
         }
         response
@@ -156,7 +162,7 @@ impl Answered {
 
 fn relay(
     call: &Call,
-    deployment: &Deployment,
+    deployment: Arc<Deployment>,
     answer: Answer,
     mut entry: Box<Entry>,
     gateway: &Gateway,
@@ -173,32 +179,16 @@ fn relay(
     match answer.body {
         AnswerBody::Whole(bytes) => {
             if answer.status.is_success() {
-                entry.tokens = Some(tokens_of_answer(call, deployment, &bytes));
+                entry.tokens = tokens_of_answer(call, deployment.counts_deltas(), &bytes);
             }
-            Body::Whole(Some(bytes), Some(entry))
+            Body::whole(bytes, entry)
         }
         AnswerBody::Open { head, rest } => {
-            let deadlines = deployment.provider.deadlines;
-            let terms = Terms {
-                call,
-                events,
-                counts_deltas: deployment.counts_deltas(),
-                idle: deadlines.idle,
-                deadline: entry.attempts.last_asked + deadlines.total,
-                ending: &gateway.ending,
-            };
-            Body::Relay(Box::pin(Relay::new(&terms, head, rest, entry)))
+            let deadline = entry.attempts.last_asked + deployment.provider.deadlines.total;
+            let terms = Terms { call, deployment, events, deadline, ending: &gateway.ending };
+            Body::Relay(Box::pin(Relay::new(terms, head, rest, entry)))
         }
     }
-}
-
-fn tokens_of_answer(call: &Call, deployment: &Deployment, answer: &[u8]) -> Tokens {
-    if let Some(usage) = openai::usage_of_answer(answer) {
-        return Tokens { usage, estimated: false };
-    }
-    let mut estimate = Estimate::new(call, deployment.counts_deltas());
-    estimate.add(openai::answer_content_bytes(answer));
-    estimate.tokens()
 }
 
 fn refuse(mut entry: Box<Entry>, error: &Error) -> Response<Body> {
@@ -211,9 +201,13 @@ fn refuse(mut entry: Box<Entry>, error: &Error) -> Response<Body> {
         entry.rule = Some(Name::from(denial.binding().limit.id()));
     }
     entry.code = error.code();
-    entry.outcome = Some(Outcome::Refused);
+    entry.outcome = Some(match error {
+        Error::CallerLeft => Outcome::ClientLeft,
+        Error::ShuttingDown => Outcome::Shutdown,
+        _ => Outcome::Refused,
+    });
     entry.answer_starts(status);
-    *response.body_mut() = Body::Whole(Some(error.body()), Some(entry));
+    *response.body_mut() = Body::whole(error.body(), entry);
     response
 }
 
@@ -249,7 +243,7 @@ fn one_model(now: &Snapshot, caller: &Caller, id: &str) -> Result<serde_json::Va
     }
 }
 
-async fn parse<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(
+async fn parse<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     now: &Snapshot,
     endpoint: Endpoint,
     sent: &HeaderMap,
@@ -276,40 +270,44 @@ async fn parse<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(
     }
 }
 
-/// The whole body, bounded in size and in time.
-async fn collect<B: HttpBody<Data = Bytes, Error: Display> + Unpin>(
-    mut body: B,
-    bytes_max: usize,
-) -> Result<Bytes, Error> {
+/// The whole body, bounded in size and in time: it may neither come slowly nor stop coming.
+async fn collect<B>(mut body: B, bytes_max: usize) -> Result<Bytes, Error>
+where
+    B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
+{
     let announced = body.size_hint().lower();
     if announced > bytes_max as u64 {
         return Err(Error::BodyTooLarge(bytes_max));
     }
     let started = tokio::time::Instant::now();
+    let mut last = started;
     let mut first = Bytes::new();
     let mut all: Vec<u8> = Vec::new();
     loop {
-        let received = (first.len() + all.len()) as u64;
-        let due = started + BODY_PATIENCE + Duration::from_secs(received / BODY_BYTES_PER_SECOND_MIN);
+        let received = first.len() + all.len();
+        let pace = Duration::from_secs(received as u64 / BODY_BYTES_PER_SECOND_MIN);
+        let due = (started + pace).min(last) + BODY_PATIENCE;
         let frame = match tokio::time::timeout_at(due, body.frame()).await {
             Err(_) => return Err(Error::SlowBody),
             Ok(None) => break,
-            Ok(Some(Err(error))) => return Err(Error::Malformed(error.to_string().into())),
+            Ok(Some(Err(BodyError::Left))) => return Err(Error::CallerLeft),
+            Ok(Some(Err(BodyError::Malformed(why)))) => return Err(Error::Malformed(why.into())),
             Ok(Some(Ok(frame))) => frame,
         };
+        last = tokio::time::Instant::now();
         let Ok(data) = frame.into_data() else { continue };
-        if received as usize + data.len() > bytes_max {
+        if received + data.len() > bytes_max {
             return Err(Error::BodyTooLarge(bytes_max));
         }
-        if first.is_empty() && all.is_empty() {
+        if received == 0 {
             first = data;
-        } else {
-            if all.is_empty() {
-                all.reserve(announced as usize);
-            }
-            all.extend_from_slice(&std::mem::take(&mut first));
-            all.extend_from_slice(&data);
+            continue;
         }
+        if all.is_empty() {
+            all.reserve(announced as usize);
+            all.extend_from_slice(&std::mem::take(&mut first));
+        }
+        all.extend_from_slice(&data);
     }
     Ok(if all.is_empty() { first } else { all.into() })
 }

@@ -3,10 +3,13 @@
 //! The request's [`Entry`] travels in the body and ends with it. Nothing is read from the provider before the caller's
 //! connection has room for it, so a slow reader holds back the provider, not our memory.
 
+mod meter;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -15,21 +18,18 @@ use http_body::{Frame, SizeHint};
 use tokio::time::{Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::call::{Call, Prompt};
-use crate::dialect::openai::{self, Usage};
-use crate::ledger::{Entry, Outcome, Tokens};
-use crate::sse;
-use crate::upstream::Source;
+use self::meter::Meter;
+pub use self::meter::tokens_of_answer;
+use crate::call::Call;
+use crate::dialect::openai;
+use crate::ledger::{Entry, Outcome};
+use crate::upstream::{Deployment, Source};
 
-/// Plain answers are kept up to this size to find their `usage`.
-const KEPT_BYTES_MAX: usize = 4 << 20;
+/// Events that came together are sent together, up to this size.
+const GATHERED_BYTES_MAX: usize = 16 << 10;
 
-/// A token is taken to be this much text where nobody counted it: rather too many tokens than too few.
-const BYTES_PER_TOKEN: u64 = 3;
-
-/// Tokens that an image, and a recording or another file, are taken to be: never by their size.
-const TOKENS_PER_IMAGE: u64 = 1_000;
-const TOKENS_PER_FILE: u64 = 1_500;
+/// After a stream has said that it is complete, its provider has this long to end it: then the connection can be used again.
+const DRAIN: Duration = Duration::from_millis(250);
 
 /// A response body.
 pub enum Body {
@@ -43,6 +43,23 @@ impl Body {
     /// A body that ends no request.
     pub fn plain(bytes: impl Into<Bytes>) -> Self {
         Self::Whole(Some(bytes.into()), None)
+    }
+
+    /// A body that ends its request when it is sent.
+    pub fn whole(bytes: Bytes, mut entry: Box<Entry>) -> Self {
+        if bytes.is_empty() {
+            // hyper asks a body of no length for nothing.
+            entry.outcome.get_or_insert(Outcome::Done);
+        }
+        Self::Whole(Some(bytes), Some(entry))
+    }
+
+    /// When it must have ended; a body that is never asked for more cannot notice by itself.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Whole(..) => None,
+            Self::Relay(relay) => Some(relay.deadline),
+        }
     }
 }
 
@@ -86,6 +103,7 @@ impl http_body::Body for Body {
 /// An answer being relayed.
 pub struct Relay {
     source: Source,
+    deployment: Arc<Deployment>,
     /// Chunks read before the answer was started.
     head: VecDeque<Bytes>,
     /// What may be sent now.
@@ -95,9 +113,11 @@ pub struct Relay {
     last_read: Instant,
     /// The last poll found nothing to read.
     waiting: bool,
-    idle: Duration,
+    /// The stream is complete; only its connection is waited for.
+    draining: bool,
     deadline: Instant,
-    ending: Pin<Box<WaitForCancellationFutureOwned>>,
+    ending: CancellationToken,
+    told_to_end: Pin<Box<WaitForCancellationFutureOwned>>,
     ended: Option<Result<(), io::ErrorKind>>,
     entry: Box<Entry>,
 }
@@ -106,12 +126,10 @@ pub struct Relay {
 pub struct Terms<'a> {
     /// The caller's request.
     pub call: &'a Call,
+    /// Who answers.
+    pub deployment: Arc<Deployment>,
     /// The answer is server-sent events.
     pub events: bool,
-    /// The provider sends one token in each delta.
-    pub counts_deltas: bool,
-    /// Longest time between two reads.
-    pub idle: Duration,
     /// When the whole attempt must be over.
     pub deadline: Instant,
     /// Cancelled when streams must end because the process does.
@@ -120,19 +138,22 @@ pub struct Terms<'a> {
 
 impl Relay {
     /// Relays `head`, then the rest from `source`.
-    pub fn new(terms: &Terms<'_>, head: VecDeque<Bytes>, source: Source, entry: Box<Entry>) -> Self {
+    pub fn new(terms: Terms<'_>, head: VecDeque<Bytes>, source: Source, entry: Box<Entry>) -> Self {
         let now = Instant::now();
+        let first_due = terms.deadline.min(now + terms.deployment.provider.deadlines.idle);
         Self {
             source,
             head,
             ready: VecDeque::new(),
-            meter: Meter::new(terms),
-            timer: Box::pin(sleep_until(terms.deadline.min(now + terms.idle).into())),
+            meter: Meter::new(terms.call, terms.deployment.counts_deltas(), terms.events),
+            deployment: terms.deployment,
+            timer: Box::pin(sleep_until(first_due.into())),
             last_read: now,
             waiting: false,
-            idle: terms.idle,
+            draining: false,
             deadline: terms.deadline,
-            ending: Box::pin(terms.ending.clone().cancelled_owned()),
+            ending: terms.ending.clone(),
+            told_to_end: Box::pin(terms.ending.clone().cancelled_owned()),
             ended: None,
             entry,
         }
@@ -143,9 +164,15 @@ impl Relay {
             // Since the last chunk was handed over the caller was being waited for, not the provider.
             self.last_read = Instant::now();
         }
+        // First, because a provider that always has more would never let it come to that.
+        if let (None, Some(outcome)) = (self.ended, self.interrupted(cx)) {
+            self.end(outcome);
+        }
         loop {
-            if let Some(chunk) = self.ready.pop_front() {
-                return Poll::Ready(Some(Ok(chunk)));
+            // What comes at once goes out at once: gathered while the provider has more to give this instant.
+            let gathered: usize = self.ready.iter().map(Bytes::len).sum();
+            if gathered >= GATHERED_BYTES_MAX || (self.ended.is_some() && gathered > 0) {
+                return Poll::Ready(Some(Ok(self.gather(gathered))));
             }
             match self.ended {
                 Some(Ok(())) => return Poll::Ready(None),
@@ -168,26 +195,46 @@ impl Relay {
                 }
                 Poll::Ready(Some(Err(_))) if self.meter.finished() => self.end(Outcome::Done),
                 Poll::Ready(Some(Err(_))) => self.end(Outcome::UpstreamDied),
-                Poll::Ready(None) => self.end(Outcome::Done),
-                Poll::Pending => match self.interrupted(cx) {
-                    Some(outcome) => self.end(outcome),
-                    None => {
-                        self.waiting = true;
-                        return Poll::Pending;
+                Poll::Ready(None) if self.meter.finish(&mut self.ready) => self.end(Outcome::Done),
+                Poll::Ready(None) => self.end(Outcome::UpstreamDied),
+                Poll::Pending if gathered > 0 => return Poll::Ready(Some(Ok(self.gather(gathered)))),
+                Poll::Pending if self.meter.finished() && !self.draining => {
+                    self.draining = true;
+                    self.timer.as_mut().reset((Instant::now() + DRAIN).into());
+                    if self.timer.as_mut().poll(cx).is_ready() {
+                        self.end(Outcome::Done);
                     }
-                },
+                }
+                Poll::Pending => {
+                    self.waiting = true;
+                    return Poll::Pending;
+                }
             }
         }
+    }
+
+    fn gather(&mut self, bytes: usize) -> Bytes {
+        if let (1, Some(only)) = (self.ready.len(), self.ready.front_mut()) {
+            let only = std::mem::take(only);
+            self.ready.clear();
+            return only;
+        }
+        let mut all = Vec::with_capacity(bytes);
+        self.ready.drain(..).for_each(|chunk| all.extend_from_slice(&chunk));
+        all.into()
     }
 
     /// The timer is armed for the earliest time at which it could matter and looked at when it rings, not moved with each
     /// read.
     fn interrupted(&mut self, cx: &mut Context<'_>) -> Option<Outcome> {
-        if self.ending.as_mut().poll(cx).is_ready() {
+        if self.told_to_end.as_mut().poll(cx).is_ready() {
             return Some(Outcome::Shutdown);
         }
         while self.timer.as_mut().poll(cx).is_ready() {
-            let due = self.deadline.min(self.last_read + self.idle);
+            if self.draining {
+                return Some(Outcome::Done);
+            }
+            let due = self.deadline.min(self.last_read + self.deployment.provider.deadlines.idle);
             if due <= Instant::now() {
                 return Some(Outcome::TimedOut);
             }
@@ -199,29 +246,41 @@ impl Relay {
     /// Ends the answer: rightly, with an error event where one can be sent, else by breaking the connection off, so that
     /// half an answer is never taken for a whole one.
     fn end(&mut self, outcome: Outcome) {
+        self.entry.outcome = Some(outcome);
+        self.ended = Some(Ok(()));
         let (message, code) = match outcome {
-            Outcome::Done => {
-                self.meter.finish(&mut self.ready);
-                self.ended = Some(Ok(()));
-                self.entry.outcome = Some(outcome);
-                return;
-            }
+            Outcome::Done => return,
             Outcome::Shutdown => ("This instance is shutting down. The answer is cut here.", "shutting_down"),
             Outcome::TimedOut => {
                 ("The provider stopped sending. The answer is cut here.", "upstream_timeout")
             }
             _ => ("The provider broke off in the middle of its answer.", "upstream_failed"),
         };
-        let kind = if outcome == Outcome::Shutdown { "service_unavailable" } else { "upstream_error" };
-        self.entry.outcome = Some(outcome);
+        if outcome != Outcome::Shutdown {
+            self.deployment.broke_off();
+        }
         self.entry.code = Some(code);
-        self.ended = Some(match self.meter.is_events() {
-            true => {
-                self.ready.push_back(openai::error_event(message, kind, Some(code)));
-                Ok(())
-            }
-            false => Err(io::ErrorKind::ConnectionAborted),
-        });
+        if !self.meter.is_events() {
+            self.ended = Some(Err(io::ErrorKind::ConnectionAborted));
+            return;
+        }
+        if self.meter.is_open() {
+            // Of an event too long to be held its beginning was sent: it must end before another can begin.
+            self.ready.push_back(Bytes::from_static(b"\n\n"));
+        }
+        let kind = if outcome == Outcome::Shutdown { "service_unavailable" } else { "upstream_error" };
+        self.ready.push_back(openai::error_event(message, kind, Some(code)));
+    }
+
+    /// What a body that was dropped before its end says of it.
+    fn outcome_of_drop(&self) -> Option<Outcome> {
+        if self.meter.finished() && self.ready.is_empty() {
+            return Some(Outcome::Done);
+        }
+        if self.ending.is_cancelled() {
+            return Some(Outcome::Shutdown);
+        }
+        (self.deadline <= Instant::now()).then_some(Outcome::TimedOut)
     }
 }
 
@@ -229,126 +288,6 @@ impl Drop for Relay {
     /// However the answer ends, what was produced is counted.
     fn drop(&mut self) {
         self.entry.tokens = self.meter.tokens();
-    }
-}
-
-/// Counts what passes.
-enum Meter {
-    Events { splitter: sse::Splitter, counted: Counted },
-    Plain { kept: Vec<u8>, too_long: bool },
-}
-
-struct Counted {
-    hide_usage: bool,
-    done: bool,
-    usage: Option<Usage>,
-    estimate: Estimate,
-}
-
-/// What a prompt is taken to be.
-fn prompt_tokens(prompt: &Prompt) -> u64 {
-    let files = TOKENS_PER_FILE * (prompt.audio + prompt.files);
-    prompt.text_bytes.div_ceil(BYTES_PER_TOKEN) + prompt.token_ids + TOKENS_PER_IMAGE * prompt.images + files
-}
-
-/// What is counted here when the provider does not say.
-#[derive(Clone, Copy)]
-pub struct Estimate {
-    prompt: u64,
-    counts_deltas: bool,
-    deltas: u64,
-    content_bytes: u64,
-}
-
-impl Estimate {
-    /// For an answer to `call` of which nothing has come yet.
-    pub fn new(call: &Call, counts_deltas: bool) -> Self {
-        Self { prompt: prompt_tokens(&call.prompt()), counts_deltas, deltas: 0, content_bytes: 0 }
-    }
-
-    /// A piece of the answer with this much text.
-    pub fn add(&mut self, content_bytes: u64) {
-        self.deltas += u64::from(content_bytes > 0);
-        self.content_bytes += content_bytes;
-    }
-
-    /// The tokens so far.
-    pub fn tokens(&self) -> Tokens {
-        let completion =
-            if self.counts_deltas { self.deltas } else { self.content_bytes.div_ceil(BYTES_PER_TOKEN) };
-        let usage =
-            Usage { prompt: self.prompt, completion, total: self.prompt + completion, ..Usage::default() };
-        Tokens { usage, estimated: true }
-    }
-}
-
-impl Meter {
-    fn new(terms: &Terms<'_>) -> Self {
-        if !terms.events {
-            return Self::Plain { kept: Vec::new(), too_long: false };
-        }
-        let hide_usage = terms.call.endpoint().streams() && !terms.call.usage_asked();
-        let estimate = Estimate::new(terms.call, terms.counts_deltas);
-        let counted = Counted { hide_usage, done: false, usage: None, estimate };
-        Self::Events { splitter: sse::Splitter::new(), counted }
-    }
-
-    fn is_events(&self) -> bool {
-        matches!(self, Self::Events { .. })
-    }
-
-    /// Whether the stream said itself that it is complete.
-    fn finished(&self) -> bool {
-        matches!(self, Self::Events { counted, .. } if counted.done)
-    }
-
-    /// Looks at a chunk and puts what of it may be sent into `ready`.
-    fn take(&mut self, chunk: Bytes, ready: &mut VecDeque<Bytes>) {
-        match self {
-            Self::Plain { kept, too_long } => {
-                *too_long |= kept.len() + chunk.len() > KEPT_BYTES_MAX;
-                if !*too_long {
-                    kept.extend_from_slice(&chunk);
-                }
-                ready.push_back(chunk);
-            }
-            Self::Events { splitter, counted } => {
-                let passing = splitter.push(chunk).filter(|event| counted.passes(event));
-                ready.extend(passing.map(|event| event.raw));
-            }
-        }
-    }
-
-    /// The rest, when the answer ended rightly.
-    fn finish(&mut self, ready: &mut VecDeque<Bytes>) {
-        if let Self::Events { splitter, counted } = self {
-            ready.extend(splitter.finish().filter(|event| counted.passes(event)).map(|event| event.raw));
-        }
-    }
-
-    fn tokens(&self) -> Option<Tokens> {
-        match self {
-            Self::Events { counted, .. } => Some(match counted.usage {
-                Some(usage) => Tokens { usage, estimated: false },
-                None => counted.estimate.tokens(),
-            }),
-            // Of audio and images without `usage` there is nothing to count.
-            Self::Plain { kept, too_long: false } => {
-                openai::usage_of_answer(kept).map(|usage| Tokens { usage, estimated: false })
-            }
-            Self::Plain { too_long: true, .. } => None,
-        }
-    }
-}
-
-impl Counted {
-    /// Counts an event and says whether the caller gets it: all but the `usage` that only we asked for.
-    fn passes(&mut self, event: &sse::Event) -> bool {
-        let Some(data) = event.data() else { return true };
-        let delta = openai::read_event(&data);
-        self.done |= delta.done;
-        self.usage = delta.usage.or(self.usage);
-        self.estimate.add(delta.content_bytes);
-        !(self.hide_usage && delta.usage_only)
+        self.entry.outcome = self.entry.outcome.or_else(|| self.outcome_of_drop());
     }
 }

@@ -18,6 +18,9 @@ use crate::snapshot::Snapshot;
 /// Editors and ConfigMaps change a file in several steps; it is read when they have been quiet this long.
 const QUIET: Duration = Duration::from_millis(150);
 
+/// A file is read at the latest after this time, however many changes there still are around it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Where a process has its configuration from.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -66,6 +69,11 @@ impl Source {
     }
 }
 
+/// The file that `TOLLGATE_CONFIG` names; empty is as unset.
+pub fn configured_file() -> Option<PathBuf> {
+    std::env::var_os("TOLLGATE_CONFIG").filter(|file| !file.is_empty()).map(PathBuf::from)
+}
+
 /// At most one byte more than a configuration may have: the loader refuses it then.
 fn read(path: &Path) -> std::io::Result<String> {
     let mut text = String::new();
@@ -110,7 +118,9 @@ pub async fn run(gateway: Arc<Gateway>, source: Source, mut seen: Seen, watch: b
     let mut hangups = signal(SignalKind::hangup())?;
     let (changed, mut changes) = mpsc::channel(1);
     let _watcher = match &source.file {
-        Some(file) if watch => Some(watch_directory(file, changed.clone()).map_err(std::io::Error::other)?),
+        Some(file) if watch => watch_directory(file, changed.clone())
+            .inspect_err(|error| tracing::error!(%error, "the file is not watched; SIGHUP still reloads it"))
+            .ok(),
         _ => None,
     };
     // It may have changed before it was watched.
@@ -119,7 +129,7 @@ pub async fn run(gateway: Arc<Gateway>, source: Source, mut seen: Seen, watch: b
         let asked = tokio::select! {
             hangup = hangups.recv() => hangup.is_some(),
             Some(()) = changes.recv() => {
-                while let Ok(Some(())) = tokio::time::timeout(QUIET, changes.recv()).await {}
+                quiet(&mut changes).await;
                 false
             }
             () = gateway.closing.cancelled() => return Ok(()),
@@ -146,6 +156,21 @@ pub async fn run(gateway: Arc<Gateway>, source: Source, mut seen: Seen, watch: b
             Err(refused) => {
                 tracing::error!("configuration not reloaded, the last good one stays:\n{refused}")
             }
+        }
+    }
+}
+
+/// Waits until changes have been quiet for a moment, but not for ever: a log in the same directory never is.
+async fn quiet(changes: &mut mpsc::Receiver<()>) {
+    let patience = tokio::time::sleep(PATIENCE);
+    tokio::pin!(patience);
+    loop {
+        tokio::select! {
+            () = &mut patience => return,
+            more = tokio::time::timeout(QUIET, changes.recv()) => match more {
+                Ok(Some(())) => {}
+                _ => return,
+            },
         }
     }
 }

@@ -14,12 +14,13 @@ const ATTEMPTS_MAX: usize = 8;
 
 /// Asks the deployments in turn until one answers.
 ///
-/// Those that rest after failures are passed over; when all of them rest the first is asked all the same, because a
-/// request that is refused unasked can never find out that the provider is back. A second attempt needs a healthy
-/// deployment and a place in the retry budget.
+/// Those that rest after failures are passed over. When all of them rest, the one whose rest ends first is asked all the
+/// same: a request that is refused unasked can never find out that it is back. A second attempt needs a healthy deployment
+/// and a place in the retry budget.
 ///
 /// # Errors
-/// What the attempts add up to: 429 when every provider limits us, 504 when the last ones were too slow, else 502.
+/// What the attempts add up to: 429 when one of the providers limits us (it would have answered), 504 when one was too
+/// slow, else 502.
 pub async fn ask<'a>(
     deployments: &[&'a Arc<Deployment>],
     question: &Question<'_>,
@@ -34,6 +35,7 @@ pub async fn ask<'a>(
             continue;
         }
         if !failures.is_empty() && !budget.retry() {
+            deployment.health.pass_turn();
             break;
         }
         match attempts.ask(deployment, question, metrics).await {
@@ -41,10 +43,11 @@ pub async fn ask<'a>(
             Err(failure) => failures.push((deployment, failure)),
         }
     }
-    if let (true, Some(first)) = (failures.is_empty(), deployments.first()) {
-        match attempts.ask(first, question, metrics).await {
-            Ok(answer) => return Ok((first, answer)),
-            Err(failure) => failures.push((first, failure)),
+    let soonest = deployments.iter().min_by_key(|deployment| deployment.health.rests_until());
+    if let (true, Some(soonest)) = (failures.is_empty(), soonest) {
+        match attempts.ask(soonest, question, metrics).await {
+            Ok(answer) => return Ok((soonest, answer)),
+            Err(failure) => failures.push((soonest, failure)),
         }
     }
     Err(verdict(&failures))
@@ -90,18 +93,18 @@ fn verdict(failures: &[(&Arc<Deployment>, Failure)]) -> Error {
         .iter()
         .map(|(deployment, why)| format!("{} at {}: {why}", deployment.model, deployment.name))
         .collect();
-    let limited = |failure: &Failure| matches!(failure, Failure::Status(StatusCode::TOO_MANY_REQUESTS, _));
-    if !failures.is_empty() && failures.iter().all(|(_, failure)| limited(failure)) {
-        let waits = failures.iter().filter_map(|(_, failure)| match failure {
-            Failure::Status(_, wait) => *wait,
-            _ => None,
-        });
-        return Error::UpstreamLimited(waits.min(), tried);
+    let mut limited = failures.iter().filter_map(|(_, failure)| match failure {
+        Failure::Status(StatusCode::TOO_MANY_REQUESTS, wait) => Some(*wait),
+        _ => None,
+    });
+    if let Some(first) = limited.next() {
+        let wait = limited.chain([first]).flatten().min();
+        return Error::UpstreamLimited(wait, tried);
     }
-    match failures.last() {
-        Some((_, Failure::TimedOut(..))) => Error::UpstreamTimeout(tried),
-        _ => Error::UpstreamFailed(tried),
+    if failures.iter().any(|(_, failure)| matches!(failure, Failure::TimedOut(..))) {
+        return Error::UpstreamTimeout(tried);
     }
+    Error::UpstreamFailed(tried)
 }
 
 /// Further attempts are at most a tenth of the requests of the last ten seconds, so that providers in trouble are not

@@ -19,7 +19,7 @@ pub enum Route {
 /// Older clients' path for chat completions; counted as the same.
 const CHAT_ALIAS: &str = "/api/v1/chat";
 
-/// Bytes of a path quoted back in an error.
+/// Bytes of method and path quoted back in an error.
 const QUOTED_BYTES_MAX: usize = 200;
 
 impl Route {
@@ -45,12 +45,16 @@ pub fn route(method: &Method, path: &str) -> Result<Route, Error> {
         None if path == "/v1/models" => (Some(Route::Models), "GET"),
         None => (path.strip_prefix("/v1/models/").and_then(model_id).map(Route::Model), "GET"),
     };
-    let shown = || format!("{method} {}", path.get(..QUOTED_BYTES_MAX).unwrap_or(path));
+    let shown = || quoted(&format!("{method} {path}"));
     match found {
         Some(route) if method.as_str() == allow => Ok(route),
         Some(_) => Err(Error::MethodNotSupported(shown(), allow)),
         None => Err(Error::UnknownUrl(shown())),
     }
+}
+
+fn quoted(text: &str) -> String {
+    text[..text.floor_char_boundary(QUOTED_BYTES_MAX)].to_owned()
 }
 
 /// The id in a path: a slash in it is written `%2F`; nothing else may be escaped.

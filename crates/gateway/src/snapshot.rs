@@ -43,7 +43,9 @@ impl Snapshot {
         let mut listed = Vec::new();
         let mut trust = Trust::default();
         for model in &config.models {
-            let before = previous.and_then(|previous| previous.models.get(&model.name));
+            let before = previous.and_then(|previous| {
+                previous.models.get(&model.name).filter(|before| *before.name == *model.name)
+            });
             let name = Name::from(model.name.as_str());
             let deployments = model.providers.iter().map(|provider| {
                 let kept =

@@ -105,6 +105,19 @@ pub enum Failure {
     Status(StatusCode, Option<Duration>),
     /// The answer broke off, or was not HTTP as asked for.
     Broken(String),
+    /// This process has no file descriptor left for a connection.
+    NoDescriptors,
+}
+
+impl Failure {
+    /// The `code` it is counted under.
+    fn code(&self) -> Name {
+        match self {
+            Self::Status(status, _) => status.as_str().into(),
+            Self::TimedOut(..) => "timeout".into(),
+            Self::Unreachable(_) | Self::Broken(_) | Self::NoDescriptors => "error".into(),
+        }
+    }
 }
 
 impl std::fmt::Display for Failure {
@@ -114,6 +127,7 @@ impl std::fmt::Display for Failure {
             Self::TimedOut(what, bound) => write!(f, "no {what} within {bound:?}"),
             Self::Status(status, _) => write!(f, "status {}", status.as_u16()),
             Self::Broken(why) => write!(f, "{why}"),
+            Self::NoDescriptors => f.write_str("no file descriptor left for a connection"),
         }
     }
 }
@@ -134,6 +148,14 @@ impl Source {
             Self::Simulated(simulation) => {
                 simulation.poll_frame(cx).map(|chunk| chunk.map(|c| Ok(Frame::data(c))))
             }
+        }
+    }
+
+    /// Whether it is known that nothing will come.
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Http(body) => body.is_end_stream(),
+            Self::Simulated(_) => false,
         }
     }
 
@@ -182,6 +204,11 @@ impl Deployment {
         }
     }
 
+    /// An answer of its broke off or stalled in the middle.
+    pub fn broke_off(&self) {
+        self.health.failed(&Failure::Broken(String::new()));
+    }
+
     /// Whether an answer without `usage` has one token in each delta.
     pub fn counts_deltas(&self) -> bool {
         matches!(self.link, Link::Simulated(_))
@@ -192,20 +219,9 @@ impl Deployment {
     /// # Errors
     /// A [`Failure`] when the next provider should be asked: no byte of this attempt may reach the caller.
     pub async fn ask(&self, question: &Question<'_>, metrics: &Metrics) -> Result<Answer, Failure> {
-        let asked = Instant::now();
-        let result = self.attempt(question, asked).await;
-        let code = match &result {
-            Ok(answer) => answer.status.as_str().to_owned(),
-            Err(Failure::Status(status, _)) => status.as_str().to_owned(),
-            Err(Failure::TimedOut(..)) => "timeout".to_owned(),
-            Err(Failure::Unreachable(_) | Failure::Broken(_)) => "error".to_owned(),
-        };
-        let (model, provider) = (self.model.clone(), self.name.clone());
-        metrics.upstream_requests.get_or_create(&ByProviderCode { model, provider, code }).inc();
-        match &result {
-            Ok(_) => self.health.answered(),
-            Err(failure) => self.health.failed(failure),
-        }
+        let mut asking = Asking { deployment: self, metrics, ended: false };
+        let result = self.attempt(question, Instant::now()).await;
+        asking.ended(&result);
         result
     }
 
@@ -240,10 +256,48 @@ impl Deployment {
             AnswerBody::Open { head: reading.head, rest: reading.source }
         } else if is_json(&head.headers) {
             reading.whole(deadlines.idle, total).await?
+        } else if reading.source.is_empty() {
+            AnswerBody::Whole(Bytes::new())
         } else {
             AnswerBody::Open { head: reading.head, rest: reading.source }
         };
         Ok(Answer { status: head.status, headers: head.headers, body })
+    }
+}
+
+/// One attempt, counted however it ends: also when its caller leaves in the middle of it.
+struct Asking<'a> {
+    deployment: &'a Deployment,
+    metrics: &'a Metrics,
+    ended: bool,
+}
+
+impl Asking<'_> {
+    fn ended(&mut self, result: &Result<Answer, Failure>) {
+        self.ended = true;
+        self.count(&match result {
+            Ok(answer) => Name::from(answer.status.as_str()),
+            Err(failure) => failure.code(),
+        });
+        match result {
+            Ok(_) => self.deployment.health.answered(),
+            Err(failure) => self.deployment.health.failed(failure),
+        }
+    }
+
+    fn count(&self, code: &str) {
+        let ByProvider { model, provider } = self.deployment.label();
+        let label = ByProviderCode { model, provider, code: code.to_owned() };
+        self.metrics.upstream_requests.get_or_create(&label).inc();
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.count("cancelled");
+            self.deployment.health.pass_turn();
+        }
     }
 }
 

@@ -17,6 +17,8 @@ pub enum CallError {
     NotAForm(&'static str),
     /// This parameter occurs twice.
     Duplicate(&'static str),
+    /// This parameter is written in letters of another case.
+    OtherCase(&'static str),
     /// No `model`.
     MissingModel,
     /// `model` is empty.
@@ -41,7 +43,9 @@ impl CallError {
             CallError::NotJson(_) | CallError::NotAnObject | CallError::TooDeep | CallError::NotAForm(_) => {
                 None
             }
-            CallError::Duplicate(param) | CallError::WrongType { param, .. } => Some(param),
+            CallError::Duplicate(param)
+            | CallError::OtherCase(param)
+            | CallError::WrongType { param, .. } => Some(param),
             CallError::MissingModel | CallError::EmptyModel | CallError::LongModel(_) => Some("model"),
         }
     }
@@ -62,6 +66,9 @@ impl fmt::Display for CallError {
             CallError::NotAForm(why) => write!(f, "We could not parse the form of your request: {why}."),
             CallError::Duplicate(param) => {
                 write!(f, "Duplicate parameter: '{param}' may be given only once.")
+            }
+            CallError::OtherCase(name) => {
+                write!(f, "The parameter `{name}` is written in letters of another case. Write `{name}`.")
             }
             CallError::MissingModel => write!(f, "Missing required parameter: 'model'."),
             CallError::EmptyModel => {

@@ -31,6 +31,9 @@ pub(super) fn parse(endpoint: Endpoint, body: Bytes) -> Result<Call, CallError> 
     if members.too_deep {
         return Err(CallError::TooDeep);
     }
+    if let Some(name) = members.other_case {
+        return Err(CallError::OtherCase(name));
+    }
     let model = model(json, &members)?;
     let streamed = boolean("stream", members.get(Member::Stream))?.unwrap_or(false);
     let usage = usage_report(endpoint, json, &members, &model)?;
@@ -54,8 +57,7 @@ pub(super) fn parse(endpoint: Endpoint, body: Bytes) -> Result<Call, CallError> 
 }
 
 /// The members of a request that matter here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(field_identifier, rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Member {
     Model,
     Stream,
@@ -75,8 +77,66 @@ enum Member {
     Tools,
     Functions,
     ResponseFormat,
-    #[serde(other)]
     Other,
+}
+
+impl Member {
+    const ALL: [Member; Member::Other as usize] = [
+        Member::Model,
+        Member::Stream,
+        Member::StreamOptions,
+        Member::N,
+        Member::BestOf,
+        Member::MaxTokens,
+        Member::MaxCompletionTokens,
+        Member::Messages,
+        Member::Prompt,
+        Member::Suffix,
+        Member::Input,
+        Member::Instructions,
+        Member::Query,
+        Member::Documents,
+        Member::Texts,
+        Member::Tools,
+        Member::Functions,
+        Member::ResponseFormat,
+    ];
+
+    fn name(self) -> &'static str {
+        MEMBERS[self as usize]
+    }
+}
+
+/// A member's name: as we read it, or in other letters.
+///
+/// Some servers (those in Go, with `encoding/json`) match names without regard to case and let the last one win. To
+/// them `Model` behind `model` is the model; it must not pass as something that does not matter.
+enum Name {
+    Exact(Member),
+    OtherCase(Member),
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
+        struct NameVisitor;
+        impl Visitor<'_> for NameVisitor {
+            type Value = Name;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a member's name")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Name, E> {
+                let known = Member::ALL.iter().find(|member| member.name().eq_ignore_ascii_case(name));
+                Ok(match known {
+                    Some(member) if member.name() == name => Name::Exact(*member),
+                    Some(member) => Name::OtherCase(*member),
+                    None => Name::Exact(Member::Other),
+                })
+            }
+        }
+        deserializer.deserialize_identifier(NameVisitor)
+    }
 }
 
 const MEMBERS: [&str; Member::Other as usize] = [
@@ -106,6 +166,7 @@ struct Members<'a> {
     values: [Option<&'a RawValue>; Member::Other as usize],
     prompt: Prompt,
     duplicate: Option<&'static str>,
+    other_case: Option<&'static str>,
     too_deep: bool,
 }
 
@@ -182,7 +243,14 @@ impl<'de> Visitor<'de> for MembersVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
         let mut members = Members::default();
-        while let Some(member) = map.next_key::<Member>()? {
+        while let Some(name) = map.next_key::<Name>()? {
+            let member = match name {
+                Name::Exact(member) => member,
+                Name::OtherCase(member) => {
+                    members.other_case.get_or_insert(member.name());
+                    Member::Other
+                }
+            };
             members.add(member, map.next_value()?);
         }
         Ok(members)

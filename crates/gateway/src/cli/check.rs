@@ -16,8 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Args)]
 pub(super) struct Options {
-    /// The file; default as for `serve`.
-    #[arg(value_name = "FILE", conflicts_with = "config")]
+    /// The file. Default: as for `serve`.
+    #[arg(value_name = "FILE")]
     file: Option<std::path::PathBuf>,
     #[command(flatten)]
     configuration: Configuration,

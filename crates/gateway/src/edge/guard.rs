@@ -48,6 +48,8 @@ pub struct Limits {
     pub idle: Duration,
     /// A write that makes no progress: the connection fails.
     pub write: Duration,
+    /// How long after its deadline an answer may end itself, before the connection is ended.
+    pub overdue: Duration,
     /// How long to read and discard input that comes after our last answer.
     pub linger: Duration,
     /// How many bytes of it.
@@ -63,6 +65,7 @@ impl Default for Limits {
             head: Duration::from_secs(10),
             idle: Duration::from_secs(75),
             write: Duration::from_secs(60),
+            overdue: Duration::from_secs(2),
             linger: Duration::from_secs(1),
             linger_bytes: 1024 * 1024,
         }
@@ -191,12 +194,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
         self.read_due = Some(Instant::now() + limit);
     }
 
+    /// When an answer is overdue that should have ended itself before.
+    fn overdue(&self) -> Option<Instant> {
+        Some(self.exchanges.due()? + self.limits.overdue)
+    }
+
     /// Ready, with the time, when the earliest of what is due is due. With nothing due it still wakes the task now
     /// and then, so that an exchange that ended without a flush after it is noticed.
     fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<Instant> {
         let due = match &self.phase {
             Phase::Closing(closing) => Some(closing.until),
-            _ => self.read_due.into_iter().chain(self.write_due).min(),
+            _ => self.read_due.into_iter().chain(self.write_due).chain(self.overdue()).min(),
         };
         if let Some(due) = due
             && due < self.timer.deadline()
@@ -237,6 +245,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
         }
         self.observe();
         let now = ready!(self.poll_due(cx));
+        if self.overdue().is_some_and(|due| due <= now) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         if self.read_due.is_none_or(|due| now < due) {
             return Poll::Pending;
         }

@@ -51,6 +51,9 @@ impl Client {
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
         let sent = self.connections().request(request).await;
         sent.map_err(|error| {
+            if let Some(failure) = told(&error) {
+                return failure;
+            }
             let why = root_cause(&error);
             if error.is_connect() { Failure::Unreachable(why) } else { Failure::Broken(why) }
         })
@@ -107,6 +110,35 @@ fn tls_config(roots: rustls::RootCertStore) -> rustls::ClientConfig {
         .with_no_client_auth()
 }
 
+/// A failure that one of the errors around it tells apart.
+fn told(error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(TooSlow(bound)) = error.downcast_ref() {
+            return Some(Failure::TimedOut("connection", *bound));
+        }
+        let system = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        let errno = system.map(rustix::io::Errno::from_raw_os_error);
+        if let Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) = errno {
+            return Some(Failure::NoDescriptors);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// No connection within this time.
+#[derive(Debug)]
+struct TooSlow(Duration);
+
+impl std::fmt::Display for TooSlow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "no connection within {:?}", self.0)
+    }
+}
+
+impl std::error::Error for TooSlow {}
+
 /// The innermost error says what happened; those around it say who noticed.
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
@@ -144,7 +176,7 @@ where
         Box::pin(async move {
             match tokio::time::timeout(bound, connecting).await {
                 Ok(connected) => connected,
-                Err(_) => Err(format!("no connection within {bound:?}").into()),
+                Err(_) => Err(TooSlow(bound).into()),
             }
         })
     }

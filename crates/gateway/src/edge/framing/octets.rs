@@ -18,7 +18,7 @@ static CLASSES: [u8; 256] = {
         {
             classes[byte] |= TOKEN;
         }
-        if !matches!(c, b'#' | b'<' | b'>' | b'`') {
+        if !matches!(c, b'"' | b'#' | b'<' | b'>' | b'`') {
             classes[byte] |= TARGET;
         }
         byte += 1;

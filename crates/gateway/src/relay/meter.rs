@@ -1,0 +1,250 @@
+//! Counts what passes: the provider's own `usage`, else an estimate.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::call::{Call, Endpoint, Prompt};
+use crate::dialect::Usage;
+use crate::dialect::openai;
+use crate::ledger::Tokens;
+use crate::sse;
+
+/// Plain answers are kept whole up to this size to find their `usage`, of longer ones only the end.
+const KEPT_BYTES_MAX: usize = 4 << 20;
+const KEPT_END_BYTES: usize = 4 << 10;
+
+/// A token is taken to be this much text where nobody counted it: rather too many tokens than too few.
+const BYTES_PER_TOKEN: u64 = 3;
+
+/// Tokens that an image, and a recording or another file, are taken to be: never by their size.
+const TOKENS_PER_IMAGE: u64 = 1_000;
+const TOKENS_PER_FILE: u64 = 1_500;
+
+/// The tokens of an answer that is here as a whole; `None`: there is nothing to count.
+pub fn tokens_of_answer(call: &Call, counts_deltas: bool, answer: &[u8]) -> Option<Tokens> {
+    Estimate::new(call, counts_deltas)
+        .settle(openai::usage_of_answer(answer), || openai::answer_content_bytes(answer))
+}
+
+/// Looks at an answer while it passes.
+pub(super) enum Meter {
+    Events { splitter: sse::Splitter, counted: Counted, open: bool },
+    Plain { kept: Vec<u8>, too_long: bool, estimate: Estimate },
+}
+
+pub(super) struct Counted {
+    hide_usage: bool,
+    done: bool,
+    usage: Option<Usage>,
+    estimate: Estimate,
+}
+
+impl Meter {
+    pub(super) fn new(call: &Call, counts_deltas: bool, events: bool) -> Self {
+        let estimate = Estimate::new(call, counts_deltas);
+        if !events {
+            return Self::Plain { kept: Vec::new(), too_long: false, estimate };
+        }
+        let hide_usage = call.endpoint().streams() && !call.usage_asked();
+        let counted = Counted { hide_usage, done: false, usage: None, estimate };
+        Self::Events { splitter: sse::Splitter::new(), counted, open: false }
+    }
+
+    pub(super) fn is_events(&self) -> bool {
+        matches!(self, Self::Events { .. })
+    }
+
+    /// Whether the stream said itself that it is complete.
+    pub(super) fn finished(&self) -> bool {
+        matches!(self, Self::Events { counted, .. } if counted.done)
+    }
+
+    /// Whether the last thing sent was the beginning of an event that is too long to be held.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, Self::Events { open: true, .. })
+    }
+
+    /// Looks at a chunk and puts what of it may be sent into `ready`.
+    pub(super) fn take(&mut self, chunk: Bytes, ready: &mut VecDeque<Bytes>) {
+        match self {
+            Self::Plain { kept, too_long, .. } => {
+                kept.extend_from_slice(&chunk);
+                *too_long |= kept.len() > KEPT_BYTES_MAX;
+                if *too_long {
+                    kept.drain(..kept.len().saturating_sub(KEPT_END_BYTES));
+                }
+                ready.push_back(chunk);
+            }
+            Self::Events { splitter, counted, open } => {
+                let before = ready.len();
+                let (mut hidden, mut bytes) = (false, 0);
+                for event in splitter.push(chunk.clone()) {
+                    bytes += event.raw.len();
+                    *open = event.is_oversize();
+                    if counted.passes(&event) {
+                        ready.push_back(event.raw);
+                    } else {
+                        hidden = true;
+                    }
+                }
+                // A chunk of whole events, which is the rule: sent as it came.
+                if !hidden && bytes == chunk.len() && !splitter.mid_event() && ready.len() > before + 1 {
+                    ready.truncate(before);
+                    ready.push_back(chunk);
+                }
+            }
+        }
+    }
+
+    /// The rest of a stream whose provider said no more: whether it is complete. The end of an event may be missing where
+    /// a server forgets the blank line, not where it was cut.
+    pub(super) fn finish(&mut self, ready: &mut VecDeque<Bytes>) -> bool {
+        let Self::Events { splitter, counted, .. } = self else { return true };
+        let Some(event) = splitter.finish() else { return true };
+        let json = |data: &[u8]| serde_json::from_slice::<serde::de::IgnoredAny>(data).is_ok();
+        let passes = counted.passes(&event);
+        if !counted.done && event.data().is_some_and(|data| !json(&data)) {
+            return false;
+        }
+        ready.extend(passes.then_some(event.raw));
+        true
+    }
+
+    /// What was used so far.
+    pub(super) fn tokens(&self) -> Option<Tokens> {
+        match self {
+            Self::Events { counted, .. } => counted.estimate.settle(counted.usage, || 0),
+            Self::Plain { kept, too_long: false, estimate } => {
+                estimate.settle(openai::usage_of_answer(kept), || openai::answer_content_bytes(kept))
+            }
+            Self::Plain { kept, too_long: true, estimate } => estimate.settle(usage_at_end(kept), || 0),
+        }
+    }
+}
+
+impl Counted {
+    /// Counts an event and says whether the caller gets it: all but the `usage` that only we asked for.
+    fn passes(&mut self, event: &sse::Event) -> bool {
+        let Some(data) = event.data() else { return true };
+        let delta = openai::read_event(&data);
+        self.done |= delta.done;
+        self.usage = delta.usage.or(self.usage);
+        self.estimate.add(delta.content_bytes);
+        !(self.hide_usage && delta.usage_only)
+    }
+}
+
+/// The `usage` of a long answer: its last member, as a rule.
+fn usage_at_end(end: &[u8]) -> Option<Usage> {
+    let at = memchr::memmem::rfind(end, br#""usage""#)?;
+    openai::usage_of_answer(&[b"{", &end[at..]].concat())
+}
+
+/// What is counted here when the provider does not say.
+#[derive(Clone, Copy)]
+pub(super) struct Estimate {
+    /// Images and recordings without `usage` have no tokens to count.
+    of_text: bool,
+    prompt: u64,
+    counts_deltas: bool,
+    deltas: u64,
+    content_bytes: u64,
+}
+
+impl Estimate {
+    fn new(call: &Call, counts_deltas: bool) -> Self {
+        let of_text = matches!(
+            call.endpoint(),
+            Endpoint::ChatCompletions
+                | Endpoint::Completions
+                | Endpoint::Embeddings
+                | Endpoint::Moderations
+                | Endpoint::Rerank
+        );
+        Self { of_text, prompt: prompt_tokens(&call.prompt()), counts_deltas, deltas: 0, content_bytes: 0 }
+    }
+
+    /// A piece of the answer with this much text.
+    fn add(&mut self, content_bytes: u64) {
+        self.deltas += u64::from(content_bytes > 0);
+        self.content_bytes += content_bytes;
+    }
+
+    /// What the provider says, else what was counted and `more` bytes of text.
+    fn settle(mut self, usage: Option<Usage>, more: impl FnOnce() -> u64) -> Option<Tokens> {
+        if let Some(usage) = usage {
+            return Some(Tokens { usage, estimated: false });
+        }
+        self.add(more());
+        let by_text = self.content_bytes.div_ceil(BYTES_PER_TOKEN);
+        let completion = if self.counts_deltas { self.deltas } else { by_text };
+        let total = self.prompt + completion;
+        let usage = Usage { prompt: self.prompt, completion, total, ..Usage::default() };
+        self.of_text.then_some(Tokens { usage, estimated: true })
+    }
+}
+
+/// What a prompt is taken to be.
+fn prompt_tokens(prompt: &Prompt) -> u64 {
+    let files = TOKENS_PER_FILE * (prompt.audio + prompt.files);
+    prompt.text_bytes.div_ceil(BYTES_PER_TOKEN) + prompt.token_ids + TOKENS_PER_IMAGE * prompt.images + files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(endpoint: Endpoint) -> Call {
+        let body = r#"{"model":"m","prompt":"123456789","input":"123456789"}"#;
+        Call::from_json(endpoint, body.into()).unwrap()
+    }
+
+    #[test]
+    fn a_chunk_of_whole_events_is_sent_as_it_came() {
+        let mut meter = Meter::new(&call(Endpoint::Completions), false, true);
+        let chunk = Bytes::from_static(b"data: {\"choices\":[]}\n\ndata: {\"choices\":[]}\n\n");
+        let mut ready = VecDeque::new();
+        meter.take(chunk.clone(), &mut ready);
+        assert_eq!(ready.len(), 1);
+        assert_eq!(ready[0].as_ptr(), chunk.as_ptr());
+    }
+
+    #[test]
+    fn only_a_cut_event_is_incomplete() {
+        for (end, complete) in [
+            (&b"data: [DONE]"[..], true),
+            (b"data: [DONE]\n", true),
+            (b"data: {\"choices\":[]}\n", true),
+            (b": bye", true),
+            (b"data: {\"choices\":[", false),
+            (b"data: [DON", false),
+        ] {
+            let mut meter = Meter::new(&call(Endpoint::Completions), false, true);
+            let mut ready = VecDeque::new();
+            meter.take(Bytes::from_static(b"data: {}\n\n"), &mut ready);
+            meter.take(Bytes::copy_from_slice(end), &mut ready);
+            assert_eq!(meter.finish(&mut ready), complete, "{end:?}");
+            let expected = if complete { [b"data: {}\n\n", end].concat() } else { b"data: {}\n\n".to_vec() };
+            assert_eq!(ready.into_iter().flatten().collect::<Vec<u8>>(), expected);
+        }
+    }
+
+    #[test]
+    fn usage_at_the_end_of_a_long_answer() {
+        let mut meter = Meter::new(&call(Endpoint::Embeddings), false, false);
+        let mut ready = VecDeque::new();
+        meter.take(Bytes::from(vec![b'1'; KEPT_BYTES_MAX + 1]), &mut ready);
+        let end = br#"],"usage":{"prompt_tokens":7,"total_tokens":7}}"#;
+        meter.take(Bytes::from_static(end), &mut ready);
+        let tokens = meter.tokens().unwrap();
+        assert_eq!((tokens.usage.prompt, tokens.estimated), (7, false));
+    }
+
+    #[test]
+    fn images_without_usage_have_no_tokens() {
+        assert_eq!(tokens_of_answer(&call(Endpoint::ImagesGenerations), false, b"{}"), None);
+        let estimated = tokens_of_answer(&call(Endpoint::Embeddings), false, b"{}").unwrap();
+        assert_eq!((estimated.usage.prompt, estimated.estimated), (3, true));
+    }
+}
