@@ -12,7 +12,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -34,7 +35,9 @@ use crate::headers;
 use crate::identity::counted;
 use crate::ledger::{Entry, Outcome};
 use crate::metrics::{ByReason, OTHER};
+use crate::pipeline::Arrival;
 use crate::relay::Body;
+use crate::upstream::Lane;
 use crate::{Gateway, admin, pipeline};
 
 /// Connections that wait in the kernel to be accepted.
@@ -108,12 +111,19 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     })
 }
 
-/// Accepts connections until the gateway closes; each runs as a task of `connections`.
-pub async fn accept(gateway: Arc<Gateway>, listener: TcpListener, plane: Plane, connections: TaskTracker) {
+/// Accepts connections until the gateway closes and deals them to the workers; each runs as a task of `connections`.
+pub async fn accept(
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    plane: Plane,
+    workers: Vec<Handle>,
+    connections: TaskTracker,
+) {
     let door = Arc::new(Door::new());
     let admin = (plane != Plane::Data).then(|| admin::router(gateway.clone()));
     let planes = Planes { plane, admin };
     let closing = closing_of(&gateway, plane);
+    let mut next = 0_usize;
     loop {
         let accepted = tokio::select! {
             () = closing.cancelled() => return,
@@ -121,7 +131,13 @@ pub async fn accept(gateway: Arc<Gateway>, listener: TcpListener, plane: Plane, 
         };
         match accepted {
             Ok((socket, peer)) => match door.enter(&gateway, peer.ip().to_canonical(), plane) {
-                Ok(visit) => drop(connections.spawn(serve(gateway.clone(), socket, visit, planes.clone()))),
+                Ok(visit) => {
+                    let (lane, worker) = (next % workers.len(), &workers[next % workers.len()]);
+                    next = next.wrapping_add(1);
+                    let serving =
+                        serve(gateway.clone(), socket.into_std(), visit, planes.clone(), Lane(lane));
+                    drop(connections.spawn_on(serving, worker));
+                }
                 Err(reason) => {
                     gateway.metrics().connections_refused.get_or_create(&ByReason { reason }).inc();
                 }
@@ -214,7 +230,15 @@ impl Drop for Visit {
     }
 }
 
-async fn serve(gateway: Arc<Gateway>, socket: TcpStream, visit: Visit, planes: Planes) {
+async fn serve(
+    gateway: Arc<Gateway>,
+    socket: io::Result<std::net::TcpStream>,
+    visit: Visit,
+    planes: Planes,
+    lane: Lane,
+) {
+    // It was accepted elsewhere; from here on this worker's event loop watches it.
+    let Ok(socket) = socket.and_then(TcpStream::from_std) else { return };
     // Fails only on a connection that is gone already.
     let _ = socket.set_nodelay(true);
     let refusals = gateway.clone();
@@ -232,7 +256,7 @@ async fn serve(gateway: Arc<Gateway>, socket: TcpStream, visit: Visit, planes: P
     let guard = Guard::new(socket, guard::Limits::default(), refuse);
     let closing = closing_of(&gateway, planes.plane);
     let service =
-        Requests { gateway: gateway.clone(), exchanges: guard.exchanges(), peer: visit.peer, planes };
+        Requests { gateway: gateway.clone(), exchanges: guard.exchanges(), peer: visit.peer, lane, planes };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(WRITE_BYTES_MAX);
     builder
@@ -264,6 +288,7 @@ struct Requests {
     gateway: Arc<Gateway>,
     exchanges: Exchanges,
     peer: IpAddr,
+    lane: Lane,
     planes: Planes,
 }
 
@@ -275,22 +300,25 @@ impl Service<Request<Incoming>> for Requests {
     type Future = Answering;
 
     fn call(&self, request: Request<Incoming>) -> Answering {
-        let (gateway, peer, exchange) = (self.gateway.clone(), self.peer, self.exchanges.begin());
+        let (gateway, exchange) = (self.gateway.clone(), self.exchanges.begin());
         let request_id = headers::request_id(request.headers());
+        let (peer, lane) = (self.peer, self.lane);
         let admin = self.planes.admin_of(request.uri().path()).cloned();
         Box::pin(async move {
             let answering = async {
                 let Some(admin) = admin else {
                     let request = request.map(|body| body.map_err(broken));
-                    return pipeline::answer(&gateway, request, request_id.clone(), peer).await;
+                    let arrival = Arrival { request_id: request_id.clone(), peer, lane };
+                    return pipeline::answer(&gateway, request, arrival).await;
                 };
-                admin::answer(admin, request).await
+                // The rare one is boxed, so that the common one is not made as large.
+                Box::pin(admin::answer(admin, request)).await
             };
+            // Pinned before it is caught: moving a large future costs more than polling it.
+            let answering = pin!(answering);
             // A defect in one request is that request's: its entry has ended with the unwinding.
-            let response = AssertUnwindSafe(answering)
-                .catch_unwind()
-                .await
-                .unwrap_or_else(|_| internal_error(&request_id));
+            let answered = AssertUnwindSafe(answering).catch_unwind().await;
+            let response = answered.unwrap_or_else(|_| internal_error(&request_id));
             if let Some(deadline) = response.body().deadline() {
                 exchange.until(deadline.into());
             }

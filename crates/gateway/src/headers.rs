@@ -4,9 +4,10 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Map, Value};
-use tollgate_limiter::{Denial, Limit, Millis, Retry, Standing, Unit};
+use tollgate_limiter::{Denial, Millis, Retry, Standing, Unit};
 
 use crate::metrics::Name;
 
@@ -45,7 +46,9 @@ impl Trace {
             Some((id, flags)) => {
                 Self { id: id.into(), flags: flags.into(), state: headers.get(TRACESTATE).cloned() }
             }
-            None => Self { id: format!("{:032x}", fastrand::u128(1..)), flags: "00".into(), state: None },
+            None => {
+                Self { id: Hex::of(fastrand::u128(1..)).as_str().into(), flags: "00".into(), state: None }
+            }
         }
     }
 
@@ -55,8 +58,9 @@ impl Trace {
     }
 
     fn insert(&self, headers: &mut HeaderMap) {
-        let value = format!("00-{}-{:016x}-{}", self.id, fastrand::u64(1..), self.flags);
-        insert(headers, TRACEPARENT, &value);
+        let span = Hex::of(u128::from(fastrand::u64(1..)) << 64);
+        let value = ["00-", &self.id, "-", &span.as_str()[..16], "-", &self.flags].concat();
+        insert_own(headers, TRACEPARENT, value);
         if let Some(state) = &self.state {
             headers.insert(TRACESTATE, state.clone());
         }
@@ -82,7 +86,7 @@ pub fn request_id(headers: &HeaderMap) -> Name {
     let sent = headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|id| {
         (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
     });
-    sent.map_or_else(|| format!("req_{:032x}", fastrand::u128(..)).into(), Name::from)
+    sent.map_or_else(|| ["req_", Hex::of(fastrand::u128(..)).as_str()].concat().into(), Name::from)
 }
 
 /// The content type of a multipart body.
@@ -99,7 +103,7 @@ pub fn request(headers: &mut HeaderMap, request_id: &str) {
 
 /// What a provider is sent along with the body.
 pub fn to_provider(sent: &HeaderMap, trace: &Trace, request_id: &str) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(12);
+    let mut headers = HeaderMap::with_capacity(14);
     for name in &TO_PROVIDER {
         if let Some(value) = sent.get(name) {
             headers.insert(name.clone(), value.clone());
@@ -112,6 +116,7 @@ pub fn to_provider(sent: &HeaderMap, trace: &Trace, request_id: &str) -> HeaderM
         header::USER_AGENT,
         HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION"))),
     );
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     insert(&mut headers, X_REQUEST_ID, request_id);
     trace.insert(&mut headers);
     headers
@@ -134,9 +139,14 @@ pub fn from_provider(headers: &mut HeaderMap, sent: &HeaderMap) {
 /// Who answered, and what took how long.
 pub fn provider(headers: &mut HeaderMap, name: &str, limit: Duration, upstream: Duration) {
     insert(headers, HeaderName::from_static("x-tollgate-provider"), name);
-    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-    let timing = format!("limit;dur={:.2}, upstream;dur={:.1}", milliseconds(limit), milliseconds(upstream));
-    insert(headers, SERVER_TIMING, &timing);
+    let mut timing = String::with_capacity(48);
+    for (what, took) in [("limit;dur=", limit), (", upstream;dur=", upstream)] {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        push(&mut timing, what, micros / 1_000);
+        timing.push('.');
+        timing.extend([micros / 100 % 10, micros / 10 % 10].map(|digit| char::from(b'0' + digit as u8)));
+    }
+    insert_own(headers, SERVER_TIMING, timing);
 }
 
 /// How long to wait, in the two forms clients read; `None`: for ever.
@@ -152,11 +162,13 @@ pub fn retry_after(headers: &mut HeaderMap, wait: Option<Duration>) {
 }
 
 /// The standings of a request that was let through; `now` is the store's time.
-pub fn standings(headers: &mut HeaderMap, standings: &[Standing], now: Millis) {
-    let Some(binding) = binding(standings, |unit| unit == Unit::Requests) else {
-        return;
-    };
-    limit_families(headers, standings, binding, now);
+pub fn standings(standings: &[Standing], now: Millis) -> HeaderMap {
+    // Large enough for all of an answer's headers: nothing is moved later.
+    let mut headers = HeaderMap::with_capacity(24);
+    if let Some(binding) = binding(standings, |unit| unit == Unit::Requests) {
+        limit_families(&mut headers, standings, binding, now);
+    }
+    headers
 }
 
 /// The headers of a 429.
@@ -172,7 +184,7 @@ pub fn denial_fields(denial: &Denial) -> Map<String, Value> {
     let fields: [(&str, Value); 5] = [
         ("rule", standing.limit.id().into()),
         ("scope", standing.limit.scope().to_string().into()),
-        ("limit", capacity(&standing.limit).into()),
+        ("limit", standing.limit.capacity().into()),
         ("used", standing.used.into()),
         ("retry_after_ms", retry_after_ms.into()),
     ];
@@ -191,7 +203,7 @@ pub fn denial_sentence(denial: &Denial) -> String {
         limit.id(),
         limit.scope(),
         limit.unit(),
-        capacity(limit),
+        limit.capacity(),
     )
 }
 
@@ -203,19 +215,14 @@ fn wait(denial: &Denial) -> Option<Duration> {
     }
 }
 
-/// The most that can be used at once: the burst of a bucket, else the quota.
-fn capacity(limit: &Limit) -> u64 {
-    limit.quota().burst().unwrap_or_else(|| limit.quota().amount())
-}
-
 /// The standing with the least left of its limit, of equals that with the shortest window.
 fn binding(standings: &[Standing], counted: impl Fn(Unit) -> bool) -> Option<&Standing> {
     let enforced =
         standings.iter().filter(|standing| !standing.limit.is_shadow() && counted(standing.limit.unit()));
     enforced.min_by(|a, b| {
         // a.remaining / a.capacity against b.remaining / b.capacity, without division.
-        let left = u128::from(a.remaining) * u128::from(capacity(&b.limit));
-        let right = u128::from(b.remaining) * u128::from(capacity(&a.limit));
+        let left = u128::from(a.remaining) * u128::from(b.limit.capacity());
+        let right = u128::from(b.remaining) * u128::from(a.limit.capacity());
         left.cmp(&right).then(a.limit.window().longest().cmp(&b.limit.window().longest()))
     })
 }
@@ -224,45 +231,81 @@ fn limit_families(headers: &mut HeaderMap, standings: &[Standing], general: &Sta
     let number = |name: &'static str, value: u64, headers: &mut HeaderMap| {
         headers.insert(HeaderName::from_static(name), value.into());
     };
-    number("x-ratelimit-limit", capacity(&general.limit), headers);
+    number("x-ratelimit-limit", general.limit.capacity(), headers);
     number("x-ratelimit-remaining", general.remaining, headers);
     number("x-ratelimit-reset", Millis(now.get() + general.reset.get()).ceil_secs(), headers);
     let refusing = general.retry != Retry::Now && general.limit.unit() == Unit::Requests;
     let requests = if refusing { Some(general) } else { binding(standings, |unit| unit == Unit::Requests) };
     if let Some(requests) = requests {
-        number("x-ratelimit-limit-requests", capacity(&requests.limit), headers);
+        number("x-ratelimit-limit-requests", requests.limit.capacity(), headers);
         number("x-ratelimit-remaining-requests", requests.remaining, headers);
         let reset = go_duration(Duration::from_millis(requests.reset.get()));
         insert(headers, HeaderName::from_static("x-ratelimit-reset-requests"), &reset);
     }
-    let (mut policy, mut state) = (String::new(), String::new());
-    for standing in standings.iter().filter(|standing| !standing.limit.is_shadow()) {
-        if !policy.is_empty() {
+    let (mut policy, mut state) = (String::with_capacity(192), String::with_capacity(192));
+    let enforced = standings.iter().filter(|standing| !standing.limit.is_shadow());
+    for (index, standing) in enforced.enumerate() {
+        if index > 0 {
             policy.push_str(", ");
             state.push_str(", ");
         }
-        let (limit, reset) = (&standing.limit, standing.reset.ceil_secs());
-        let window = limit.window().longest().ceil_secs();
-        policy.push_str(&format!("{};q={};w={window}", quoted(limit.id()), capacity(limit)));
-        state.push_str(&format!("{};r={};t={reset}", quoted(limit.id()), standing.remaining));
+        let limit = &standing.limit;
+        quote(&mut policy, limit.id());
+        push(&mut policy, ";q=", limit.capacity());
+        push(&mut policy, ";w=", limit.window().longest().ceil_secs());
+        quote(&mut state, limit.id());
+        push(&mut state, ";r=", standing.remaining);
+        push(&mut state, ";t=", standing.reset.ceil_secs());
     }
-    insert(headers, HeaderName::from_static("ratelimit-policy"), &policy);
-    insert(headers, HeaderName::from_static("ratelimit"), &state);
+    insert_own(headers, HeaderName::from_static("ratelimit-policy"), policy);
+    insert_own(headers, HeaderName::from_static("ratelimit"), state);
+}
+
+/// A name and a number. Digits by hand: this runs a dozen times for each request.
+fn push(out: &mut String, name: &str, mut value: u64) {
+    out.push_str(name);
+    let mut digits = [0; 20];
+    let mut first = digits.len();
+    loop {
+        first -= 1;
+        digits[first] = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    out.push_str(std::str::from_utf8(&digits[first..]).unwrap_or_default());
 }
 
 /// A string of structured fields (RFC 9651 3.3.3): printable ASCII; anything else of a name becomes `?`.
-fn quoted(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 2);
+fn quote(out: &mut String, text: &str) {
     out.push('"');
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => out.extend(['\\', character]),
-            ' '..='~' => out.push(character),
-            _ => out.push('?'),
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+        out.push_str(text);
+    } else {
+        for character in text.chars() {
+            match character {
+                '"' | '\\' => out.extend(['\\', character]),
+                ' '..='~' => out.push(character),
+                _ => out.push('?'),
+            }
         }
     }
     out.push('"');
-    out
+}
+
+/// 32 hex digits.
+struct Hex([u8; 32]);
+
+impl Hex {
+    fn of(value: u128) -> Self {
+        let digit = |index: usize| b"0123456789abcdef"[(value >> (124 - 4 * index)) as usize & 15];
+        Self(std::array::from_fn(digit))
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
 }
 
 /// As Go prints a `time.Duration`, which is how OpenAI writes resets: `6m0s`, `40.21s`, `17ms`, `0s`.
@@ -278,6 +321,13 @@ fn go_duration(duration: Duration) -> String {
         (0, 0) => format!("{seconds}s"),
         (0, _) => format!("{minutes}m{seconds}s"),
         _ => format!("{hours}h{minutes}m{seconds}s"),
+    }
+}
+
+/// Inserts a value of ours without copying it.
+fn insert_own(headers: &mut HeaderMap, name: HeaderName, value: String) {
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+        headers.insert(name, value);
     }
 }
 

@@ -23,25 +23,31 @@ use crate::metrics::{Name, OTHER};
 use crate::relay::{Body, Relay, Terms, tokens_of_answer};
 use crate::router::{self, Route};
 use crate::snapshot::{EVERY_MODEL, Model, Snapshot};
-use crate::upstream::{Answer, AnswerBody, Deployment, Question, is_event_stream};
+use crate::upstream::{Answer, AnswerBody, Deployment, Lane, Question, is_event_stream};
 use crate::{Gateway, admission, headers, route};
 
 /// A body must come at this pace, after a first [`BODY_PATIENCE`].
 const BODY_BYTES_PER_SECOND_MIN: u64 = 1024;
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How a request came.
+pub struct Arrival {
+    /// Its id, the caller's or ours.
+    pub request_id: Name,
+    /// Who is at the other end of its connection.
+    pub peer: IpAddr,
+    /// Where its connection is served.
+    pub lane: Lane,
+}
+
 /// Answers one request. Never fails: every error is an answer too.
-pub async fn answer<B>(
-    gateway: &Gateway,
-    request: Request<B>,
-    request_id: Name,
-    peer: IpAddr,
-) -> Response<Body>
+pub async fn answer<B>(gateway: &Gateway, request: Request<B>, arrival: Arrival) -> Response<Body>
 where
     B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
 {
     let now = gateway.snapshot.load_full();
     let (head, body) = request.into_parts();
+    let Arrival { request_id, peer, lane } = arrival;
     let found = router::route(&head.method, head.uri.path());
     let endpoint = found.as_ref().map_or(OTHER, Route::name);
     let trace = headers::Trace::of(&head.headers);
@@ -49,7 +55,10 @@ where
     let mut entry =
         Box::new(Entry::open(&gateway.ledger, endpoint, Some(&head.method), request_id, trace.id(), address));
     let answered = match found {
-        Ok(found) => handle(gateway, &now, &mut entry, &trace, found, &head, body).await,
+        Ok(found) => {
+            let context = Context { gateway, now: &now, trace: &trace, head: &head, lane };
+            handle(&context, &mut entry, found, body).await
+        }
         Err(error) => Err(error),
     };
     match answered {
@@ -58,20 +67,27 @@ where
     }
 }
 
+/// What stays the same from a request's first step to its last.
+struct Context<'a> {
+    gateway: &'a Gateway,
+    now: &'a Snapshot,
+    trace: &'a headers::Trace,
+    head: &'a request::Parts,
+    lane: Lane,
+}
+
 async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
-    gateway: &Gateway,
-    now: &Snapshot,
+    context: &Context<'_>,
     entry: &mut Entry,
-    trace: &headers::Trace,
     found: Route,
-    head: &request::Parts,
     body: B,
 ) -> Result<Answered, Error> {
+    let Context { gateway, now, trace, head, lane } = *context;
     let caller = identify(now, &head.headers, entry.address)?;
     entry.key.clone_from(&caller.key);
     let endpoint = match found {
         Route::Call(endpoint) => endpoint,
-        Route::Models => return list_models(now, &caller).await.map(Answered::Ours),
+        Route::Models => return list_models(now, &caller, lane).await.map(Answered::Ours),
         Route::Model(id) => return one_model(now, &caller, &id).map(Answered::ours),
     };
     let call = tokio::select! {
@@ -93,8 +109,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     let charges = admission::charges(now, &caller, endpoint.route(), &model.name);
     let said = match gateway.limits.reserve(charges) {
         Decision::Granted(reservation) => {
-            let mut said = HeaderMap::new();
-            headers::standings(&mut said, reservation.standings(), reservation.now());
+            let said = headers::standings(reservation.standings(), reservation.now());
             entry.reserve(reservation);
             said
         }
@@ -102,8 +117,8 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     };
     let limit_took = started.elapsed();
 
-    let forwarded = headers::to_provider(&head.headers, trace, &entry.request_id);
-    let question = Question { call: &call, headers: &forwarded };
+    let request_id = entry.request_id.clone();
+    let question = Question { call: &call, sent: &head.headers, trace, request_id: &request_id, lane };
     let asked = tokio::select! {
         biased;
         asked = route::ask(&deployments, &question, &gateway.retries, &mut entry.attempts, gateway.metrics()) => asked,
@@ -139,17 +154,18 @@ impl Answered {
     fn into_response(self, mut entry: Box<Entry>, gateway: &Gateway) -> Response<Body> {
         let mut response = Response::new(Body::plain(Bytes::new()));
         let out = response.headers_mut();
-        headers::request(out, &entry.request_id);
         match self {
             Self::Ours(json) => {
+                headers::request(out, &entry.request_id);
                 out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 entry.answer_starts(StatusCode::OK);
                 *response.body_mut() = Body::whole(json, entry);
             }
             Self::Theirs(theirs) => {
                 let Theirs { call, deployment, answer, said, limit_took } = *theirs;
+                *out = said;
+                headers::request(out, &entry.request_id);
                 headers::from_provider(out, &answer.headers);
-                out.extend(said);
                 headers::provider(out, &deployment.name, limit_took, entry.attempts.waited);
                 *response.status_mut() = answer.status;
                 entry.answer_starts(answer.status);
@@ -223,9 +239,9 @@ fn model_object(name: &str) -> serde_json::Value {
 }
 
 /// The models the caller may use; where every name is one, the provider's own list.
-async fn list_models(now: &Snapshot, caller: &Caller) -> Result<Bytes, Error> {
+async fn list_models(now: &Snapshot, caller: &Caller, lane: Lane) -> Result<Bytes, Error> {
     if let Some(deployment) = now.model(EVERY_MODEL).and_then(|every| every.deployments.first()) {
-        let listed = deployment.models().await;
+        let listed = deployment.models(lane).await;
         if let Some(list) =
             listed.map_err(|why| Error::UpstreamFailed(vec![format!("{}: {why}", deployment.name)]))?
         {

@@ -264,6 +264,7 @@ impl Relay {
             self.ended = Some(Err(io::ErrorKind::ConnectionAborted));
             return;
         }
+        self.meter.finish_held(&mut self.ready);
         if self.meter.is_open() {
             // Of an event too long to be held its beginning was sent: it must end before another can begin.
             self.ready.push_back(Bytes::from_static(b"\n\n"));

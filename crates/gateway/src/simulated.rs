@@ -5,8 +5,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -19,6 +21,9 @@ const TOKENS_MAX: u64 = 100_000;
 
 /// What an answer is made of, over and over; one word is one token.
 const WORDS: [&str; 8] = ["The ", "gate ", "opens ", "for ", "those ", "who ", "may ", "pass. "];
+
+/// Vectors in one answer at most, as with OpenAI.
+const EMBEDDINGS_MAX: usize = 2_048;
 
 /// Length of a simulated embedding.
 const DIMENSIONS: usize = 16;
@@ -146,18 +151,49 @@ impl Answer<'_> {
         Simulation { tokens: words, left: self.tokens, next: 0, end: end.concat().into(), pace, pause: None }
     }
 
+    /// One vector for each input, as numbers or, as the official SDKs ask for it, base64 of little-endian `f32`.
     fn embedding(&self) -> Value {
+        let asked: EmbeddingInput =
+            serde_json::from_slice(&self.call.render(None, false)).unwrap_or_default();
         let seed = self.call.prompt().text_bytes as usize;
-        let vector: Vec<f64> = (0..DIMENSIONS).map(|i| ((seed + i) % 7) as f64 / 7.0).collect();
+        let vector = |index: usize| (0..DIMENSIONS).map(move |i| ((seed + index + i) % 7) as f32 / 7.0);
+        let written = |index: usize| match asked.encoding_format.as_deref() {
+            Some("base64") => {
+                let bytes: Vec<u8> = vector(index).flat_map(f32::to_le_bytes).collect();
+                Value::from(BASE64_STANDARD.encode(bytes))
+            }
+            _ => vector(index).collect(),
+        };
+        let data: Vec<Value> = (0..asked.count())
+            .map(|index| json!({ "object": "embedding", "index": index, "embedding": written(index) }))
+            .collect();
         let prompt = self.prompt_tokens();
-        json!({ "object": "list", "model": self.call.model(),
-                "data": [{ "object": "embedding", "index": 0, "embedding": vector }],
+        json!({ "object": "list", "model": self.call.model(), "data": data,
                 "usage": { "prompt_tokens": prompt, "total_tokens": prompt } })
     }
 
     fn moderation(&self) -> Value {
         json!({ "id": "modr-simulated", "model": self.call.model(),
                 "results": [{ "flagged": false, "categories": {}, "category_scores": {} }] })
+    }
+}
+
+/// What an embedding is asked for, besides its model.
+#[derive(Default, Deserialize)]
+struct EmbeddingInput {
+    #[serde(default)]
+    input: Value,
+    #[serde(default)]
+    encoding_format: Option<String>,
+}
+
+impl EmbeddingInput {
+    /// How many vectors: one for a text or its token ids, one for each of several.
+    fn count(&self) -> usize {
+        match &self.input {
+            Value::Array(inputs) if !inputs.iter().all(Value::is_number) => inputs.len().min(EMBEDDINGS_MAX),
+            _ => 1,
+        }
     }
 }
 

@@ -99,6 +99,11 @@ impl Snapshot {
         self.listed.iter().filter_map(usable)
     }
 
+    /// Closes connections to providers that are not used any more.
+    pub fn reap(&self) {
+        self.listed.iter().flat_map(|(_, model)| &model.deployments).for_each(|deployment| deployment.reap());
+    }
+
     fn forget_deployments_not_in(&self, next: &Snapshot, metrics: &Metrics) {
         let kept = |old: &Arc<Deployment>| {
             let model = next.models.get(old.model.as_ref());

@@ -6,27 +6,30 @@
 mod connect;
 mod health;
 mod models;
+mod pool;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response, StatusCode, Uri};
-use http_body::{Body as _, Frame};
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body::Frame;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use tokio::time::timeout_at;
 
-pub use self::connect::{Client, Trust};
+pub use self::connect::Trust;
+use self::connect::connector;
 use self::health::Health;
 pub use self::models::probe;
+pub use self::pool::Lane;
+use self::pool::{Client, Flow};
 use crate::call::{Call, Endpoint};
 use crate::config::{Provider, ProviderKind, Secret};
 use crate::dialect::openai;
+use crate::headers;
 use crate::metrics::{ByProvider, ByProviderCode, Metrics, Name};
 use crate::simulated::{Simulated, Simulation};
 use crate::sse;
@@ -67,8 +70,14 @@ struct Http {
 pub struct Question<'a> {
     /// The caller's request.
     pub call: &'a Call,
-    /// Headers that go along: only those on our list.
-    pub headers: &'a HeaderMap,
+    /// The headers it came with.
+    pub sent: &'a HeaderMap,
+    /// The trace it belongs to.
+    pub trace: &'a headers::Trace,
+    /// Its id.
+    pub request_id: &'a str,
+    /// Whose idle connections may be used.
+    pub lane: Lane,
 }
 
 /// What a provider answered, with a status that is the caller's business (2xx, and 4xx about the request).
@@ -135,7 +144,7 @@ impl std::fmt::Display for Failure {
 /// The bytes of an answer as they come.
 pub enum Source {
     /// From a connection.
-    Http(Incoming),
+    Http(Flow),
     /// From ourselves.
     Simulated(Simulation),
 }
@@ -144,7 +153,7 @@ impl Source {
     /// The next frame.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self {
-            Self::Http(body) => Pin::new(body).poll_frame(cx),
+            Self::Http(flow) => flow.poll_frame(cx),
             Self::Simulated(simulation) => {
                 simulation.poll_frame(cx).map(|chunk| chunk.map(|c| Ok(Frame::data(c))))
             }
@@ -154,7 +163,7 @@ impl Source {
     /// Whether it is known that nothing will come.
     fn is_empty(&self) -> bool {
         match self {
-            Self::Http(body) => body.is_end_stream(),
+            Self::Http(flow) => flow.is_empty(),
             Self::Simulated(_) => false,
         }
     }
@@ -179,7 +188,7 @@ impl Deployment {
         let name = Name::from(provider.name.as_str());
         let link = match &provider.kind {
             ProviderKind::Openai { base, key, stream_usage } => Link::Http(Box::new(Http {
-                client: Client::new(trust.of(base), provider.deadlines.connect),
+                client: Client::new(base, connector(base, trust, provider.deadlines.connect)),
                 base: base.clone(),
                 authorization: key.as_ref().and_then(authorization),
                 stream_usage: *stream_usage,
@@ -194,6 +203,13 @@ impl Deployment {
     /// Its label in metrics.
     pub fn label(&self) -> ByProvider {
         ByProvider { model: self.model.clone(), provider: self.name.clone() }
+    }
+
+    /// Closes connections that are not used any more.
+    pub fn reap(&self) {
+        if let Link::Http(http) = &self.link {
+            http.client.reap();
+        }
     }
 
     /// Whether it serves this endpoint.
@@ -239,7 +255,7 @@ impl Deployment {
             Link::Http(http) => {
                 let body = question.call.render(self.provider.model_name.as_deref(), http.stream_usage);
                 let request = http.request(question, body)?;
-                let sent = timeout_at(by, http.client.send(request)).await;
+                let sent = timeout_at(by, http.client.send(request, question.lane)).await;
                 sent.map_err(|_| Failure::TimedOut(what, bound))??.map(Source::Http)
             }
             Link::Simulated(simulated) => {
@@ -255,7 +271,7 @@ impl Deployment {
             first.map_err(|_| Failure::TimedOut("first token", bound))??;
             AnswerBody::Open { head: reading.head, rest: reading.source }
         } else if is_json(&head.headers) {
-            reading.whole(deadlines.idle, total).await?
+            reading.whole(deadlines.idle, deadlines.total, total).await?
         } else if reading.source.is_empty() {
             AnswerBody::Whole(Bytes::new())
         } else {
@@ -347,11 +363,14 @@ impl Reading {
         Ok(())
     }
 
-    async fn whole(mut self, idle: Duration, total: Instant) -> Result<AnswerBody, Failure> {
+    async fn whole(mut self, idle: Duration, total: Duration, by: Instant) -> Result<AnswerBody, Failure> {
         while self.bytes <= WHOLE_BYTES_MAX {
-            let by = total.min(Instant::now() + idle);
-            let read = timeout_at(by.into(), self.more()).await;
-            if read.map_err(|_| Failure::TimedOut("end of the answer", idle))??.is_none() {
+            let (due, what, bound) = match Instant::now() + idle {
+                stalled if stalled < by => (stalled, "more of the answer", idle),
+                _ => (by, "end of the answer", total),
+            };
+            let read = timeout_at(due.into(), self.more()).await;
+            if read.map_err(|_| Failure::TimedOut(what, bound))??.is_none() {
                 let body = if self.head.len() == 1 {
                     self.head.remove(0).unwrap_or_default()
                 } else {
@@ -372,11 +391,10 @@ impl Reading {
 
 impl Http {
     fn request(&self, question: &Question<'_>, body: Bytes) -> Result<Request<Full<Bytes>>, Failure> {
-        let uri = under(&self.base, question.call.endpoint().upstream_path())?;
-        let request = Request::post(uri).body(Full::new(body));
-        let mut request = request.map_err(|error| Failure::Broken(error.to_string()))?;
-        *request.headers_mut() = question.headers.clone();
-        request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = under(&self.base, question.call.endpoint().upstream_path())?;
+        *request.headers_mut() = headers::to_provider(question.sent, question.trace, question.request_id);
         if let Some(authorization) = &self.authorization {
             request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
         }
@@ -439,11 +457,8 @@ fn authorization(key: &Secret) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// A base URL with a path after its own.
+/// The target of a request: the path of a base URL with another one behind it.
 fn under(base: &Uri, path: &str) -> Result<Uri, Failure> {
-    let mut parts = base.clone().into_parts();
-    let extended = format!("{}{path}", base.path().trim_end_matches('/')).try_into();
-    parts.path_and_query =
-        Some(extended.map_err(|_| Failure::Broken("the provider's URL takes no path".into()))?);
-    Uri::from_parts(parts).map_err(|_| Failure::Broken("the provider's URL takes no path".into()))
+    let target = format!("{}{path}", base.path().trim_end_matches('/'));
+    target.try_into().map_err(|_| Failure::Broken("the provider's URL takes no path".into()))
 }

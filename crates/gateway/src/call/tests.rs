@@ -113,9 +113,14 @@ fn unknown_members_may_hold_anything_that_is_json() {
 
 #[test]
 fn the_model_must_be_a_name() {
-    for body in ["{}", r#"{"model":null}"#, r#"{"Model":"m"}"#, r#"{"x":{"model":"m"}}"#] {
+    for body in ["{}", r#"{"model":null}"#, r#"{"x":{"model":"m"}}"#] {
         assert_eq!(error(body), CallError::MissingModel, "{body}");
     }
+    for body in [r#"{"Model":"m"}"#, r#"{"model":"m","MODEL":"other"}"#, r#"{"mOd\u0065l":"m","model":"m"}"#]
+    {
+        assert_eq!(error(body), CallError::OtherCase("model"), "{body}");
+    }
+    assert_eq!(error(r#"{"model":"m","Stream":true}"#), CallError::OtherCase("stream"));
     assert_eq!(error(r#"{"model":""}"#), CallError::EmptyModel);
     assert!(chat(format!(r#"{{"model":"{}"}}"#, "m".repeat(256))).is_ok());
     assert_eq!(error(format!(r#"{{"model":"{}"}}"#, "m".repeat(257))), CallError::LongModel(257));

@@ -125,7 +125,8 @@ async fn send_traffic(gateway: Arc<Gateway>, listen: SocketAddr) {
             () = tokio::time::sleep(pause) => {}
             () = gateway.leaving.cancelled() => return,
         }
-        let (client, request) = (client.clone(), chat(&url, "sk-demo-alice", fastrand::bool()));
+        let (client, request) =
+            (client.clone(), chat(&url, "sk-demo-alice", fastrand::bool(), fastrand::u8(4..24)));
         tokio::spawn(async move {
             if let Ok(answer) = client.request(request).await {
                 let _ = answer.into_body().collect().await;
@@ -134,8 +135,8 @@ async fn send_traffic(gateway: Arc<Gateway>, listen: SocketAddr) {
     }
 }
 
-fn chat(url: &str, key: &str, stream: bool) -> Request<Full<Bytes>> {
-    let body = json!({ "model": "demo", "stream": stream, "max_tokens": fastrand::u8(4..24),
+fn chat(url: &str, key: &str, stream: bool, max_tokens: u8) -> Request<Full<Bytes>> {
+    let body = json!({ "model": "demo", "stream": stream, "max_tokens": max_tokens,
                        "messages": [{ "role": "user", "content": "May I pass?" }] });
     let request = Request::post(url)
         .header(header::AUTHORIZATION, format!("Bearer {key}"))
@@ -157,7 +158,7 @@ async fn hit(times: u16, url: &str, key: &str) -> Outcome {
     }
     let client = Client::builder(TokioExecutor::new()).build(HttpConnector::new());
     for number in 1..=times {
-        let answer = client.request(chat(&url, key, false)).await;
+        let answer = client.request(chat(&url, key, false, 1)).await;
         let answer = answer.map_err(|error| {
             Stopped::new(
                 exit::UNAVAILABLE,

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Configuration, Outcome, Stopped, exit};
@@ -21,6 +23,9 @@ const STILL_ACCEPTING: Duration = Duration::from_secs(5);
 
 /// After the grace, streams have this long to get their error event out.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How often idle connections are looked at.
+const REAP_EVERY: Duration = Duration::from_secs(10);
 
 /// The log has this long to be read at the end.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
@@ -83,31 +88,75 @@ where
 {
     raise_descriptor_limit();
     let last = log.clone();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Stopped::new(exit::NO, error))?;
+    let failed = |error: std::io::Error| Stopped::new(exit::NO, error);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let workers = Workers::start().map_err(failed)?;
     let code = runtime.block_on(async {
         let gateway = Gateway::new(config, log);
         let connections = TaskTracker::new();
-        open(&gateway, &connections).map_err(|error| Stopped::new(exit::UNAVAILABLE, error))?;
+        open(&gateway, &workers, &connections).map_err(|error| Stopped::new(exit::UNAVAILABLE, error))?;
         // The handler is there before anybody can have read an address to send a signal about.
-        let signals = Signals::new().map_err(|error| Stopped::new(exit::NO, error))?;
+        let signals = Signals::new().map_err(failed)?;
+        tokio::spawn(reap(gateway.clone()));
         started(gateway.clone()).await;
         Ok(until_ended(&gateway, &connections, signals).await)
     })?;
     // Requests still under way are dropped here, which ends them: counted and logged as all others.
+    workers.stop();
     runtime.shutdown_timeout(LAST_WORDS);
     last.flush(LOG_PATIENCE);
     Ok(code)
 }
 
-fn open(gateway: &Arc<Gateway>, connections: &TaskTracker) -> std::io::Result<()> {
+/// One thread and event loop a core. A connection stays on its worker, and the connections to providers it uses too: nothing
+/// of a request is ever woken on another thread. docs/decisions/0005 has the figures.
+struct Workers {
+    handles: Vec<Handle>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    stop: CancellationToken,
+}
+
+impl Workers {
+    fn start() -> std::io::Result<Self> {
+        let mut workers = Self { handles: Vec::new(), threads: Vec::new(), stop: CancellationToken::new() };
+        for index in 0..std::thread::available_parallelism()?.get() {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            workers.handles.push(runtime.handle().clone());
+            let stop = workers.stop.clone();
+            let run = move || {
+                runtime.block_on(stop.cancelled());
+                runtime.shutdown_timeout(LAST_WORDS);
+            };
+            workers.threads.push(std::thread::Builder::new().name(format!("worker-{index}")).spawn(run)?);
+        }
+        Ok(workers)
+    }
+
+    /// Drops what still runs on them.
+    fn stop(self) {
+        self.stop.cancel();
+        for thread in self.threads {
+            // A worker that panicked outside of its tasks has nothing left to say.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Closes connections to providers that nobody used for a while.
+async fn reap(gateway: Arc<Gateway>) {
+    loop {
+        tokio::time::sleep(REAP_EVERY).await;
+        gateway.snapshot.load().reap();
+    }
+}
+
+fn open(gateway: &Arc<Gateway>, workers: &Workers, connections: &TaskTracker) -> std::io::Result<()> {
     let now = gateway.snapshot.load_full();
     let (data, admin) = (now.config.server.listen, now.config.server.admin);
-    let planes = if data == admin {
-        vec![(data, Plane::Both)]
-    } else {
-        vec![(data, Plane::Data), (admin, Plane::Admin)]
-    };
+    // Port 0 is another one each time.
+    let one = data == admin && data.port() != 0;
+    let planes =
+        if one { vec![(data, Plane::Both)] } else { vec![(data, Plane::Data), (admin, Plane::Admin)] };
     let opened: Vec<(TcpListener, Plane)> = planes
         .into_iter()
         .map(|(address, plane)| Ok((listen(address)?, plane)))
@@ -115,9 +164,12 @@ fn open(gateway: &Arc<Gateway>, connections: &TaskTracker) -> std::io::Result<()
     for (listener, plane) in opened {
         let address = listener.local_addr()?;
         tracing::info!(%address, plane = plane.as_str(), "listening");
-        // Who watches the end does not hold it up.
-        let tracked = if plane == Plane::Admin { TaskTracker::new() } else { connections.clone() };
-        tokio::spawn(accept(gateway.clone(), listener, plane, tracked));
+        // Operators are served where signals are, out of the way of callers; and who watches the end does not hold it up.
+        let (workers, tracked) = match plane {
+            Plane::Admin => (vec![Handle::current()], TaskTracker::new()),
+            Plane::Data | Plane::Both => (workers.handles.clone(), connections.clone()),
+        };
+        tokio::spawn(accept(gateway.clone(), listener, plane, workers, tracked));
     }
     Ok(())
 }

@@ -111,6 +111,13 @@ impl Meter {
         true
     }
 
+    /// When a stream broke off: an event held only because its last CR might have been half of a CRLF came whole.
+    pub(super) fn finish_held(&mut self, ready: &mut VecDeque<Bytes>) {
+        if matches!(self, Self::Events { splitter, .. } if !splitter.mid_event()) {
+            self.finish(ready);
+        }
+    }
+
     /// What was used so far.
     pub(super) fn tokens(&self) -> Option<Tokens> {
         match self {
@@ -245,6 +252,6 @@ mod tests {
     fn images_without_usage_have_no_tokens() {
         assert_eq!(tokens_of_answer(&call(Endpoint::ImagesGenerations), false, b"{}"), None);
         let estimated = tokens_of_answer(&call(Endpoint::Embeddings), false, b"{}").unwrap();
-        assert_eq!((estimated.usage.prompt, estimated.estimated), (3, true));
+        assert_eq!((estimated.usage.prompt, estimated.estimated), (6, true));
     }
 }

@@ -1,78 +1,43 @@
-//! The one HTTP client: HTTP/1.1 with keep-alive, TCP and TLS under one connect deadline.
+//! Reaching a provider: TCP and TLS under one connect deadline, and what their errors mean.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response, Uri};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client as Pool;
+use http::Uri;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::Failure;
 
-/// A pool is replaced by a fresh one after this time, so that a name that moved is looked up again.
-const POOL_AGE_MAX: Duration = Duration::from_secs(300);
+/// Opens connections.
+pub(super) type Connector = WithDeadline<HttpsConnector<HttpConnector>>;
 
-/// Idle connections are closed before the usual 60 s of servers and balancers run out.
-const IDLE_MAX: Duration = Duration::from_secs(30);
+/// An open connection.
+pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 
-type Connector = WithDeadline<HttpsConnector<HttpConnector>>;
-type Connections = Pool<Connector, Full<Bytes>>;
-
-/// The connections to one provider.
-pub struct Client {
-    connector: Connector,
-    pool: Mutex<(Instant, Connections)>,
+/// A connector for a base URL.
+pub(super) fn connector(base: &Uri, trust: &mut Trust, bound: Duration) -> Connector {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    // Without it Nagle and delayed acknowledgements add 40 ms to each small write.
+    tcp.set_nodelay(true);
+    let builder = HttpsConnectorBuilder::new().with_tls_config(trust.of(base));
+    WithDeadline { inner: builder.https_or_http().enable_http1().wrap_connector(tcp), bound }
 }
 
-impl Client {
-    /// A client for one base URL. Opens nothing yet.
-    pub fn new(tls: rustls::ClientConfig, connect: Duration) -> Self {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        // Without it Nagle and delayed acknowledgements add 40 ms to each small write.
-        tcp.set_nodelay(true);
-        let builder = HttpsConnectorBuilder::new().with_tls_config(tls);
-        let connector =
-            WithDeadline { inner: builder.https_or_http().enable_http1().wrap_connector(tcp), connect };
-        let pool = Mutex::new((Instant::now(), pool(connector.clone())));
-        Self { connector, pool }
+/// What an error of a connection means for the attempt.
+pub(super) fn failure(error: &(dyn std::error::Error + 'static)) -> Failure {
+    if let Some(failure) = told(error) {
+        return failure;
     }
-
-    /// Sends a request and waits for the head of its answer.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
-        let sent = self.connections().request(request).await;
-        sent.map_err(|error| {
-            if let Some(failure) = told(&error) {
-                return failure;
-            }
-            let why = root_cause(&error);
-            if error.is_connect() { Failure::Unreachable(why) } else { Failure::Broken(why) }
-        })
-    }
-
-    fn connections(&self) -> Connections {
-        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        if pool.0.elapsed() > POOL_AGE_MAX {
-            *pool = (Instant::now(), self::pool(self.connector.clone()));
-        }
-        pool.1.clone()
-    }
-}
-
-fn pool(connector: Connector) -> Connections {
-    Pool::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE_MAX)
-        .build(connector)
+    let why = root_cause(error);
+    // An error of hyper's comes from a connection that stood.
+    if error.is::<hyper::Error>() { Failure::Broken(why) } else { Failure::Unreachable(why) }
 }
 
 /// Whom TLS connections trust. The system's anchors are read once, and only when a provider needs them.
@@ -83,7 +48,7 @@ pub struct Trust {
 
 impl Trust {
     /// What connections to this URL need.
-    pub fn of(&mut self, base: &Uri) -> rustls::ClientConfig {
+    fn of(&mut self, base: &Uri) -> rustls::ClientConfig {
         if base.scheme() != Some(&http::uri::Scheme::HTTPS) {
             return tls_config(rustls::RootCertStore::empty());
         }
@@ -150,9 +115,9 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 
 /// A connector whose TCP and TLS handshakes together must finish in time.
 #[derive(Clone)]
-struct WithDeadline<C> {
+pub(super) struct WithDeadline<C> {
     inner: C,
-    connect: Duration,
+    bound: Duration,
 }
 
 type Connecting<T> =
@@ -172,7 +137,7 @@ where
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let (connecting, bound) = (self.inner.call(uri), self.connect);
+        let (connecting, bound) = (self.inner.call(uri), self.bound);
         Box::pin(async move {
             match tokio::time::timeout(bound, connecting).await {
                 Ok(connected) => connected,

@@ -6,8 +6,10 @@ use bytes::Bytes;
 use http::{Request, StatusCode, Uri, header};
 use http_body_util::Full;
 
+use super::connect::connector;
+use super::pool::{Client, Lane};
 use super::{
-    AnswerBody, Client, Deployment, Failure, Link, Reading, Source, Trust, acceptable, authorization, under,
+    AnswerBody, Deployment, Failure, Link, Reading, Source, Trust, acceptable, authorization, under,
 };
 use crate::config::Secret;
 
@@ -19,12 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When there is no answer at all.
 pub async fn probe(base: &Uri, key: Option<&Secret>, connect: Duration) -> Result<StatusCode, Failure> {
-    let client = Client::new(Trust::default().of(base), connect);
+    let client = Client::new(base, connector(base, &mut Trust::default(), connect));
     let mut request = question(base)?;
     if let Some(authorization) = key.and_then(authorization) {
         request.headers_mut().insert(header::AUTHORIZATION, authorization);
     }
-    Ok(client.send(request).await?.status())
+    Ok(client.send(request, Lane::default()).await?.status())
 }
 
 impl Deployment {
@@ -32,20 +34,20 @@ impl Deployment {
     ///
     /// # Errors
     /// When it does not answer in time, or not with a list of reasonable size.
-    pub async fn models(&self) -> Result<Option<Bytes>, Failure> {
+    pub async fn models(&self, lane: Lane) -> Result<Option<Bytes>, Failure> {
         let Link::Http(http) = &self.link else { return Ok(None) };
         let mut request = question(&http.base)?;
         if let Some(authorization) = &http.authorization {
             request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
         }
         let by = Instant::now() + PATIENCE;
-        let sent = tokio::time::timeout_at(by.into(), http.client.send(request)).await;
+        let sent = tokio::time::timeout_at(by.into(), http.client.send(request, lane)).await;
         let (head, body) = sent.map_err(|_| Failure::TimedOut("list of models", PATIENCE))??.into_parts();
         acceptable(head.status, &head.headers)?;
         if !head.status.is_success() {
             return Err(Failure::Status(head.status, None));
         }
-        match Reading::of(Source::Http(body)).whole(PATIENCE, by).await? {
+        match Reading::of(Source::Http(body)).whole(PATIENCE, PATIENCE, by).await? {
             AnswerBody::Whole(list) => Ok(Some(list)),
             AnswerBody::Open { .. } => Err(Failure::Broken("the list of models is too long".into())),
         }

@@ -1,0 +1,204 @@
+//! Connections to one provider, HTTP/1.1 with keep-alive, driven by the requests that use them.
+//!
+//! A pooled connection usually runs as a task of its own, and every chunk crosses a channel and two task switches on its way
+//! to the caller. Here the request's own task moves the connection's bytes: what a provider sent at once is taken over in one
+//! poll, and leaving a request closes its connection at once. docs/decisions/0005 has the figures.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, Uri, header};
+use http_body::{Body as _, Frame};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use tower_service::Service;
+
+use super::Failure;
+use super::connect::{Connector, Stream, failure};
+
+/// A connection is used no longer than this, so that a name that moved is looked up again.
+const AGE_MAX: Duration = Duration::from_secs(300);
+
+/// Idle connections are closed before the usual 60 s of servers and balancers run out.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// What is buffered of an answer, its head included.
+const BUFFER_BYTES_MAX: usize = 32 << 10;
+
+/// A worker thread: connections wait for the next request where their socket is watched. More workers share.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lane(pub usize);
+
+/// As many lists of idle connections.
+const LANES: usize = 16;
+
+/// The connections to one provider.
+pub(super) struct Client {
+    connector: Connector,
+    /// As in `Host`.
+    host: HeaderValue,
+    base: Uri,
+    idle: Arc<Idle>,
+}
+
+/// By lane, longest unused first.
+#[derive(Default)]
+struct Idle([Mutex<Vec<Link>>; LANES]);
+
+impl Idle {
+    fn of(&self, lane: Lane) -> MutexGuard<'_, Vec<Link>> {
+        self.0[lane.0 % LANES].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One connection. Boxed: it is large, and moves with the request that uses it.
+type Link = Box<Connection>;
+
+struct Connection {
+    sender: http1::SendRequest<Full<Bytes>>,
+    driver: http1::Connection<Stream, Full<Bytes>>,
+    opened: Instant,
+    used: Instant,
+}
+
+impl Connection {
+    /// Moves bytes; whether the connection has ended.
+    fn drive(&mut self, cx: &mut Context<'_>) -> bool {
+        Pin::new(&mut self.driver).poll(cx).is_ready()
+    }
+
+    /// Whether another request can be sent on it. Nobody is woken for what this finds out.
+    fn is_usable(&mut self) -> bool {
+        let closed = self.drive(&mut Context::from_waker(Waker::noop()));
+        let young = self.used.elapsed() < IDLE_MAX && self.opened.elapsed() < AGE_MAX;
+        !closed && young && self.sender.is_ready()
+    }
+}
+
+impl Client {
+    /// A client for one base URL. Opens nothing yet.
+    pub(super) fn new(base: &Uri, connector: Connector) -> Self {
+        let authority = base.authority().map(|authority| HeaderValue::from_str(authority.as_str()));
+        let host = authority.and_then(Result::ok).unwrap_or(HeaderValue::from_static(""));
+        Self { connector, host, base: base.clone(), idle: Arc::default() }
+    }
+
+    /// Sends a request and waits for the head of its answer. Dropped, the connection closes.
+    ///
+    /// A request that an idle connection turned out to be too dead to carry is sent on another: the provider never saw it.
+    ///
+    /// # Errors
+    /// When there is no connection, or it breaks before the head has come.
+    pub(super) async fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        lane: Lane,
+    ) -> Result<Response<Flow>, Failure> {
+        request.headers_mut().insert(header::HOST, self.host.clone());
+        loop {
+            let kept = self.keep(lane);
+            let reused = kept.is_some();
+            let mut link = match kept {
+                Some(link) => link,
+                None => Box::pin(self.connect()).await?,
+            };
+            match exchange(&mut link, request).await {
+                Ok(response) => {
+                    let home = self.idle.clone();
+                    return Ok(response.map(|body| Flow { body, link: Some(link), home, lane }));
+                }
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) if reused => request = unsent,
+                    _ => return Err(failure(&error.into_error())),
+                },
+            }
+        }
+    }
+
+    /// Closes what was not used for long, or was closed by the provider.
+    pub(super) fn reap(&self) {
+        for lane in 0..LANES {
+            self.idle.of(Lane(lane)).retain_mut(|link| link.is_usable());
+        }
+    }
+
+    fn keep(&self, lane: Lane) -> Option<Link> {
+        let mut idle = self.idle.of(lane);
+        loop {
+            let mut last = idle.pop()?;
+            if last.is_usable() {
+                return Some(last);
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Link, Failure> {
+        let stream = self.connector.clone().call(self.base.clone()).await;
+        let stream = stream.map_err(|error| failure(error.as_ref()))?;
+        let shaken = http1::Builder::new().max_buf_size(BUFFER_BYTES_MAX).handshake(stream).await;
+        let (sender, driver) = shaken.map_err(|error| failure(&error))?;
+        let now = Instant::now();
+        Ok(Box::new(Connection { sender, driver, opened: now, used: now }))
+    }
+}
+
+/// Sends on a connection and moves its bytes until the head of the answer has come.
+async fn exchange(
+    link: &mut Link,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Incoming>, hyper::client::conn::TrySendError<Request<Full<Bytes>>>> {
+    let Connection { sender, driver, .. } = &mut **link;
+    let mut sending = pin!(sender.try_send_request(request));
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = sending.as_mut().poll(cx) {
+            return Poll::Ready(done);
+        }
+        // Its end and its errors reach the request through `sending`.
+        let _ = Pin::new(&mut *driver).poll(cx);
+        sending.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// The body of an answer, with the connection it comes from. Dropped before its end, the connection closes.
+pub struct Flow {
+    body: Incoming,
+    link: Option<Link>,
+    home: Arc<Idle>,
+    lane: Lane,
+}
+
+impl Flow {
+    /// The next frame. Behind the last one the connection is free for others.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let mut polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let (Poll::Pending, Some(link)) = (&polled, &mut self.link) {
+            if link.drive(cx) {
+                self.link = None;
+            }
+            polled = Pin::new(&mut self.body).poll_frame(cx);
+        }
+        if let Poll::Ready(None) = polled {
+            self.release();
+        }
+        polled
+    }
+
+    /// Whether it is known that nothing will come.
+    pub fn is_empty(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn release(&mut self) {
+        let Some(mut link) = self.link.take() else { return };
+        link.used = Instant::now();
+        if link.is_usable() {
+            self.home.of(self.lane).push(link);
+        }
+    }
+}
