@@ -195,7 +195,11 @@ pub fn denial_fields(denial: &Denial) -> Map<String, Value> {
 pub fn denial_sentence(denial: &Denial) -> String {
     let Standing { limit, used, requested, .. } = denial.binding();
     let advice = match wait(denial) {
-        Some(wait) => format!("Please try again in {}.", go_duration(wait)),
+        Some(wait) => {
+            let mut advice = "Please try again in ".to_owned();
+            go_duration(&mut advice, wait);
+            advice + "."
+        }
         None => "It asks for more than the limit ever allows.".to_owned(),
     };
     format!(
@@ -228,37 +232,71 @@ fn binding(standings: &[Standing], counted: impl Fn(Unit) -> bool) -> Option<&St
 }
 
 fn limit_families(headers: &mut HeaderMap, standings: &[Standing], general: &Standing, now: Millis) {
-    let number = |name: &'static str, value: u64, headers: &mut HeaderMap| {
-        headers.insert(HeaderName::from_static(name), value.into());
-    };
-    number("x-ratelimit-limit", general.limit.capacity(), headers);
-    number("x-ratelimit-remaining", general.remaining, headers);
-    number("x-ratelimit-reset", Millis(now.get() + general.reset.get()).ceil_secs(), headers);
+    let mut values = Values { text: String::with_capacity(512), spans: [const { None }; FAMILIES_MAX] };
+    let reset = Millis(now.get() + general.reset.get()).ceil_secs();
+    values.add(LIMIT, |text| push(text, "", general.limit.capacity()));
+    values.add(REMAINING, |text| push(text, "", general.remaining));
+    values.add(RESET, |text| push(text, "", reset));
     let refusing = general.retry != Retry::Now && general.limit.unit() == Unit::Requests;
     let requests = if refusing { Some(general) } else { binding(standings, |unit| unit == Unit::Requests) };
     if let Some(requests) = requests {
-        number("x-ratelimit-limit-requests", requests.limit.capacity(), headers);
-        number("x-ratelimit-remaining-requests", requests.remaining, headers);
-        let reset = go_duration(Duration::from_millis(requests.reset.get()));
-        insert(headers, HeaderName::from_static("x-ratelimit-reset-requests"), &reset);
+        values.add(LIMIT_REQUESTS, |text| push(text, "", requests.limit.capacity()));
+        values.add(REMAINING_REQUESTS, |text| push(text, "", requests.remaining));
+        values.add(RESET_REQUESTS, |text| go_duration(text, Duration::from_millis(requests.reset.get())));
     }
-    let (mut policy, mut state) = (String::with_capacity(192), String::with_capacity(192));
-    let enforced = standings.iter().filter(|standing| !standing.limit.is_shadow());
-    for (index, standing) in enforced.enumerate() {
-        if index > 0 {
-            policy.push_str(", ");
-            state.push_str(", ");
+    let enforced = || standings.iter().filter(|standing| !standing.limit.is_shadow());
+    values.add(POLICY, |text| {
+        for (index, Standing { limit, .. }) in enforced().enumerate() {
+            text.push_str(if index > 0 { ", " } else { "" });
+            quote(text, limit.id());
+            push(text, ";q=", limit.capacity());
+            push(text, ";w=", limit.window().longest().ceil_secs());
         }
-        let limit = &standing.limit;
-        quote(&mut policy, limit.id());
-        push(&mut policy, ";q=", limit.capacity());
-        push(&mut policy, ";w=", limit.window().longest().ceil_secs());
-        quote(&mut state, limit.id());
-        push(&mut state, ";r=", standing.remaining);
-        push(&mut state, ";t=", standing.reset.ceil_secs());
+    });
+    values.add(STATE, |text| {
+        for (index, standing) in enforced().enumerate() {
+            text.push_str(if index > 0 { ", " } else { "" });
+            quote(text, standing.limit.id());
+            push(text, ";r=", standing.remaining);
+            push(text, ";t=", standing.reset.ceil_secs());
+        }
+    });
+    values.insert(headers);
+}
+
+const FAMILIES_MAX: usize = 8;
+const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+const LIMIT_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
+const REMAINING_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
+const RESET_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const STATE: HeaderName = HeaderName::from_static("ratelimit");
+
+/// Several headers whose values share one allocation.
+struct Values {
+    text: String,
+    spans: [Option<(HeaderName, std::ops::Range<usize>)>; FAMILIES_MAX],
+}
+
+impl Values {
+    fn add(&mut self, name: HeaderName, write: impl FnOnce(&mut String)) {
+        let start = self.text.len();
+        write(&mut self.text);
+        if let Some(free) = self.spans.iter_mut().find(|span| span.is_none()) {
+            *free = Some((name, start..self.text.len()));
+        }
     }
-    insert_own(headers, HeaderName::from_static("ratelimit-policy"), policy);
-    insert_own(headers, HeaderName::from_static("ratelimit"), state);
+
+    fn insert(self, headers: &mut HeaderMap) {
+        let text = Bytes::from(self.text);
+        for (name, span) in self.spans.into_iter().flatten() {
+            if let Ok(value) = HeaderValue::from_maybe_shared(text.slice(span)) {
+                headers.insert(name, value);
+            }
+        }
+    }
 }
 
 /// A name and a number. Digits by hand: this runs a dozen times for each request.
@@ -309,19 +347,31 @@ impl Hex {
 }
 
 /// As Go prints a `time.Duration`, which is how OpenAI writes resets: `6m0s`, `40.21s`, `17ms`, `0s`.
-fn go_duration(duration: Duration) -> String {
-    let millis = duration.as_millis();
+fn go_duration(out: &mut String, duration: Duration) {
+    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     if (1..1_000).contains(&millis) {
-        return format!("{millis}ms");
+        push(out, "", millis);
+        out.push_str("ms");
+        return;
     }
-    let (hours, minutes) = (millis / 3_600_000, millis / 60_000 % 60);
-    let mut seconds = format!("{}.{:03}", millis / 1_000 % 60, millis % 1_000);
-    seconds.truncate(seconds.trim_end_matches('0').trim_end_matches('.').len());
-    match (hours, minutes) {
-        (0, 0) => format!("{seconds}s"),
-        (0, _) => format!("{minutes}m{seconds}s"),
-        _ => format!("{hours}h{minutes}m{seconds}s"),
+    let (hours, minutes, fraction) = (millis / 3_600_000, millis / 60_000 % 60, millis % 1_000);
+    if hours > 0 {
+        push(out, "", hours);
+        out.push('h');
     }
+    if hours > 0 || minutes > 0 {
+        push(out, "", minutes);
+        out.push('m');
+    }
+    push(out, "", millis / 1_000 % 60);
+    if fraction > 0 {
+        // A leading one keeps the zeroes behind the point.
+        let start = out.len();
+        push(out, "", 1_000 + fraction);
+        out.replace_range(start..=start, ".");
+        out.truncate(out.trim_end_matches('0').len());
+    }
+    out.push('s');
 }
 
 /// Inserts a value of ours without copying it.
@@ -350,12 +400,15 @@ mod tests {
             (1_000, "1s"),
             (10_000, "10s"),
             (40_210, "40.21s"),
+            (40_001, "40.001s"),
             (60_000, "1m0s"),
             (360_000, "6m0s"),
             (3_600_000, "1h0m0s"),
             (86_399_999, "23h59m59.999s"),
         ] {
-            assert_eq!(go_duration(Duration::from_millis(millis)), expected);
+            let mut written = String::new();
+            go_duration(&mut written, Duration::from_millis(millis));
+            assert_eq!(written, expected);
         }
     }
 

@@ -7,23 +7,21 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
-use serde::Serialize;
 use tollgate_limiter::Reservation;
 
 use crate::config::Key;
 use crate::dialect::Usage;
-use crate::log::Log;
+use crate::log::{Line, Log};
 use crate::metrics::{
     ByEndpoint, ByEndpointCode, ByEndpointModel, ByProvider, ByTokens, ByWhom, Metrics, Name, OTHER,
 };
 use crate::route::Attempts;
 
 /// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The whole answer was handed over.
     Done,
@@ -42,6 +40,19 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// As in the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Refused => "refused",
+            Self::ClientLeft => "client_left",
+            Self::UpstreamDied => "upstream_died",
+            Self::TimedOut => "timed_out",
+            Self::Shutdown => "shutdown",
+            Self::Panicked => "panicked",
+        }
+    }
+
     /// Who aborted, for `streams_aborted_total`; `None`: nobody.
     fn aborted_by(self) -> Option<&'static str> {
         match self {
@@ -230,86 +241,59 @@ impl Drop for Entry {
         let left_early = if outcome == Outcome::Panicked { 500 } else { 499 };
         let status = self.status.map_or(left_early, |status| status.as_u16());
         self.count(outcome, status, latency);
-        let usage = self.tokens.map(|tokens| tokens.usage);
-        self.ledger.log.record(&Record {
-            timestamp: timestamp(SystemTime::now()),
-            level: if status >= 500 { "WARN" } else { "INFO" },
-            message: "request",
-            request_id: &self.request_id,
-            trace_id: &self.trace_id,
-            method: self.method,
-            endpoint: self.endpoint,
-            status,
-            outcome,
-            code: self.code,
-            rule: self.rule.as_deref(),
-            user: self.key.as_ref().and_then(|key| Some(key.user.as_ref()?.name.as_str())),
-            api_key: self.key.as_ref().map(|key| key.id.as_str()),
-            ip: self.address,
-            model: self.model.as_deref(),
-            provider: self.attempts.asked.as_ref().map(|asked| &*asked.provider),
-            fallback_model: self
-                .attempts
-                .asked
-                .as_ref()
-                .map(|asked| &asked.model)
-                .filter(|m| Some(*m) != self.model.as_ref())
-                .map(|m| &**m),
-            attempts: self.attempts.count,
-            stream: self.streamed,
-            prompt_tokens: usage.map(|usage| usage.prompt),
-            completion_tokens: usage.map(|usage| usage.completion),
-            cached_tokens: usage.map(|usage| usage.cached).filter(|&cached| cached > 0),
-            reasoning_tokens: usage.map(|usage| usage.reasoning).filter(|&reasoning| reasoning > 0),
-            estimated: self.tokens.map(|tokens| tokens.estimated).filter(|&estimated| estimated),
-            latency_ms: milliseconds(latency),
-            first_byte_ms: self.first_byte.map(milliseconds),
+        self.ledger.log.line(if status >= 500 { "WARN" } else { "INFO" }, "request", |line| {
+            self.write(line, status, outcome, latency);
         });
     }
 }
 
-/// A request's line in the log. No prompt, no answer, no secret: only what is listed here.
-#[derive(Serialize)]
-struct Record<'a> {
-    timestamp: String,
-    level: &'static str,
-    message: &'static str,
-    request_id: &'a str,
-    trace_id: &'a str,
-    method: &'static str,
-    endpoint: &'static str,
-    status: u16,
-    outcome: Outcome,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    code: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rule: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    api_key: Option<&'a str>,
-    ip: IpAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    provider: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    fallback_model: Option<&'a str>,
-    attempts: u32,
-    stream: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_tokens: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    completion_tokens: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cached_tokens: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reasoning_tokens: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    estimated: Option<bool>,
-    latency_ms: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    first_byte_ms: Option<f64>,
+impl Entry {
+    /// A request's line in the log. No prompt, no answer, no secret: only what is listed here.
+    fn write(&self, line: &mut Line<'_>, status: u16, outcome: Outcome, latency: Duration) {
+        line.text("request_id", &self.request_id);
+        line.text("trace_id", &self.trace_id);
+        line.text("method", self.method);
+        line.text("endpoint", self.endpoint);
+        line.number("status", u64::from(status));
+        line.text("outcome", outcome.as_str());
+        let key = self.key.as_deref();
+        for (name, value) in [
+            ("code", self.code),
+            ("rule", self.rule.as_deref()),
+            ("user", key.and_then(|key| Some(key.user.as_ref()?.name.as_str()))),
+            ("api_key", key.map(|key| key.id.as_str())),
+            ("model", self.model.as_deref()),
+        ] {
+            if let Some(value) = value {
+                line.text(name, value);
+            }
+        }
+        line.display("ip", &self.address);
+        if let Some(asked) = &self.attempts.asked {
+            line.text("provider", &asked.provider);
+            if self.model.as_ref() != Some(&asked.model) {
+                line.text("fallback_model", &asked.model);
+            }
+        }
+        line.number("attempts", u64::from(self.attempts.count));
+        line.flag("stream", self.streamed);
+        if let Some(Tokens { usage, estimated }) = self.tokens {
+            line.number("prompt_tokens", usage.prompt);
+            line.number("completion_tokens", usage.completion);
+            for (name, amount) in [("cached_tokens", usage.cached), ("reasoning_tokens", usage.reasoning)] {
+                if amount > 0 {
+                    line.number(name, amount);
+                }
+            }
+            if estimated {
+                line.flag("estimated", true);
+            }
+        }
+        line.millis("latency_ms", latency);
+        if let Some(first_byte) = self.first_byte {
+            line.millis("first_byte_ms", first_byte);
+        }
+    }
 }
 
 /// A method of the standard, or `other`: what callers make up is not written down.
@@ -317,13 +301,4 @@ fn known(method: &Method) -> &'static str {
     const STANDARD: [&str; 9] =
         ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "CONNECT", "PATCH", "TRACE"];
     STANDARD.into_iter().find(|name| *name == method.as_str()).unwrap_or("other")
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// RFC 3339 with milliseconds, UTC.
-pub fn timestamp(time: SystemTime) -> String {
-    jiff::Timestamp::try_from(time).map_or_else(|_| String::new(), |at| format!("{at:.3}"))
 }

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::LogFormat;
@@ -68,17 +67,16 @@ impl Log {
         self.shared.dropped.load(Ordering::Relaxed)
     }
 
-    /// Writes one record as a line. Text: `key=value` pairs of the same fields.
-    pub fn record(&self, record: &impl Serialize) {
-        let mut line = Vec::with_capacity(512);
-        let serialized = match self.format {
-            LogFormat::Json => serde_json::to_writer(&mut line, record),
-            LogFormat::Text => text(&mut line, record),
-        };
-        if serialized.is_ok() {
-            line.push(b'\n');
-            self.shared.append(&line);
-        }
+    /// Writes one line: time, level and message, then the fields that `fields` adds.
+    pub fn line(&self, level: &'static str, message: &'static str, fields: impl FnOnce(&mut Line<'_>)) {
+        let mut bytes = Vec::with_capacity(640);
+        let mut line = Line { bytes: &mut bytes, format: self.format };
+        line.display("timestamp", &Timestamp::now());
+        line.text("level", level);
+        line.text("message", message);
+        fields(&mut line);
+        bytes.extend_from_slice(if self.format == LogFormat::Json { b"}\n" } else { b"\n" });
+        self.shared.append(&bytes);
     }
 
     /// Waits until everything appended so far is written, at most `patience`.
@@ -128,38 +126,96 @@ impl Shared {
     }
 }
 
-/// `key=value` pairs of the top-level fields, in order.
-fn text(line: &mut Vec<u8>, record: &impl Serialize) -> serde_json::Result<()> {
-    let serde_json::Value::Object(fields) = serde_json::to_value(record)? else {
-        return serde_json::to_writer(line, record);
-    };
-    for (index, (name, value)) in fields.iter().enumerate() {
-        if index > 0 {
-            line.push(b' ');
-        }
-        line.extend_from_slice(name.as_bytes());
-        line.push(b'=');
-        match value {
-            serde_json::Value::String(word) if !word.is_empty() && !word.contains([' ', '"', '=', '\n']) => {
-                line.extend_from_slice(word.as_bytes());
+/// A line being written. Names are ours; values are escaped.
+pub struct Line<'a> {
+    bytes: &'a mut Vec<u8>,
+    format: LogFormat,
+}
+
+impl Line<'_> {
+    /// A string.
+    pub fn text(&mut self, name: &'static str, value: &str) {
+        self.name(name);
+        let plain = value.bytes().all(|byte| matches!(byte, b'!' | b'#'..=b'<' | b'>'..=b'[' | b']'..=b'~'));
+        match self.format {
+            LogFormat::Text if plain && !value.is_empty() => self.bytes.extend_from_slice(value.as_bytes()),
+            _ if plain => {
+                self.bytes.push(b'"');
+                self.bytes.extend_from_slice(value.as_bytes());
+                self.bytes.push(b'"');
             }
-            other => serde_json::to_writer(&mut *line, other)?,
+            // Writing a string to memory does not fail.
+            _ => drop(serde_json::to_writer(&mut *self.bytes, value)),
         }
     }
-    Ok(())
+
+    /// What is written without anything that needs escaping: an address, a time.
+    pub fn display(&mut self, name: &'static str, value: &impl std::fmt::Display) {
+        self.name(name);
+        let quote: &[u8] = if self.format == LogFormat::Json { b"\"" } else { b"" };
+        self.bytes.extend_from_slice(quote);
+        let _ = write!(self.bytes, "{value}");
+        self.bytes.extend_from_slice(quote);
+    }
+
+    /// A number.
+    pub fn number(&mut self, name: &'static str, value: u64) {
+        self.name(name);
+        let _ = write!(self.bytes, "{value}");
+    }
+
+    /// A truth value.
+    pub fn flag(&mut self, name: &'static str, value: bool) {
+        self.name(name);
+        self.bytes.extend_from_slice(if value { b"true" } else { b"false" });
+    }
+
+    /// A duration in milliseconds, to the microsecond.
+    pub fn millis(&mut self, name: &'static str, value: Duration) {
+        self.name(name);
+        let micros = value.as_micros();
+        let _ = write!(self.bytes, "{}.{:03}", micros / 1_000, micros % 1_000);
+    }
+
+    fn name(&mut self, name: &'static str) {
+        let (before, after): (&[u8], &[u8]) = match (self.format, self.bytes.is_empty()) {
+            (LogFormat::Json, true) => (b"{\"", b"\":"),
+            (LogFormat::Json, false) => (b",\"", b"\":"),
+            (LogFormat::Text, true) => (b"", b"="),
+            (LogFormat::Text, false) => (b" ", b"="),
+        };
+        self.bytes.extend_from_slice(before);
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.extend_from_slice(after);
+    }
+}
+
+/// RFC 3339 with milliseconds, UTC.
+struct Timestamp(jiff::Timestamp);
+
+impl Timestamp {
+    fn now() -> Self {
+        Self(jiff::Timestamp::now())
+    }
+}
+
+impl std::fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.3}", self.0)
+    }
 }
 
 impl<'a> MakeWriter<'a> for Log {
-    type Writer = Line<'a>;
-    fn make_writer(&'a self) -> Line<'a> {
-        Line(&self.shared)
+    type Writer = Event<'a>;
+    fn make_writer(&'a self) -> Event<'a> {
+        Event(&self.shared)
     }
 }
 
 /// One event of the `tracing` formatter on its way into the buffer.
-pub struct Line<'a>(&'a Shared);
+pub struct Event<'a>(&'a Shared);
 
-impl Write for Line<'_> {
+impl Write for Event<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.append(bytes);
         Ok(bytes.len())
@@ -190,19 +246,43 @@ mod tests {
         let (send, receive) = mpsc::channel();
         let log = Log::to(Sink(send), LogFormat::Json);
         for n in 0..100 {
-            log.record(&serde_json::json!({ "n": n }));
+            log.line("INFO", "request", |line| line.number("n", n));
         }
         log.flush(Duration::from_secs(10));
         let all: Vec<u8> = receive.try_iter().flatten().collect();
-        let lines: Vec<String> = (0..100).map(|n| format!("{{\"n\":{n}}}\n")).collect();
-        assert_eq!(String::from_utf8(all).unwrap(), lines.concat());
+        let all = String::from_utf8(all).unwrap();
+        let numbers = all.lines().map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!((&line["level"], &line["message"]), (&"INFO".into(), &"request".into()));
+            line["n"].as_u64().unwrap()
+        });
+        assert!(numbers.eq(0..100));
+    }
+
+    fn written(format: LogFormat, fields: impl FnOnce(&mut Line<'_>)) -> String {
+        let mut bytes = Vec::new();
+        fields(&mut Line { bytes: &mut bytes, format });
+        String::from_utf8(bytes).unwrap()
     }
 
     #[test]
-    fn text_is_pairs() {
-        let mut line = Vec::new();
-        text(&mut line, &serde_json::json!({"a": 1, "b": "x", "c": "two words", "d": null})).unwrap();
-        assert_eq!(line, br#"a=1 b=x c="two words" d=null"#);
+    fn values_are_escaped() {
+        let fields = |line: &mut Line<'_>| {
+            line.text("a", "x");
+            line.text("b", "two words");
+            line.text("c", "a=\"b\"\n\\");
+            line.text("d", "");
+            line.number("e", 7);
+            line.flag("f", true);
+            line.millis("g", Duration::from_micros(1_020));
+        };
+        let json: serde_json::Value =
+            serde_json::from_str(&(written(LogFormat::Json, fields) + "}")).unwrap();
+        let expected = serde_json::json!({
+            "a": "x", "b": "two words", "c": "a=\"b\"\n\\", "d": "", "e": 7, "f": true, "g": 1.02 });
+        assert_eq!(json, expected);
+        let text = written(LogFormat::Text, fields);
+        assert_eq!(text, r#"a=x b="two words" c="a=\"b\"\n\\" d="" e=7 f=true g=1.020"#);
     }
 
     #[test]
@@ -219,9 +299,9 @@ mod tests {
         }
         let (release, stuck) = mpsc::channel::<()>();
         let log = Log::to(Stuck(stuck), LogFormat::Json);
-        let line = serde_json::json!({ "line": "x".repeat(10_000) });
+        let long = "x".repeat(10_000);
         for _ in 0..1_000 {
-            log.record(&line);
+            log.line("INFO", "request", |line| line.text("long", &long));
         }
         assert!(log.dropped() >= 700, "10 MB offered, 1 MiB kept twice at most: {}", log.dropped());
         drop(release);

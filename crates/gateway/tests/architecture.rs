@@ -1,5 +1,7 @@
 //! The architecture as invariants of absence: what must not be where. ARCHITECTURE.md says why.
 
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails the test")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -36,7 +38,7 @@ const DOORS: [(&str, &[&str]); 12] = [
     ("hyper_rustls", &["upstream/connect.rs"]),
     ("hyper_util::client", &["upstream/connect.rs", "cli/"]),
     ("hyper_util::server", &["edge.rs"]),
-    ("jiff", &["config/", "ledger.rs"]),
+    ("jiff", &["config/", "log.rs"]),
     ("notify", &["reload.rs"]),
     ("prometheus_client", &["metrics.rs", "upstream/health.rs"]),
     ("rustls", &["upstream/connect.rs"]),

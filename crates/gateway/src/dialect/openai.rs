@@ -40,7 +40,14 @@ pub fn read_event(data: &[u8]) -> Delta {
 
 /// The usage that a whole answer reports; `None` when it reports none, or one that cannot be.
 pub fn usage_of_answer(body: &[u8]) -> Option<Usage> {
-    usage(read(body)?.usage?)
+    /// All but one member is skipped, not read.
+    #[derive(serde::Deserialize)]
+    struct OnlyUsage<'a> {
+        #[serde(borrow)]
+        usage: Option<&'a RawValue>,
+    }
+    let answer: OnlyUsage<'_> = serde_json::from_str(std::str::from_utf8(body).ok()?).ok()?;
+    usage(answer.usage?)
 }
 
 /// Generated text in a whole answer, bytes of UTF-8: for one that reports no usage.
@@ -64,14 +71,27 @@ pub fn error_body(
     code: Option<&str>,
     extra: Map<String, Value>,
 ) -> Vec<u8> {
-    let mut error = Map::new();
-    error.insert("message".to_owned(), message.into());
-    error.insert("type".to_owned(), kind.into());
-    error.insert("param".to_owned(), param.into());
-    error.insert("code".to_owned(), code.into());
-    error.extend(extra);
-    let body = Map::from_iter([("error".to_owned(), Value::Object(error))]);
-    Value::Object(body).to_string().into_bytes()
+    let mut body = Vec::with_capacity(256);
+    body.extend_from_slice(b"{\"error\":{\"message\":");
+    push(&mut body, &message);
+    for (name, value) in [("type", Some(kind)), ("param", param), ("code", code)] {
+        body.extend_from_slice(b",\"");
+        body.extend_from_slice(name.as_bytes());
+        body.extend_from_slice(b"\":");
+        push(&mut body, &value);
+    }
+    for (name, value) in &extra {
+        body.push(b',');
+        push(&mut body, name);
+        body.push(b':');
+        push(&mut body, value);
+    }
+    body.extend_from_slice(b"}}");
+    body
+}
+
+fn push(out: &mut Vec<u8>, value: &impl serde::Serialize) {
+    serde_json::to_writer(out, value).expect("strings and JSON values can always be written to memory");
 }
 
 fn read(json: &[u8]) -> Option<Answer<'_>> {
