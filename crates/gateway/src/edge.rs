@@ -49,8 +49,8 @@ const DESCRIPTORS_RESERVED: u64 = 64;
 /// After an `accept` that failed for lack of descriptors: long enough not to spin, short enough to recover in time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Requests one HTTP/2 connection may have open.
-const H2_STREAMS_MAX: u32 = 128;
+/// Requests one HTTP/2 connection may have open. Each may need a connection to a provider, so not many.
+const H2_STREAMS_MAX: u32 = 32;
 
 /// Bytes buffered for a reader slower than the provider.
 const WRITE_BYTES_MAX: usize = 64 << 10;

@@ -169,14 +169,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
     /// Notes what is waited for now; a new wait begins now.
     fn observe(&mut self) {
         let heads = self.scanner.heads();
+        let (begun, ended) = self.exchanges.counts();
         let what = match self.scanner.position() {
             _ if !matches!(self.phase, Phase::Open) || self.is_busy() => Wait::Nothing,
             Position::Between if heads == 0 => Wait::FirstByte,
+            // A preface is no request yet: its first headers must not take their time.
+            Position::Http2 if begun == 0 => Wait::FirstByte,
             Position::Head => Wait::Head,
             // A body whose request nobody serves does not keep a connection.
             Position::Between | Position::Body | Position::Http2 => Wait::Idle,
         };
-        let (_, ended) = self.exchanges.counts();
         let waiting = Waiting { what, heads, ended };
         if waiting == self.waiting {
             return;
