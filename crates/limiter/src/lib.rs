@@ -28,6 +28,28 @@
 //! - [`memory`]: the store of one process
 //! - [`clock`]: where its time comes from
 
+/// A [`Quota`] that the compiler reads: a wrong one is an error where it stands, not when the program starts.
+///
+/// ```
+/// use tollgate_limiter::{Quota, limit};
+///
+/// const FREE: Quota = limit!("3/minute");
+/// assert_eq!(FREE, "3/minute".parse()?);
+/// # Ok::<(), tollgate_limiter::QuotaError>(())
+/// ```
+/// ```compile_fail
+/// tollgate_limiter::limit!("3/fortnight"); // unknown window
+/// ```
+/// ```compile_fail
+/// tollgate_limiter::limit!("0/minute"); // nothing would ever be allowed
+/// ```
+#[macro_export]
+macro_rules! limit {
+    ($text:literal) => {
+        const { $crate::Quota::literal($text) }
+    };
+}
+
 pub mod clock;
 pub mod limit;
 pub mod memory;
@@ -44,4 +66,4 @@ pub use names::UnknownName;
 pub use quota::{Algorithm, Quota, QuotaError, Span, Unit, Window};
 pub use reservation::{Decision, Denial, Reservation, Standing};
 pub use scope::{Dimension, Scope, Subject, SubjectError};
-pub use spec::{Correction, Retry};
+pub use spec::{Correction, LEASE, Retry};

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::clock::{Clock, Millis};
 use crate::limit::{Charge, Limit, demand};
+use crate::quota::Algorithm;
 use crate::reservation::{Decision, Denial, Hold, Reservation, Standing};
 use crate::scope::Subject;
 use crate::spec::{Correction, Receipt, Retry, State};
@@ -280,16 +281,29 @@ impl Hold for Held {
         let inner = &*self.store.0;
         let now = inner.clock.now();
         let mut corrections = vec![Correction::default(); standings.len()];
-        for (index, actual) in actual.iter().enumerate().take(standings.len()) {
-            let (Some(receipt), key, standing) =
-                (&self.receipts[index], &self.keys[index], &standings[index])
+        for (index, standing) in standings.iter().enumerate() {
+            let over = (standing.limit.algorithm() == Algorithm::Concurrency).then_some(0);
+            let (Some(receipt), Some(actual)) = (&self.receipts[index], over.or(actual.get(index).copied()))
             else {
                 continue;
             };
+            let key = &self.keys[index];
             let mut shard = inner.shard(key);
-            corrections[index] = shard.settle(key, standing, now, receipt, *actual);
+            corrections[index] = shard.settle(key, standing, now, receipt, actual);
             shard.make_room(now);
         }
         corrections
+    }
+
+    fn renew(&self, standings: &[Standing]) {
+        let inner = &*self.store.0;
+        let now = inner.clock.now();
+        for ((standing, key), receipt) in standings.iter().zip(&self.keys).zip(&self.receipts) {
+            if let (Algorithm::Concurrency, Some(receipt)) = (standing.limit.algorithm(), receipt) {
+                let mut shard = inner.shard(key);
+                shard.renew(key, standing, now, receipt);
+                shard.make_room(now);
+            }
+        }
     }
 }

@@ -190,6 +190,14 @@ impl Shard {
         state.correct(rate, now, receipt, actual)
     }
 
+    /// Renews the lease of `receipt`.
+    pub(super) fn renew(&mut self, key: &Key, standing: &Standing, now: Millis, receipt: &Receipt) {
+        let (limit, rate) = (&standing.limit, standing.limit.rate());
+        let state = self.state_or_new(key, Class::of(&standing.subject), limit, now);
+        state.redate(rate, now);
+        state.renew(rate, now, receipt);
+    }
+
     /// Forgets a subject. Says whether it was known.
     pub(super) fn remove(&mut self, key: &Key) -> bool {
         let Some(counters) = self.subjects.remove(key) else {
