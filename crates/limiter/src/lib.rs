@@ -23,10 +23,12 @@
 //! - [`quota`]: units, windows, algorithms and their notation; the gate that keeps numbers exact
 //! - [`spec`]: the definition of every algorithm. Pure: no clock, no lock, no float
 //! - [`scope`]: what limits are per, and whose counter a request meets
-//! - [`limit`]: a limit, and one request's charge
+//! - [`mod@limit`]: a limit, and one request's charge
 //! - [`reservation`]: what a store answers
 //! - [`memory`]: the store of one process
 //! - [`clock`]: where its time comes from
+//!
+//! Without features it depends on nothing. With `tower` there is a layer for axum and its kin.
 
 /// A [`Quota`] that the compiler reads: a wrong one is an error where it stands, not when the program starts.
 ///
@@ -58,6 +60,8 @@ pub mod quota;
 pub mod reservation;
 pub mod scope;
 pub mod spec;
+#[cfg(feature = "tower")]
+pub mod tower;
 
 pub use clock::{Clock, ManualClock, Millis, SystemClock};
 pub use limit::{Charge, Limit, LimitError};

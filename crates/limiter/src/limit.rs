@@ -168,6 +168,11 @@ pub struct LimitError {
 }
 
 impl LimitError {
+    #[cfg(feature = "tower")]
+    pub(crate) fn new(rule: &str, problem: String) -> LimitError {
+        LimitError { rule: crate::names::excerpt(rule), problem }
+    }
+
     /// What is wrong, without the rule's name.
     pub fn problem(&self) -> &str {
         &self.problem
