@@ -486,6 +486,35 @@ fn clearing_again_and_again_leaves_nothing() {
     assert_eq!(["a", "b", "c", "d"].map(|name| look(&store, &limit, name, 0).used), [0, 1, 1, 1]);
 }
 
+/// The short way takes what the long way takes.
+#[test]
+fn taking_is_reserving_without_a_reservation() {
+    for algorithm in Algorithm::ALL {
+        let limit = limit("r", "3/minute", algorithm);
+        let ((short, clock), (long, _)) = (store_at(START), store_at(START));
+        for step in 0..6 {
+            let amount = 1 + step % 2;
+            let charges = charge(&limit, "u", amount);
+            let taken = short.take(&charges[0]);
+            match long.reserve(charges) {
+                Decision::Granted(_) => assert_eq!(taken, Retry::Now, "{algorithm} {step}"),
+                Decision::Denied(denial) => assert_eq!(taken, denial.retry(), "{algorithm} {step}"),
+            }
+            let (a, b) = (look(&short, &limit, "u", 0), look(&long, &limit, "u", 0));
+            assert_eq!((a.used, a.remaining, a.reset), (b.used, b.remaining, b.reset));
+        }
+        assert_eq!(short.take(&charge(&limit, "u", 4)[0]), Retry::Never);
+        // A stranger that becomes known is promoted on the short way, too.
+        drop(clock);
+        let known = user("v");
+        let by = |subject| Charge::new(Arc::clone(&limit), subject, 1);
+        short.take(&by(known.clone().unauthenticated()));
+        assert_eq!(short.occupancy().unauthenticated, 1);
+        short.take(&by(known));
+        assert_eq!((short.occupancy().unauthenticated, short.occupancy().keyed), (0, 2));
+    }
+}
+
 #[test]
 fn the_machine_s_clock_works_too() {
     let store = MemoryStore::new(SystemClock);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{Budgets, Occupancy};
 use crate::clock::Millis;
-use crate::limit::Limit;
+use crate::limit::{Charge, Limit};
 use crate::reservation::Standing;
 use crate::scope::Subject;
 use crate::spec::{Correction, Receipt, State};
@@ -140,6 +140,24 @@ impl Shard {
         let counters = self.subjects.get_mut(key)?;
         let place = counters.place(limit)?;
         Some(&mut counters.list[place].state)
+    }
+
+    /// Takes a charge that needs nothing but room: of a subject that is known as what it was, from a counter that was
+    /// last charged by the same limit. `None` says only that this was not enough.
+    pub(super) fn take(&mut self, key: &Key, charge: &Charge, now: Millis) -> Option<(Receipt, &State)> {
+        let (limit, amount) = (charge.limit(), charge.amount());
+        let counters = self.subjects.get_mut(key)?;
+        if counters.class == Class::Unauthenticated && !charge.subject().is_unauthenticated() {
+            return None;
+        }
+        let counter = counters.list.iter_mut().find(|counter| Arc::ptr_eq(&counter.limit, limit))?;
+        let (rate, state) = (limit.rate(), &mut counter.state);
+        state.redate(rate, now);
+        if !state.fits(rate, now, amount) {
+            return None;
+        }
+        let receipt = state.charge(rate, now, amount);
+        Some((receipt, state))
     }
 
     /// The state of a counter, born if there was none. A subject once known as keyed stays keyed.
