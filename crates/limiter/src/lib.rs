@@ -28,7 +28,8 @@
 //! - [`memory`]: the store of one process
 //! - [`clock`]: where its time comes from
 //!
-//! Without features it depends on nothing. With `tower` there is a layer for axum and its kin.
+//! Without features it depends on nothing. With `tower` there is a layer for axum and its kin; with
+//! `persist` a store in memory survives a restart.
 
 /// A [`Quota`] that the compiler reads: a wrong one is an error where it stands, not when the program starts.
 ///
@@ -65,6 +66,8 @@ pub mod tower;
 
 pub use clock::{Clock, ManualClock, Millis, SystemClock};
 pub use limit::{Charge, Limit, LimitError};
+#[cfg(feature = "persist")]
+pub use memory::persist::PersistError;
 pub use memory::{Budgets, MemoryStore, Occupancy};
 pub use names::UnknownName;
 pub use quota::{Algorithm, Quota, QuotaError, Span, Unit, Window};

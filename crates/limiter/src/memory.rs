@@ -12,6 +12,8 @@ use crate::reservation::{Decision, Denial, Hold, Reservation, Standing};
 use crate::scope::Subject;
 use crate::spec::{Correction, Reading, Receipt, Retry, State};
 
+#[cfg(feature = "persist")]
+pub mod persist;
 mod shard;
 
 use shard::{Class, Key, Shard};
@@ -56,9 +58,12 @@ pub struct Occupancy {
 pub struct MemoryStore(Arc<Inner>);
 
 struct Inner {
-    clock: Box<dyn Clock>,
+    clock: Arc<dyn Clock>,
     hasher: RandomState,
-    shards: Box<[Mutex<Shard>]>,
+    shards: Arc<[Mutex<Shard>]>,
+    /// Last, so that it is dropped when nothing counts any more.
+    #[cfg(feature = "persist")]
+    keeper: Option<persist::Keeper>,
 }
 
 impl MemoryStore {
@@ -69,15 +74,7 @@ impl MemoryStore {
 
     /// An empty store that remembers as many subjects as these.
     pub fn with_budgets(clock: impl Clock + 'static, budgets: Budgets) -> MemoryStore {
-        let wanted = budgets.keyed.min(budgets.unauthenticated) / SUBJECTS_PER_SHARD_MIN;
-        let shards = wanted.clamp(1, SHARDS_MAX).next_power_of_two();
-        let share =
-            Budgets { keyed: budgets.keyed / shards, unauthenticated: budgets.unauthenticated / shards };
-        MemoryStore(Arc::new(Inner {
-            clock: Box::new(clock),
-            hasher: RandomState::new(),
-            shards: (0..shards).map(|_| Mutex::new(Shard::new(share))).collect(),
-        }))
+        MemoryStore(Arc::new(Inner::new(clock, budgets)))
     }
 
     /// Takes every charge, or none.
@@ -125,7 +122,7 @@ impl MemoryStore {
     /// How full it is.
     pub fn occupancy(&self) -> Occupancy {
         let mut total = Occupancy { keyed: 0, unauthenticated: 0, evicted_live: 0 };
-        for shard in &self.0.shards {
+        for shard in &*self.0.shards {
             let one = lock(shard).occupancy();
             total.keyed += one.keyed;
             total.unauthenticated += one.unauthenticated;
@@ -253,11 +250,29 @@ fn take(
 }
 
 impl Inner {
+    fn new(clock: impl Clock + 'static, budgets: Budgets) -> Inner {
+        let wanted = budgets.keyed.min(budgets.unauthenticated) / SUBJECTS_PER_SHARD_MIN;
+        let shards = wanted.clamp(1, SHARDS_MAX).next_power_of_two();
+        let share =
+            Budgets { keyed: budgets.keyed / shards, unauthenticated: budgets.unauthenticated / shards };
+        Inner {
+            clock: Arc::new(clock),
+            hasher: RandomState::new(),
+            shards: (0..shards).map(|_| Mutex::new(Shard::new(share))).collect(),
+            #[cfg(feature = "persist")]
+            keeper: None,
+        }
+    }
+
     fn key(&self, subject: &Subject) -> Key {
+        self.key_of(subject.shared_text())
+    }
+
+    fn key_of(&self, text: Arc<str>) -> Key {
         // The bytes alone: a subject is all that is hashed, so it needs no end mark.
         let mut hasher = self.hasher.build_hasher();
-        hasher.write(subject.as_str().as_bytes());
-        Key::new(hasher.finish(), subject.shared_text())
+        hasher.write(text.as_bytes());
+        Key::new(hasher.finish(), text)
     }
 
     /// One key per charge; neighbours of the same subject are hashed once.

@@ -15,6 +15,8 @@ mod calendar;
 mod fixed;
 mod leases;
 mod moving;
+#[cfg(feature = "persist")]
+mod saved;
 mod sliding;
 
 use bucket::Bucket;

@@ -45,6 +45,17 @@ fn urls_are_storages_or_clear_refusals() {
         assert!(!error.contains("secret"), "{error}");
     }
     assert!("nonsense".parse::<Storage>().is_err());
+    let file = std::env::temp_dir().join(format!("tollgate-layer-{}.redb", std::process::id()));
+    let url = format!("memory://{}", file.display());
+    if cfg!(feature = "persist") {
+        assert!(Storage::from_url(&url).is_ok());
+        std::fs::remove_file(file).unwrap();
+        assert!(
+            Storage::from_url("memory:///no/such/folder/x").unwrap_err().to_string().contains("cannot be")
+        );
+    } else {
+        assert!(Storage::from_url(&url).unwrap_err().to_string().contains("the feature `persist`"));
+    }
     assert!(RateLimitLayer::from_url("redis://host").is_err());
 }
 

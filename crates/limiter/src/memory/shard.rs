@@ -18,7 +18,7 @@ const STALE_TICKETS_MAX: usize = 64;
 
 /// Which budget a subject counts in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
+pub(crate) enum Class {
     Keyed,
     Unauthenticated,
 }
@@ -95,6 +95,8 @@ pub(super) struct Shard {
     /// Numbers the lives of states and tickets.
     births: u64,
     evicted_live: u64,
+    #[cfg(feature = "persist")]
+    journal: Option<Journal>,
 }
 
 /// The subjects of one class.
@@ -107,6 +109,9 @@ struct Queue {
 /// The counters of one subject.
 struct Counters {
     class: Class,
+    /// There is a row of it in the file.
+    #[cfg(feature = "persist")]
+    stored: bool,
     ticket: u64,
     list: Vec<Counter>,
 }
@@ -132,6 +137,8 @@ impl Shard {
             unauthenticated: Queue::new(budgets.unauthenticated),
             births: 0,
             evicted_live: 0,
+            #[cfg(feature = "persist")]
+            journal: None,
         }
     }
 
@@ -157,6 +164,8 @@ impl Shard {
             return None;
         }
         let receipt = state.charge(rate, now, amount);
+        #[cfg(feature = "persist")]
+        journal::mark(&mut self.journal, key);
         Some((receipt, state))
     }
 
@@ -170,6 +179,8 @@ impl Shard {
     ) -> &mut State {
         self.births += 1;
         let birth = self.births;
+        #[cfg(feature = "persist")]
+        journal::mark(&mut self.journal, key);
         let counters = match self.subjects.entry(key.clone()) {
             Entry::Occupied(occupied) => occupied.into_mut(),
             Entry::Vacant(vacant) => {
@@ -178,7 +189,7 @@ impl Shard {
                     Class::Unauthenticated => &mut self.unauthenticated,
                 };
                 queue.join(now, birth, key);
-                vacant.insert(Counters { class, ticket: birth, list: Vec::with_capacity(1) })
+                vacant.insert(Counters::new(class, birth))
             }
         };
         if counters.class == Class::Unauthenticated && class == Class::Keyed {
@@ -221,6 +232,8 @@ impl Shard {
         let Some(counters) = self.subjects.remove(key) else {
             return false;
         };
+        #[cfg(feature = "persist")]
+        self.mark_removed(key, &counters);
         self.queue(counters.class).subjects -= 1;
         true
     }
@@ -295,6 +308,16 @@ impl Queue {
 }
 
 impl Counters {
+    fn new(class: Class, ticket: u64) -> Counters {
+        Counters {
+            class,
+            #[cfg(feature = "persist")]
+            stored: false,
+            ticket,
+            list: Vec::with_capacity(1),
+        }
+    }
+
     fn place(&self, limit: &Arc<Limit>) -> Option<usize> {
         let same =
             |counter: &Counter| Arc::ptr_eq(&counter.limit, limit) || counter.limit.same_counter(limit);
@@ -350,6 +373,13 @@ impl Ord for Ticket {
         (self.idle, self.number).cmp(&(other.idle, other.number))
     }
 }
+
+#[cfg(feature = "persist")]
+mod journal;
+#[cfg(feature = "persist")]
+use journal::Journal;
+#[cfg(feature = "persist")]
+pub(crate) use journal::Row;
 
 #[cfg(test)]
 mod tests;

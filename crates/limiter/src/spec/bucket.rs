@@ -121,6 +121,28 @@ impl Bucket {
         }
         (bucket, at)
     }
+
+    #[cfg(feature = "persist")]
+    pub(super) fn saved(self) -> [u64; 4] {
+        [self.debt, self.capacity, self.burst, self.tick]
+    }
+
+    /// Only on terms that pass the gate.
+    #[cfg(feature = "persist")]
+    pub(super) fn restored(rate: &Rate, numbers: &[u64]) -> Option<Bucket> {
+        let &[debt, capacity, burst, tick] = numbers else { return None };
+        if !matches!(tick, 1 | 10 | 100 | 1_000) || capacity == 0 || burst == 0 {
+            return None;
+        }
+        let product = u128::from(capacity.max(burst)) * u128::from(rate.length_ms / tick);
+        (product <= u128::from(super::saved::NUMBER_MAX)).then_some(Bucket {
+            debt,
+            refunded: 0,
+            capacity,
+            burst,
+            tick,
+        })
+    }
 }
 
 /// The most debt there is: (B + L)·W.

@@ -73,7 +73,14 @@ impl fmt::Display for StorageError {
 
 impl std::error::Error for StorageError {}
 
-fn persisted(_path: &str) -> Result<Storage, String> {
+#[cfg(feature = "persist")]
+fn persisted(path: &str) -> Result<Storage, String> {
+    let store = MemoryStore::open(path, SystemClock, crate::memory::Budgets::default());
+    store.map(Storage).map_err(|error| error.problem().to_string())
+}
+
+#[cfg(not(feature = "persist"))]
+fn persisted(_: &str) -> Result<Storage, String> {
     Err("a file needs the feature `persist` of tollgate-limiter, which is not built in".into())
 }
 
