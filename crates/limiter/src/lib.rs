@@ -74,3 +74,8 @@ pub use quota::{Algorithm, Quota, QuotaError, Span, Unit, Window};
 pub use reservation::{Decision, Denial, Reservation, Standing};
 pub use scope::{Dimension, Scope, Subject, SubjectError};
 pub use spec::{Correction, LEASE, Retry};
+
+/// The README's code is compiled, too.
+#[cfg(all(doctest, feature = "tower"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -3,6 +3,10 @@
 //! The file is a [`redb`] database: a crash at any moment leaves it as it was after one of its commits. With the half
 //! second between two commits and the time a disk takes for one, what is lost with a killed process is less than the
 //! last second; an orderly end loses nothing. Calls in flight end with their process and are not kept.
+//!
+//! That holds while a disk keeps up: 100,000 subjects that changed took a quarter of a second to write where this was
+//! measured, 900,000 took three. A write takes longer with many of them, and that much more can be lost. The file holds
+//! what is remembered, so it is as bounded as the budgets are: up to 300 bytes for a subject with two counters.
 
 use std::fmt;
 use std::path::Path;
@@ -24,11 +28,12 @@ use file::File;
 const BEAT: Duration = Duration::from_millis(500);
 /// Subjects read under one lock of a shard, and written in one commit.
 const LOCKED_MAX: usize = 512;
-const COMMIT_MAX: usize = 50_000;
+const COMMIT_MAX: usize = 200_000;
 
 impl MemoryStore {
     /// A store that goes on counting where the last one with this file ended. The file is made if there is none; one
-    /// store at a time may have it open. One that is damaged, or of something else, is refused and left alone.
+    /// store at a time may have it open. One that is damaged, or of something else, is refused and left alone. When
+    /// the last clone of the store is dropped, and no reservation is left, that waits for the last write.
     ///
     /// ```
     /// use tollgate_limiter::{Budgets, MemoryStore, SystemClock};
@@ -190,6 +195,8 @@ impl Writer {
         if batch.is_empty() {
             return Ok(());
         }
+        // In the order of the file: neighbours share pages.
+        batch.sort_unstable_by(|(_, _, one), (_, _, other)| one.subject.cmp(&other.subject));
         let result = self.file.write(batch.iter().map(|(_, _, row)| row));
         for (place, key, _) in batch.drain(..) {
             if result.is_err() {
