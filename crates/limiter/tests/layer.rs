@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::{HeaderName, Request, Response};
 use http_body_util::{BodyExt, Full};
-use tollgate_limiter::tower::{Meter, MeteredBody, Per, Proxies, RateLimitLayer, Rule, Storage};
+use tollgate_limiter::tower::{Family, Meter, MeteredBody, Per, Proxies, RateLimitLayer, Rule, Storage};
 use tollgate_limiter::{Algorithm, ManualClock, MemoryStore, Millis, Retry, limit};
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -156,4 +156,99 @@ async fn values_of_headers_are_not_kept() {
         assert!(subject.as_str().len() < 64 && !subject.as_str().contains("secret"), "{subject}");
     }
     assert_eq!([seen[0].is_unauthenticated(), seen[1].is_unauthenticated()], [true, false]);
+}
+
+/// Each family tells of the binding limit of each unit: the one with the least left of it, of equals the shortest.
+#[tokio::test]
+async fn every_family_tells_of_the_binding_limits() {
+    let (store, clock) = store();
+    clock.advance(Millis(15_500));
+    let rule = |name, quota| Rule::new(name, quota, Per::everyone());
+    let layer = RateLimitLayer::new(store)
+        .limit(rule("day", limit!("4/day")))
+        .and_then(|layer| layer.limit(rule("minute", limit!("2/minute"))))
+        .and_then(|layer| layer.limit(rule("hour", limit!("1/hour")).shadow()))
+        .and_then(|layer| layer.limit(rule("big", limit!("1000 tokens/minute")).cost(|_| 10)))
+        .and_then(|layer| layer.limit(rule("out", limit!("100 output tokens/hour")).reserve(|_| 50)))
+        .and_then(|layer| layer.limit(rule("slots", limit!("9 concurrent"))))
+        .unwrap()
+        .headers([Family::RateLimit, Family::XRateLimit, Family::OpenAi, Family::Anthropic]);
+    let response = send(&layer, plain()).await;
+    for (name, expected) in [
+        (
+            "ratelimit-policy",
+            "\"day-requests-day\";q=4;w=86400, \"minute-requests-minute\";q=2;w=60, \
+             \"big-tokens-minute\";q=1000;w=60, \"out-output_tokens-hour\";q=100;w=3600",
+        ),
+        (
+            "ratelimit",
+            "\"day-requests-day\";r=3;t=86385, \"minute-requests-minute\";r=1;t=45, \
+             \"big-tokens-minute\";r=990;t=45, \"out-output_tokens-hour\";r=50;t=3585",
+        ),
+        ("x-ratelimit-limit", "2"),
+        ("x-ratelimit-remaining", "1"),
+        ("x-ratelimit-reset", "1794614460"),
+        ("x-ratelimit-limit-requests", "2"),
+        ("x-ratelimit-remaining-requests", "1"),
+        ("x-ratelimit-reset-requests", "44.5s"),
+        ("x-ratelimit-limit-tokens", "100"),
+        ("x-ratelimit-remaining-tokens", "50"),
+        ("x-ratelimit-reset-tokens", "59m44.5s"),
+        ("anthropic-ratelimit-requests-reset", "2026-11-14T00:01:00Z"),
+        ("anthropic-ratelimit-tokens-limit", "100"),
+        ("anthropic-ratelimit-tokens-remaining", "50"),
+        ("anthropic-ratelimit-tokens-reset", "2026-11-14T01:00:00Z"),
+    ] {
+        assert_eq!(response.headers()[name], expected, "{name}");
+    }
+    // 2 of 4 and 0 of 2; then 0 of 2 refuses.
+    assert_eq!(send(&layer, plain()).await.headers()["x-ratelimit-remaining"], "0");
+    let refused = send(&layer, plain()).await;
+    assert_eq!(refused.status(), 429);
+    // The longest wait binds: the tokens of the hour.
+    assert_eq!(refused.headers()["x-ratelimit-limit"], "100");
+    assert_eq!(refused.headers()["retry-after-ms"], "3584500");
+}
+
+/// Over a real connection: a client that goes away while its answer is being made leaves its slot to others.
+#[tokio::test]
+async fn a_client_that_leaves_frees_its_slot() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (store, _) = store();
+    let rule = Rule::new("slots", limit!("1 concurrent"), Per::everyone());
+    let layer = RateLimitLayer::new(store.clone()).limit(rule).unwrap();
+    let slots = Arc::clone(layer.limits().next().expect("there is one"));
+    let (entered, slow) = (Arc::new(tokio::sync::Notify::new()), Arc::new(AtomicBool::new(true)));
+    let (enter, first) = (Arc::clone(&entered), Arc::clone(&slow));
+    let handler = move || async move {
+        enter.notify_one();
+        if first.swap(false, Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        "done"
+    };
+    let app = axum::Router::new().route("/", axum::routing::get(handler)).layer(layer);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move { axum::serve(listener, app).await });
+    let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let mut leaving = tokio::net::TcpStream::connect(address).await.unwrap();
+    leaving.write_all(request).await.unwrap();
+    entered.notified().await;
+    let held = || {
+        let subject = tollgate_limiter::Scope::GLOBAL.subject(|_| "".into());
+        store.peek(vec![tollgate_limiter::Charge::new(Arc::clone(&slots), subject, 1)])[0].used
+    };
+    assert_eq!(held(), 1);
+    drop(leaving);
+    while held() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut next = tokio::net::TcpStream::connect(address).await.unwrap();
+    next.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    next.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("done"), "{answer}");
+    server.abort();
 }
