@@ -52,7 +52,8 @@ impl From<Millis> for Duration {
 
 impl From<Duration> for Millis {
     fn from(duration: Duration) -> Millis {
-        Millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+        let seconds = Millis::from_secs(duration.as_secs());
+        seconds + Millis(u64::from(duration.subsec_millis()))
     }
 }
 

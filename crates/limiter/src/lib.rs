@@ -23,10 +23,35 @@
 //! - [`quota`]: units, windows, algorithms and their notation; the gate that keeps numbers exact
 //! - [`spec`]: the definition of every algorithm. Pure: no clock, no lock, no float
 //! - [`scope`]: what limits are per, and whose counter a request meets
-//! - [`limit`]: a limit, and one request's charge
+//! - [`mod@limit`]: a limit, and one request's charge
 //! - [`reservation`]: what a store answers
 //! - [`memory`]: the store of one process
 //! - [`clock`]: where its time comes from
+//!
+//! Without features it depends on nothing. With `tower` there is a layer for axum and its kin; with
+//! `persist` a store in memory survives a restart.
+
+/// A [`Quota`] that the compiler reads: a wrong one is an error where it stands, not when the program starts.
+///
+/// ```
+/// use tollgate_limiter::{Quota, limit};
+///
+/// const FREE: Quota = limit!("3/minute");
+/// assert_eq!(FREE, "3/minute".parse()?);
+/// # Ok::<(), tollgate_limiter::QuotaError>(())
+/// ```
+/// ```compile_fail
+/// tollgate_limiter::limit!("3/fortnight"); // unknown window
+/// ```
+/// ```compile_fail
+/// tollgate_limiter::limit!("0/minute"); // nothing would ever be allowed
+/// ```
+#[macro_export]
+macro_rules! limit {
+    ($text:literal) => {
+        const { $crate::Quota::literal($text) }
+    };
+}
 
 pub mod clock;
 pub mod limit;
@@ -36,12 +61,21 @@ pub mod quota;
 pub mod reservation;
 pub mod scope;
 pub mod spec;
+#[cfg(feature = "tower")]
+pub mod tower;
 
 pub use clock::{Clock, ManualClock, Millis, SystemClock};
 pub use limit::{Charge, Limit, LimitError};
+#[cfg(feature = "persist")]
+pub use memory::persist::PersistError;
 pub use memory::{Budgets, MemoryStore, Occupancy};
 pub use names::UnknownName;
 pub use quota::{Algorithm, Quota, QuotaError, Span, Unit, Window};
 pub use reservation::{Decision, Denial, Reservation, Standing};
 pub use scope::{Dimension, Scope, Subject, SubjectError};
-pub use spec::{Correction, Retry};
+pub use spec::{Correction, LEASE, Retry};
+
+/// The README's code is compiled, too.
+#[cfg(all(doctest, feature = "tower"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -23,7 +23,7 @@ pub struct Limit {
 
 impl Limit {
     /// The gate: refuses what cannot be counted exactly, and a burst on anything but a token bucket. A calendar
-    /// month is a fixed window whatever `algorithm` says.
+    /// month is a fixed window and calls in flight are leases, whatever `algorithm` says.
     pub fn new(rule: &str, quota: Quota, algorithm: Algorithm, scope: Scope) -> Result<Limit, LimitError> {
         let refused = |problem: String| Err(LimitError { rule: crate::names::excerpt(rule), problem });
         if rule.is_empty() || rule.len() > RULE_BYTES_MAX || rule.chars().any(|c| c.is_control() || c == '"')
@@ -32,12 +32,15 @@ impl Limit {
                 "the name of a rule is 1 to 128 bytes, without quotes and control characters".into(),
             );
         }
-        let Some(window) = quota.window() else {
-            return refused(format!(
-                "`{quota}`: limits on calls in flight are not supported; limit requests per window"
-            ));
+        let window = quota.window().unwrap_or(Window::LEASE);
+        let algorithm = match quota.window() {
+            None => Algorithm::Concurrency,
+            Some(_) if algorithm == Algorithm::Concurrency => {
+                return refused(format!("`{quota}`: only calls in flight are leases; write `20 concurrent`"));
+            }
+            Some(window) if window.span() == Span::Month => Algorithm::FixedWindow,
+            Some(_) => algorithm,
         };
-        let algorithm = if window.span() == Span::Month { Algorithm::FixedWindow } else { algorithm };
         if quota.burst().is_some() && algorithm != Algorithm::TokenBucket {
             return refused(format!(
                 "`{quota}`: burst needs token_bucket, this limit is {algorithm}; leave it out"
@@ -47,7 +50,10 @@ impl Limit {
             let advice = "write fixed_window for it";
             return refused(format!("`{quota}` is too large to be counted exactly as {algorithm}; {advice}"));
         };
-        let id = format!("{rule}-{}-{}", quota.unit(), window.to_string().replace(' ', "-"));
+        let id = match quota.window() {
+            None => format!("{rule}-{}", quota.unit()),
+            Some(window) => format!("{rule}-{}-{}", quota.unit(), window.to_string().replace(' ', "-")),
+        };
         Ok(Limit { id, rule: rule.to_string(), quota, scope, rate, shadow: false })
     }
 
@@ -61,7 +67,7 @@ impl Limit {
         self.shadow
     }
 
-    /// `<rule>-<unit>-<window>`: `free-requests-minute`, `free-requests-15-minutes`.
+    /// `<rule>-<unit>-<window>`: `free-requests-minute`, `free-requests-15-minutes`, `free-concurrency`.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -81,7 +87,7 @@ impl Limit {
         self.quota.unit()
     }
 
-    /// How long it lasts.
+    /// How long it lasts. Of calls in flight: how long a lease does, [`LEASE`](crate::spec::LEASE).
     pub const fn window(&self) -> Window {
         self.rate.window()
     }
@@ -109,7 +115,7 @@ impl Limit {
     /// What it promises at worst: `at most 60 per minute window, at most 120 in any 60 s`.
     pub fn guarantee(&self) -> String {
         let noun = match self.unit() {
-            Unit::Requests | Unit::Cost => String::new(),
+            Unit::Requests | Unit::Cost | Unit::Concurrency => String::new(),
             unit => format!(" {}", unit.as_str().replace('_', " ")),
         };
         let amount = |n: u64| format!("{}{noun}", self.quota.show(n));
@@ -143,6 +149,7 @@ impl Limit {
                     self.quota.show(limit + burst)
                 )
             }
+            Algorithm::Concurrency => format!("at most {limit} in flight at any moment"),
         }
     }
 
@@ -161,6 +168,11 @@ pub struct LimitError {
 }
 
 impl LimitError {
+    #[cfg(feature = "tower")]
+    pub(crate) fn new(rule: &str, problem: String) -> LimitError {
+        LimitError { rule: crate::names::excerpt(rule), problem }
+    }
+
     /// What is wrong, without the rule's name.
     pub fn problem(&self) -> &str {
         &self.problem

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use crate::names::UnknownName;
 
+mod literal;
 mod notation;
 mod window;
 
@@ -70,10 +71,12 @@ pub enum Algorithm {
     MovingWindow,
     /// A bucket that refills steadily (GCRA) and allows bursts.
     TokenBucket,
+    /// Calls in flight, each a lease. How every `20 concurrent` is counted, and nothing else.
+    Concurrency,
 }
 
 impl Algorithm {
-    /// Every algorithm.
+    /// Every algorithm that a limit with a window can choose.
     pub const ALL: [Algorithm; 4] =
         [Algorithm::FixedWindow, Algorithm::SlidingWindow, Algorithm::MovingWindow, Algorithm::TokenBucket];
 
@@ -84,6 +87,7 @@ impl Algorithm {
             Algorithm::SlidingWindow => "sliding_window",
             Algorithm::MovingWindow => "moving_window",
             Algorithm::TokenBucket => "token_bucket",
+            Algorithm::Concurrency => "concurrency",
         }
     }
 }
@@ -133,6 +137,17 @@ impl Quota {
         Quota { burst: Some(burst), ..self }.checked()
     }
 
+    /// A quota known when the program is written: [`limit!`](crate::limit!) has it read by the compiler.
+    ///
+    /// # Panics
+    /// If it is none; in a constant that is an error of the compiler.
+    pub const fn literal(text: &str) -> Quota {
+        match literal::parse(text) {
+            Ok(quota) => quota,
+            Err(problem) => panic!("{}", problem),
+        }
+    }
+
     /// Every quota of a text like `10/minute;100/hour`. `unlimited` is none.
     pub fn parse_all(text: &str) -> Result<Vec<Quota>, QuotaError> {
         notation::parse_all(text)
@@ -162,9 +177,9 @@ impl Quota {
     /// `None`: there is none. Only the sliding window and the bucket multiply amounts by time.
     pub(crate) fn resolution(&self, algorithm: Algorithm) -> Option<u64> {
         let largest = u128::from(self.amount.max(self.burst.unwrap_or(0)));
-        let window = u128::from(self.window?.longest().get());
+        let window = self.window.map_or(0, |window| u128::from(window.longest().get()));
         let fits = |unit: u64| match algorithm {
-            Algorithm::FixedWindow | Algorithm::MovingWindow => largest < EXACT,
+            Algorithm::FixedWindow | Algorithm::MovingWindow | Algorithm::Concurrency => largest < EXACT,
             Algorithm::SlidingWindow | Algorithm::TokenBucket => {
                 largest * (window / u128::from(unit)) < EXACT
             }

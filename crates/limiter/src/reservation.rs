@@ -133,9 +133,16 @@ impl Reservation {
     }
 
     /// Replaces what was taken by what was used, one amount per charge, in the order of the charges. Charges without
-    /// an amount keep what was taken; those that took nothing stay so. One correction per charge.
+    /// an amount keep what was taken; those that took nothing stay so. Calls in flight are over, whatever the amount.
+    /// One correction per charge.
     pub fn settle(self, actual: &[u64]) -> Vec<Correction> {
         self.hold.settle(&self.standings, actual)
+    }
+
+    /// Says that the request still runs. Calls in flight count for [`LEASE`](crate::spec::LEASE) from when they were
+    /// last heard of, so whoever limits those says it every ten seconds or so. Other limits do not mind.
+    pub fn renew(&self) {
+        self.hold.renew(&self.standings);
     }
 
     /// Gives everything back: the request was answered by nobody.
@@ -154,4 +161,7 @@ impl std::fmt::Debug for Reservation {
 /// A store's side of a reservation: what it took, one receipt per standing.
 pub(crate) trait Hold: Send + Sync {
     fn settle(&self, standings: &[Standing], actual: &[u64]) -> Vec<Correction>;
+
+    /// Renews the leases of calls in flight, where there are some.
+    fn renew(&self, _standings: &[Standing]) {}
 }

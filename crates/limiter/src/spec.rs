@@ -13,13 +13,20 @@ use crate::quota::{Algorithm, Quota, Span, Window};
 mod bucket;
 mod calendar;
 mod fixed;
+mod leases;
 mod moving;
+#[cfg(feature = "persist")]
+mod saved;
 mod sliding;
 
 use bucket::Bucket;
 use fixed::Fixed;
+use leases::{Leases, Member};
 use moving::Moving;
 use sliding::Sliding;
+
+/// How long a call in flight counts after it was last heard of. A holder renews its lease well within that.
+pub const LEASE: Millis = Millis::from_secs(30);
 
 /// From the epoch, a Thursday, to the first Monday.
 const FIRST_MONDAY_MS: u64 = 4 * 86_400_000;
@@ -145,6 +152,14 @@ pub struct Receipt {
     /// Bucket: D, the debt right after the take, and R, what had been refunded by then.
     debt: u64,
     refunded: u64,
+    /// Concurrency: the number of the lease.
+    lease: u64,
+}
+
+impl Receipt {
+    fn member(&self) -> Member {
+        Member { life: self.life, number: self.lease }
+    }
 }
 
 /// What a settlement did.
@@ -176,6 +191,7 @@ enum Level {
     Sliding(Sliding),
     Moving(Moving),
     Bucket(Bucket),
+    Leases(Leases),
 }
 
 impl State {
@@ -186,6 +202,7 @@ impl State {
             Algorithm::SlidingWindow => Level::Sliding(Sliding::default()),
             Algorithm::MovingWindow => Level::Moving(Moving::default()),
             Algorithm::TokenBucket => Level::Bucket(Bucket::new(rate)),
+            Algorithm::Concurrency => Level::Leases(Leases::default()),
         };
         State { life, generation: 0, at: Millis::ZERO, level }
     }
@@ -200,6 +217,7 @@ impl State {
             Level::Fixed(fixed) => fixed.redate(rate, now),
             Level::Sliding(sliding) => sliding.redate(rate, self.at, now),
             Level::Moving(moving) => moving.redate(rate, self.at, now),
+            Level::Leases(leases) => leases.redate(rate, self.at, now),
             Level::Bucket(_) => {}
         }
         self.at = match self.level {
@@ -218,6 +236,7 @@ impl State {
             Level::Sliding(sliding) => sliding.rolled(rate, at).fits(rate, at, amount),
             Level::Moving(moving) => moving.fits(rate, at, amount),
             Level::Bucket(bucket) => bucket.drained(rate, self.at, now).bucket.fits(rate, amount),
+            Level::Leases(leases) => leases.fits(rate, at, amount),
         }
     }
 
@@ -238,6 +257,7 @@ impl State {
                 let drained = bucket.drained(rate, self.at, now);
                 drained.bucket.wait(rate, drained.at, now, amount)
             }
+            Level::Leases(leases) => leases.wait(),
         })
     }
 
@@ -252,24 +272,26 @@ impl State {
                 let drained = bucket.drained(rate, self.at, now);
                 drained.bucket.reading(rate, drained.at, now)
             }
+            Level::Leases(leases) => leases.reading(rate, at, now),
         }
     }
 
     /// Takes `amount`, which fits.
     pub fn charge(&mut self, rate: &Rate, now: Millis, amount: u64) -> Receipt {
         self.refresh(rate, now);
-        let (mut debt, mut refunded) = (0, 0);
+        let (mut debt, mut refunded, mut lease) = (0, 0, 0);
         match &mut self.level {
             Level::Fixed(fixed) => fixed.add(amount),
             Level::Sliding(sliding) => sliding.add(amount),
             Level::Moving(moving) => moving.add(rate, self.at, amount),
             Level::Bucket(bucket) => (debt, refunded) = bucket.add(rate, amount),
+            Level::Leases(leases) => lease = leases.add(rate, self.at, self.life, amount),
         }
-        Receipt { life: self.life, generation: self.generation, amount, at: self.at, debt, refunded }
+        Receipt { life: self.life, generation: self.generation, amount, at: self.at, debt, refunded, lease }
     }
 
     /// Replaces what `receipt` took by `actual`. More is charged now, unconditionally, up to a bound; less is given
-    /// back only into what it was taken from, and never after a `clear`.
+    /// back only into what it was taken from, and never after a `clear`. A call in flight is over, whatever `actual`.
     pub fn correct(&mut self, rate: &Rate, now: Millis, receipt: &Receipt, actual: u64) -> Correction {
         // A bucket is settled at the terms it was last charged at: settling does not bring back those of a limit
         // that was changed since.
@@ -278,6 +300,9 @@ impl State {
             _ => *rate,
         };
         self.refresh(rate, now);
+        if let Level::Leases(leases) = &mut self.level {
+            return Correction { returned: leases.release(receipt.member()), ..Correction::default() };
+        }
         let clamped = actual.min(rate.stop());
         if let Some(more) = actual.checked_sub(receipt.amount).filter(|more| *more > 0) {
             let charged = match &mut self.level {
@@ -287,6 +312,7 @@ impl State {
                     moving.add_late(rate, self.at, clamped.saturating_sub(receipt.amount))
                 }
                 Level::Bucket(bucket) => bucket.add_late(rate, clamped.saturating_sub(receipt.amount)),
+                Level::Leases(_) => 0,
             };
             return Correction { charged, forgiven: more - charged, returned: 0 };
         }
@@ -299,8 +325,17 @@ impl State {
             Level::Sliding(sliding) => sliding.give_back(rate.index(receipt.at), less),
             Level::Moving(moving) => moving.give_back(rate, self.at, receipt.at, less),
             Level::Bucket(bucket) => bucket.give_back(rate, self.at, receipt, less),
+            Level::Leases(_) => 0,
         };
         Correction { returned, ..Correction::default() }
+    }
+
+    /// The call of `receipt` still runs: its lease starts anew, even if it had run out. Nothing for other algorithms.
+    pub fn renew(&mut self, rate: &Rate, now: Millis, receipt: &Receipt) {
+        self.refresh(rate, now);
+        if let Level::Leases(leases) = &mut self.level {
+            leases.renew(rate, self.at, receipt.member(), receipt.amount);
+        }
     }
 
     /// Lets the time pass that has passed, before a write.
@@ -310,6 +345,7 @@ impl State {
             Level::Fixed(fixed) => *fixed = fixed.rolled(rate, at),
             Level::Sliding(sliding) => *sliding = sliding.rolled(rate, at),
             Level::Moving(moving) => moving.forget(rate, at),
+            Level::Leases(leases) => leases.forget(at),
             Level::Bucket(bucket) => {
                 let drained = bucket.drained(rate, self.at, now);
                 self.generation += u64::from(drained.renewed);

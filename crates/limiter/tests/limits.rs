@@ -25,37 +25,17 @@ fn an_id_is_rule_unit_window() {
 fn guarantees_are_said_in_words() {
     use Algorithm::{FixedWindow, MovingWindow, SlidingWindow, TokenBucket};
     for (quota, algorithm, guarantee) in [
-        (
-            "60/minute",
-            FixedWindow,
-            "at most 60 per minute window, at most 120 in any 60 s",
-        ),
+        ("60/minute", FixedWindow, "at most 60 per minute window, at most 120 in any 60 s"),
         (
             "10k tokens/15 minutes",
             FixedWindow,
             "at most 10000 tokens per 15 minutes window, at most 20000 in any 15 minutes",
         ),
-        (
-            "$50/month",
-            TokenBucket,
-            "at most $50 per calendar month (UTC), at most $100 in any 28 days",
-        ),
-        (
-            "60/hour",
-            SlidingWindow,
-            "at most 60 per hour on average, fewer than 120 in any 60 minutes",
-        ),
+        ("$50/month", TokenBucket, "at most $50 per calendar month (UTC), at most $100 in any 28 days"),
+        ("60/hour", SlidingWindow, "at most 60 per hour on average, fewer than 120 in any 60 minutes"),
         ("60/day", MovingWindow, "at most 60 in any 24 hours"),
-        (
-            "60/10 s burst 5",
-            TokenBucket,
-            "at most 5 at once, at most 65 in any 10 s",
-        ),
-        (
-            "60/week",
-            TokenBucket,
-            "at most 60 at once, at most 120 in any 7 days",
-        ),
+        ("60/10 s burst 5", TokenBucket, "at most 5 at once, at most 65 in any 10 s"),
+        ("60/week", TokenBucket, "at most 60 at once, at most 120 in any 7 days"),
     ] {
         assert_eq!(limit("r", quota, algorithm).guarantee(), guarantee);
     }
@@ -65,33 +45,16 @@ fn guarantees_are_said_in_words() {
 fn refusals_name_the_rule_and_the_way_out() {
     let refused = |rule: &str, quota: &str, algorithm| {
         let quota: Quota = quota.parse().unwrap();
-        Limit::new(rule, quota, algorithm, Scope::GLOBAL)
-            .expect_err("refused")
-            .to_string()
+        Limit::new(rule, quota, algorithm, Scope::GLOBAL).expect_err("refused").to_string()
     };
     for (text, said) in [
-        (
-            refused("r", "10/minute burst 5", Algorithm::FixedWindow),
-            "burst needs token_bucket",
-        ),
-        (
-            refused("r", "10/month burst 5", Algorithm::TokenBucket),
-            "burst needs token_bucket",
-        ),
-        (refused("r", "20 concurrent", Algorithm::FixedWindow), "in flight"),
-        (
-            refused("r", "$60k/day", Algorithm::TokenBucket),
-            "write fixed_window",
-        ),
-        (
-            refused("r", "$60k/day", Algorithm::SlidingWindow),
-            "write fixed_window",
-        ),
+        (refused("r", "10/minute burst 5", Algorithm::FixedWindow), "burst needs token_bucket"),
+        (refused("r", "10/month burst 5", Algorithm::TokenBucket), "burst needs token_bucket"),
+        (refused("r", "20/minute", Algorithm::Concurrency), "write `20 concurrent`"),
+        (refused("r", "$60k/day", Algorithm::TokenBucket), "write fixed_window"),
+        (refused("r", "$60k/day", Algorithm::SlidingWindow), "write fixed_window"),
         (refused("", "1/day", Algorithm::FixedWindow), "1 to 128 bytes"),
-        (
-            refused("a\nb", "1/day", Algorithm::FixedWindow),
-            "control characters",
-        ),
+        (refused("a\nb", "1/day", Algorithm::FixedWindow), "control characters"),
     ] {
         assert!(text.contains(said), "{text}");
         assert!(text.starts_with("rule `"), "{text}");
@@ -127,13 +90,7 @@ fn subjects_are_canonical_and_never_collide() {
     );
     assert_ne!(subject("a:model:b", "c"), subject("a", "b:model:c"));
     assert_eq!(Scope::GLOBAL.subject(|_| unreachable!()).as_str(), "global");
-    for text in [
-        "global",
-        "user:alice:model:gpt-4o",
-        "ip:1.2.3.4",
-        "ip:2001%3Adb8",
-        "endpoint:/v1/x",
-    ] {
+    for text in ["global", "user:alice:model:gpt-4o", "ip:1.2.3.4", "ip:2001%3Adb8", "endpoint:/v1/x"] {
         assert_eq!(text.parse::<Subject>().unwrap().as_str(), text);
     }
     for text in [
@@ -162,14 +119,8 @@ fn names_are_read_back_and_guessed() {
     for algorithm in Algorithm::ALL {
         assert_eq!(algorithm.as_str().parse(), Ok(algorithm));
     }
-    assert_eq!(
-        Scope::of(Dimension::ALL).iter().collect::<Vec<_>>(),
-        Dimension::ALL
-    );
-    assert_eq!(
-        Scope::of([Dimension::Model, Dimension::User]).to_string(),
-        "user,model"
-    );
+    assert_eq!(Scope::of(Dimension::ALL).iter().collect::<Vec<_>>(), Dimension::ALL);
+    assert_eq!(Scope::of([Dimension::Model, Dimension::User]).to_string(), "user,model");
     assert_eq!(Scope::GLOBAL.to_string(), "global");
     let error = "apikey".parse::<Dimension>().unwrap_err();
     assert_eq!(error.suggestion(), Some("api_key"));

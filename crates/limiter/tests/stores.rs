@@ -21,7 +21,8 @@ fn look(store: &MemoryStore, limit: &Arc<Limit>, name: &str, amount: u64) -> Sta
     store.peek(charge(limit, name, amount)).remove(0)
 }
 
-/// Five per five seconds, all at once: time in ms, amount, granted, remaining, reset in ms, retry in ms.
+/// Five per five seconds, all at once: time in ms, amount, granted, remaining, reset in ms, retry in ms. The rows up to
+/// the line are the table that throttled (`rate_test.go`) and redis-cell (`cell/mod.rs`) share.
 #[test]
 fn the_bucket_is_gcra() {
     let limit = limit("r", "5/5 s", Algorithm::TokenBucket);
@@ -41,9 +42,12 @@ fn the_bucket_is_gcra() {
         (8_000, 1, true, 4, 1_000, 0),
         (9_500, 1, true, 4, 1_000, 0),
         (9_500, 0, true, 4, 1_000, 0),
-        (10_000, 0, true, 4, 500, 0),
-        (10_000, 2, true, 2, 2_500, 0),
+        (9_500, 2, true, 2, 3_000, 0),
+        (9_500, 5, false, 2, 3_000, 3_000),
+        // ----
+        (10_000, 0, true, 2, 2_500, 0),
         (10_000, 5, false, 2, 2_500, 2_500),
+        (12_500, 5, true, 0, 5_000, 0),
     ]
     .into_iter()
     .enumerate()
@@ -91,10 +95,7 @@ fn a_sliding_window_fades() {
     clock.set(Millis(START + 75_000));
     // A quarter of the next window is over: three quarters of 80 still count.
     let standing = look(&store, &limit, "u", 41);
-    assert_eq!(
-        (standing.used, standing.remaining, standing.reset),
-        (60, 40, Millis(45_000))
-    );
+    assert_eq!((standing.used, standing.remaining, standing.reset), (60, 40, Millis(45_000)));
     assert_eq!(standing.retry, Retry::After(Millis(750)));
 }
 
@@ -132,11 +133,9 @@ fn months_are_calendar_months_and_weeks_start_on_monday() {
 
 #[test]
 fn big_numbers_are_exact() {
-    for (quota, capacity) in [
-        ("1000000000/day", 1_000_000_000),
-        ("7000000/minute", 7_000_000),
-        ("$40k/day", 40_000_000_000),
-    ] {
+    for (quota, capacity) in
+        [("1000000000/day", 1_000_000_000), ("7000000/minute", 7_000_000), ("$40k/day", 40_000_000_000)]
+    {
         for algorithm in Algorithm::ALL {
             let limit = limit("r", quota, algorithm);
             let (store, clock) = store_at(START);
@@ -148,18 +147,12 @@ fn big_numbers_are_exact() {
                 (capacity, 0),
                 "{algorithm} {quota}"
             );
-            let Retry::After(wait) = denial.retry() else {
-                panic!("{algorithm} {quota}")
-            };
+            let Retry::After(wait) = denial.retry() else { panic!("{algorithm} {quota}") };
             clock.advance(wait);
             drop(granted(store.reserve(charge(&limit, "u", 1))));
         }
     }
-    let money = limit(
-        "team",
-        "$100,000/month".replace(',', "").as_str(),
-        Algorithm::TokenBucket,
-    );
+    let money = limit("team", "$100,000/month".replace(',', "").as_str(), Algorithm::TokenBucket);
     let (store, _) = store_at(START);
     drop(granted(store.reserve(charge(&money, "u", 100_000_000_000 - 1))));
     assert_eq!(look(&store, &money, "u", 0).remaining, 1);
@@ -182,30 +175,18 @@ fn never_is_not_later_and_estimates_are_clamped() {
     for algorithm in Algorithm::ALL {
         let limit = limit("r", "10/minute", algorithm);
         let (store, _) = store_at(START);
-        assert_eq!(
-            denied(store.reserve(charge(&limit, "u", 11))).retry(),
-            Retry::Never
-        );
-        assert_eq!(
-            denied(store.reserve(charge(&limit, "u", u64::MAX))).retry(),
-            Retry::Never
-        );
+        assert_eq!(denied(store.reserve(charge(&limit, "u", 11))).retry(), Retry::Never);
+        assert_eq!(denied(store.reserve(charge(&limit, "u", u64::MAX))).retry(), Retry::Never);
         let estimate = || vec![Charge::estimate(Arc::clone(&limit), user("u"), 5_000)];
         let reservation = granted(store.reserve(estimate()));
         assert_eq!(reservation.standings()[0].requested, 10);
-        assert!(matches!(
-            denied(store.reserve(estimate())).retry(),
-            Retry::After(_)
-        ));
+        assert!(matches!(denied(store.reserve(estimate())).retry(), Retry::After(_)));
         reservation.refund();
         assert_eq!(look(&store, &limit, "u", 10).retry, Retry::Now);
     }
     let bucket = limit("b", "10/minute burst 20", Algorithm::TokenBucket);
     let (store, _) = store_at(START);
-    assert_eq!(
-        denied(store.reserve(charge(&bucket, "u", 21))).retry(),
-        Retry::Never
-    );
+    assert_eq!(denied(store.reserve(charge(&bucket, "u", 21))).retry(), Retry::Never);
     drop(granted(store.reserve(charge(&bucket, "u", 20))));
 }
 
@@ -217,19 +198,11 @@ fn settling_charges_more_now_and_gives_less_back() {
         let used = || look(&store, &limit, "u", 0).used;
         let reservation = granted(store.reserve(charge(&limit, "u", 60)));
         let correction = reservation.settle(&[25]).remove(0);
-        assert_eq!(
-            (correction.returned, correction.charged, correction.forgiven),
-            (35, 0, 0),
-            "{algorithm}"
-        );
+        assert_eq!((correction.returned, correction.charged, correction.forgiven), (35, 0, 0), "{algorithm}");
         assert_eq!(used(), 25);
         let reservation = granted(store.reserve(charge(&limit, "u", 60)));
         let correction = reservation.settle(&[150]).remove(0);
-        assert_eq!(
-            (correction.returned, correction.charged, correction.forgiven),
-            (0, 90, 0),
-            "{algorithm}"
-        );
+        assert_eq!((correction.returned, correction.charged, correction.forgiven), (0, 90, 0), "{algorithm}");
         assert_eq!((used(), look(&store, &limit, "u", 0).remaining), (175, 0));
         // Debt is waited off, and one more settlement stops at twice the limit.
         clock.advance(Millis(1));
@@ -240,11 +213,7 @@ fn settling_charges_more_now_and_gives_less_back() {
             granted(store.reserve(charge(&limit, "u", 50))),
         );
         let correction = first.settle(&[u64::MAX]).remove(0);
-        assert_eq!(
-            (correction.charged, correction.forgiven),
-            (100, u64::MAX - 150),
-            "{algorithm}"
-        );
+        assert_eq!((correction.charged, correction.forgiven), (100, u64::MAX - 150), "{algorithm}");
         let correction = second.settle(&[70]).remove(0);
         assert_eq!((correction.charged, correction.forgiven), (0, 20), "{algorithm}");
         assert_eq!(look(&store, &limit, "u", 0).used, 200);
@@ -255,10 +224,7 @@ fn settling_charges_more_now_and_gives_less_back() {
         let pair = |name| [charge(&limit, name, 5), charge(&limit, "w", 5)].concat();
         granted(store.reserve(pair("p"))).settle(&[1]);
         granted(store.reserve(pair("q"))).settle(&[1, 2, 3]);
-        assert_eq!(
-            ["p", "q", "w"].map(|name| look(&store, &limit, name, 0).used),
-            [1, 1, 7]
-        );
+        assert_eq!(["p", "q", "w"].map(|name| look(&store, &limit, name, 0).used), [1, 1, 7]);
     }
 }
 
@@ -307,26 +273,14 @@ fn a_denial_names_the_longest_wait() {
     let hour = limit("h", "1/hour", Algorithm::FixedWindow);
     let second = limit("s", "1/second", Algorithm::FixedWindow);
     let (store, _) = store_at(START);
-    let charges = |amount| {
-        [
-            charge(&minute, "u", 1),
-            charge(&hour, "u", 1),
-            charge(&second, "u", amount),
-        ]
-        .concat()
-    };
+    let charges =
+        |amount| [charge(&minute, "u", 1), charge(&hour, "u", 1), charge(&second, "u", amount)].concat();
     drop(granted(store.reserve(charges(1))));
     let denial = denied(store.reserve(charges(1)));
-    assert_eq!(
-        (denial.binding_index(), denial.binding().limit.id()),
-        (1, "h-requests-hour")
-    );
+    assert_eq!((denial.binding_index(), denial.binding().limit.id()), (1, "h-requests-hour"));
     assert_eq!(denial.retry(), Retry::After(Millis(3_600_000)));
     let denial = denied(store.reserve(charges(2)));
-    assert_eq!(
-        (denial.binding_index(), denial.retry(), denial.requested()),
-        (2, Retry::Never, 2)
-    );
+    assert_eq!((denial.binding_index(), denial.retry(), denial.requested()), (2, Retry::Never, 2));
     assert!(denial.standings().iter().all(|standing| !standing.taken));
 }
 
@@ -335,30 +289,17 @@ fn a_shadow_reports_and_never_refuses() {
     let real = limit("real", "10/minute", Algorithm::FixedWindow);
     let quota = "2/minute".parse().unwrap();
     let scope = Scope::of([Dimension::User]);
-    let shadow = Arc::new(
-        Limit::new("shadow", quota, Algorithm::FixedWindow, scope)
-            .unwrap()
-            .shadow(),
-    );
+    let shadow = Arc::new(Limit::new("shadow", quota, Algorithm::FixedWindow, scope).unwrap().shadow());
     let (store, _) = store_at(START);
     let charges = || [charge(&shadow, "u", 2), charge(&real, "u", 2)].concat();
     let first = granted(store.reserve(charges()));
     assert!(first.standings().iter().all(|standing| standing.taken));
     let second = granted(store.reserve(charges()));
-    assert_eq!(
-        [second.standings()[0].taken, second.standings()[1].taken],
-        [false, true]
-    );
+    assert_eq!([second.standings()[0].taken, second.standings()[1].taken], [false, true]);
     assert_eq!(second.standings()[0].retry, Retry::After(Millis(60_000)));
     // Only what was taken is settled.
     second.settle(&[0, 0]);
-    assert_eq!(
-        (
-            look(&store, &shadow, "u", 0).used,
-            look(&store, &real, "u", 0).used
-        ),
-        (2, 2)
-    );
+    assert_eq!((look(&store, &shadow, "u", 0).used, look(&store, &real, "u", 0).used), (2, 2));
     drop(granted(store.reserve(charge(&real, "u", 8))));
     let denial = denied(store.reserve(charges()));
     assert_eq!(denial.binding_index(), 1, "a shadow never binds");
@@ -419,21 +360,14 @@ fn many_threads_admit_exactly_the_limit() {
 
 fn stranger(n: u64) -> Charge {
     let subject = Scope::of([Dimension::Ip]).subject(|_| Cow::Owned(format!("10.{n}")));
-    Charge::new(
-        limit("junk", "10/minute", Algorithm::FixedWindow),
-        subject.unauthenticated(),
-        1,
-    )
+    Charge::new(limit("junk", "10/minute", Algorithm::FixedWindow), subject.unauthenticated(), 1)
 }
 
 /// Hundreds of thousands of strangers stay in their budget and push out nobody known.
 #[test]
 fn junk_is_bounded_and_evicts_no_known_caller() {
     let clock = ManualClock::at(Millis(START));
-    let budgets = Budgets {
-        keyed: 10_000,
-        unauthenticated: 4_096,
-    };
+    let budgets = Budgets { keyed: 10_000, unauthenticated: 4_096 };
     let store = MemoryStore::with_budgets(clock.clone(), budgets);
     let own = limit("own", "10/day", Algorithm::TokenBucket);
     for n in 0..5_000 {
@@ -447,24 +381,14 @@ fn junk_is_bounded_and_evicts_no_known_caller() {
     }
     let occupancy = store.occupancy();
     assert_eq!(occupancy.keyed, 5_000);
-    assert!(
-        (3_500..=4_096).contains(&occupancy.unauthenticated),
-        "{occupancy:?}"
-    );
+    assert!((3_500..=4_096).contains(&occupancy.unauthenticated), "{occupancy:?}");
     assert_eq!(occupancy.evicted_live, 300_000 - occupancy.unauthenticated as u64);
     for n in 0..5_000 {
-        assert_eq!(
-            look(&store, &own, &n.to_string(), 0).used,
-            1,
-            "a known caller was forgotten"
-        );
+        assert_eq!(look(&store, &own, &n.to_string(), 0).used, 1, "a known caller was forgotten");
     }
     // Refused strangers leave nothing behind.
     assert!(
-        store
-            .reserve(vec![Charge::new(junk, user("x").unauthenticated(), 11)])
-            .standings()[0]
-            .retry
+        store.reserve(vec![Charge::new(junk, user("x").unauthenticated(), 11)]).standings()[0].retry
             == Retry::Never
     );
     assert_eq!(store.occupancy(), occupancy);
@@ -473,17 +397,9 @@ fn junk_is_bounded_and_evicts_no_known_caller() {
 #[test]
 fn those_with_nothing_in_use_are_forgotten_first() {
     let clock = ManualClock::at(Millis(START));
-    let store = MemoryStore::with_budgets(
-        clock.clone(),
-        Budgets {
-            keyed: 4,
-            unauthenticated: 2,
-        },
-    );
-    let (day, minute) = (
-        limit("d", "10/day", Algorithm::FixedWindow),
-        limit("m", "10/minute", Algorithm::FixedWindow),
-    );
+    let store = MemoryStore::with_budgets(clock.clone(), Budgets { keyed: 4, unauthenticated: 2 });
+    let (day, minute) =
+        (limit("d", "10/day", Algorithm::FixedWindow), limit("m", "10/minute", Algorithm::FixedWindow));
     for name in ["a", "b"] {
         drop(store.reserve(charge(&day, name, 1)));
     }
@@ -508,35 +424,22 @@ fn those_with_nothing_in_use_are_forgotten_first() {
     let ip = stranger(2);
     let known = Scope::of([Dimension::Ip]).subject(|_| Cow::Borrowed("10.2"));
     drop(store.reserve(vec![Charge::new(Arc::clone(ip.limit()), known.clone(), 1)]));
-    assert_eq!(
-        (store.occupancy().keyed, store.occupancy().unauthenticated),
-        (4, 1)
-    );
+    assert_eq!((store.occupancy().keyed, store.occupancy().unauthenticated), (4, 1));
 }
 
 /// What was a stranger's and became a known caller's is no longer in reach of strangers.
 #[test]
 fn a_promoted_subject_is_safe_from_junk() {
-    let budgets = Budgets {
-        keyed: 2,
-        unauthenticated: 2,
-    };
+    let budgets = Budgets { keyed: 2, unauthenticated: 2 };
     let store = MemoryStore::with_budgets(ManualClock::at(Millis(START)), budgets);
     let known = Scope::of([Dimension::Ip]).subject(|_| Cow::Borrowed("10.0"));
     drop(store.reserve(vec![stranger(0)]));
-    drop(store.reserve(vec![Charge::new(
-        Arc::clone(stranger(0).limit()),
-        known.clone(),
-        1,
-    )]));
+    drop(store.reserve(vec![Charge::new(Arc::clone(stranger(0).limit()), known.clone(), 1)]));
     for n in 0..100 {
         drop(store.reserve(vec![stranger(n % 10 + 1)]));
     }
     assert_eq!(store.peek(vec![stranger(0)])[0].used, 2);
-    assert_eq!(
-        (store.occupancy().keyed, store.occupancy().unauthenticated),
-        (1, 2)
-    );
+    assert_eq!((store.occupancy().keyed, store.occupancy().unauthenticated), (1, 2));
     // The flag of one request does not make it a stranger's again.
     drop(store.reserve(vec![stranger(0)]));
     assert_eq!(store.occupancy().keyed, 1);
@@ -550,9 +453,7 @@ fn denials_do_not_freeze_an_excursion() {
         let (store, clock) = store_at(START + 600_000);
         let held = granted(store.reserve(charge(&limit, "u", 10)));
         clock.set(Millis(START));
-        let Retry::After(wait) = denied(store.reserve(charge(&limit, "u", 10))).retry() else {
-            panic!()
-        };
+        let Retry::After(wait) = denied(store.reserve(charge(&limit, "u", 10))).retry() else { panic!() };
         assert!(wait <= Millis(120_000), "{algorithm}: {wait}");
         for _ in 0..10 {
             clock.advance(Millis(wait.get() / 11));
@@ -571,13 +472,7 @@ fn denials_do_not_freeze_an_excursion() {
 #[test]
 fn clearing_again_and_again_leaves_nothing() {
     let clock = ManualClock::at(Millis(START));
-    let store = MemoryStore::with_budgets(
-        clock.clone(),
-        Budgets {
-            keyed: 3,
-            unauthenticated: 3,
-        },
-    );
+    let store = MemoryStore::with_budgets(clock.clone(), Budgets { keyed: 3, unauthenticated: 3 });
     let limit = limit("m", "10/minute", Algorithm::FixedWindow);
     for _ in 0..1_000 {
         drop(store.reserve(charge(&limit, "again", 1)));
@@ -588,10 +483,36 @@ fn clearing_again_and_again_leaves_nothing() {
         drop(store.reserve(charge(&limit, name, 1)));
     }
     assert_eq!((store.occupancy().keyed, store.occupancy().evicted_live), (3, 1));
-    assert_eq!(
-        ["a", "b", "c", "d"].map(|name| look(&store, &limit, name, 0).used),
-        [0, 1, 1, 1]
-    );
+    assert_eq!(["a", "b", "c", "d"].map(|name| look(&store, &limit, name, 0).used), [0, 1, 1, 1]);
+}
+
+/// The short way takes what the long way takes.
+#[test]
+fn taking_is_reserving_without_a_reservation() {
+    for algorithm in Algorithm::ALL {
+        let limit = limit("r", "3/minute", algorithm);
+        let ((short, clock), (long, _)) = (store_at(START), store_at(START));
+        for step in 0..6 {
+            let amount = 1 + step % 2;
+            let charges = charge(&limit, "u", amount);
+            let taken = short.take(&charges[0]);
+            match long.reserve(charges) {
+                Decision::Granted(_) => assert_eq!(taken, Retry::Now, "{algorithm} {step}"),
+                Decision::Denied(denial) => assert_eq!(taken, denial.retry(), "{algorithm} {step}"),
+            }
+            let (a, b) = (look(&short, &limit, "u", 0), look(&long, &limit, "u", 0));
+            assert_eq!((a.used, a.remaining, a.reset), (b.used, b.remaining, b.reset));
+        }
+        assert_eq!(short.take(&charge(&limit, "u", 4)[0]), Retry::Never);
+        // A stranger that becomes known is promoted on the short way, too.
+        drop(clock);
+        let known = user("v");
+        let by = |subject| Charge::new(Arc::clone(&limit), subject, 1);
+        short.take(&by(known.clone().unauthenticated()));
+        assert_eq!(short.occupancy().unauthenticated, 1);
+        short.take(&by(known));
+        assert_eq!((short.occupancy().unauthenticated, short.occupancy().keyed), (0, 2));
+    }
 }
 
 #[test]
@@ -600,9 +521,7 @@ fn the_machine_s_clock_works_too() {
     let limit = limit("r", "1/366 days", Algorithm::TokenBucket);
     let began = Instant::now();
     drop(granted(store.reserve(charge(&limit, "u", 1))));
-    let Retry::After(wait) = denied(store.reserve(charge(&limit, "u", 1))).retry() else {
-        panic!()
-    };
+    let Retry::After(wait) = denied(store.reserve(charge(&limit, "u", 1))).retry() else { panic!() };
     let year = 366 * 86_400_000;
     let most = began.elapsed().as_millis() as u64 + 1_000;
     assert!((year - most..=year).contains(&wait.get()), "{wait}");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{Budgets, Occupancy};
 use crate::clock::Millis;
-use crate::limit::Limit;
+use crate::limit::{Charge, Limit};
 use crate::reservation::Standing;
 use crate::scope::Subject;
 use crate::spec::{Correction, Receipt, State};
@@ -18,7 +18,7 @@ const STALE_TICKETS_MAX: usize = 64;
 
 /// Which budget a subject counts in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
+pub(crate) enum Class {
     Keyed,
     Unauthenticated,
 }
@@ -95,6 +95,8 @@ pub(super) struct Shard {
     /// Numbers the lives of states and tickets.
     births: u64,
     evicted_live: u64,
+    #[cfg(feature = "persist")]
+    journal: Option<Journal>,
 }
 
 /// The subjects of one class.
@@ -107,6 +109,9 @@ struct Queue {
 /// The counters of one subject.
 struct Counters {
     class: Class,
+    /// There is a row of it in the file.
+    #[cfg(feature = "persist")]
+    stored: bool,
     ticket: u64,
     list: Vec<Counter>,
 }
@@ -132,6 +137,8 @@ impl Shard {
             unauthenticated: Queue::new(budgets.unauthenticated),
             births: 0,
             evicted_live: 0,
+            #[cfg(feature = "persist")]
+            journal: None,
         }
     }
 
@@ -140,6 +147,26 @@ impl Shard {
         let counters = self.subjects.get_mut(key)?;
         let place = counters.place(limit)?;
         Some(&mut counters.list[place].state)
+    }
+
+    /// Takes a charge that needs nothing but room: of a subject that is known as what it was, from a counter that was
+    /// last charged by the same limit. `None` says only that this was not enough.
+    pub(super) fn take(&mut self, key: &Key, charge: &Charge, now: Millis) -> Option<(Receipt, &State)> {
+        let (limit, amount) = (charge.limit(), charge.amount());
+        let counters = self.subjects.get_mut(key)?;
+        if counters.class == Class::Unauthenticated && !charge.subject().is_unauthenticated() {
+            return None;
+        }
+        let counter = counters.list.iter_mut().find(|counter| Arc::ptr_eq(&counter.limit, limit))?;
+        let (rate, state) = (limit.rate(), &mut counter.state);
+        state.redate(rate, now);
+        if !state.fits(rate, now, amount) {
+            return None;
+        }
+        let receipt = state.charge(rate, now, amount);
+        #[cfg(feature = "persist")]
+        journal::mark(&mut self.journal, key);
+        Some((receipt, state))
     }
 
     /// The state of a counter, born if there was none. A subject once known as keyed stays keyed.
@@ -152,6 +179,8 @@ impl Shard {
     ) -> &mut State {
         self.births += 1;
         let birth = self.births;
+        #[cfg(feature = "persist")]
+        journal::mark(&mut self.journal, key);
         let counters = match self.subjects.entry(key.clone()) {
             Entry::Occupied(occupied) => occupied.into_mut(),
             Entry::Vacant(vacant) => {
@@ -160,7 +189,7 @@ impl Shard {
                     Class::Unauthenticated => &mut self.unauthenticated,
                 };
                 queue.join(now, birth, key);
-                vacant.insert(Counters { class, ticket: birth, list: Vec::with_capacity(1) })
+                vacant.insert(Counters::new(class, birth))
             }
         };
         if counters.class == Class::Unauthenticated && class == Class::Keyed {
@@ -190,11 +219,21 @@ impl Shard {
         state.correct(rate, now, receipt, actual)
     }
 
+    /// Renews the lease of `receipt`.
+    pub(super) fn renew(&mut self, key: &Key, standing: &Standing, now: Millis, receipt: &Receipt) {
+        let (limit, rate) = (&standing.limit, standing.limit.rate());
+        let state = self.state_or_new(key, Class::of(&standing.subject), limit, now);
+        state.redate(rate, now);
+        state.renew(rate, now, receipt);
+    }
+
     /// Forgets a subject. Says whether it was known.
     pub(super) fn remove(&mut self, key: &Key) -> bool {
         let Some(counters) = self.subjects.remove(key) else {
             return false;
         };
+        #[cfg(feature = "persist")]
+        self.mark_removed(key, &counters);
         self.queue(counters.class).subjects -= 1;
         true
     }
@@ -269,6 +308,16 @@ impl Queue {
 }
 
 impl Counters {
+    fn new(class: Class, ticket: u64) -> Counters {
+        Counters {
+            class,
+            #[cfg(feature = "persist")]
+            stored: false,
+            ticket,
+            list: Vec::with_capacity(1),
+        }
+    }
+
     fn place(&self, limit: &Arc<Limit>) -> Option<usize> {
         let same =
             |counter: &Counter| Arc::ptr_eq(&counter.limit, limit) || counter.limit.same_counter(limit);
@@ -324,6 +373,13 @@ impl Ord for Ticket {
         (self.idle, self.number).cmp(&(other.idle, other.number))
     }
 }
+
+#[cfg(feature = "persist")]
+mod journal;
+#[cfg(feature = "persist")]
+use journal::Journal;
+#[cfg(feature = "persist")]
+pub(crate) use journal::Row;
 
 #[cfg(test)]
 mod tests;

@@ -86,6 +86,19 @@ impl Window {
         Window::new(seconds / span.seconds(), span)
     }
 
+    /// `None`: no length, too long, or several months.
+    pub(super) const fn checked(count: u64, span: Span) -> Option<Window> {
+        let most = if matches!(span, Span::Month) {
+            1
+        } else {
+            WINDOW_DAYS_MAX * Span::Day.seconds() / span.seconds()
+        };
+        if count == 0 || count > most { None } else { Some(Window { count, span }) }
+    }
+
+    /// As long as a lease: what calls in flight have for a window.
+    pub(crate) const LEASE: Window = Window { count: crate::spec::LEASE.ceil_secs(), span: Span::Second };
+
     /// How many spans.
     pub const fn count(self) -> u64 {
         self.count

@@ -41,17 +41,19 @@ impl Bucket {
 
     /// `at` in whole ticks.
     pub(super) fn grid(self, at: Millis) -> Millis {
-        Millis(at.get() / self.tick * self.tick)
+        // The usual tick is 1, and a division by it is not free.
+        if self.tick == 1 { at } else { Millis(at.get() / self.tick * self.tick) }
     }
 
+    #[inline]
     pub(super) fn drained(self, rate: &Rate, at: Millis, now: Millis) -> Drained {
         let (mut bucket, at) = self.converted(rate, at);
         bucket.debt = bucket.debt.min(full(rate));
         let reached = at.max(bucket.grid(now));
-        let ticks = (reached.get() - at.get()) / rate.tick;
-        if ticks > 0 {
-            let drained = ticks.min(bucket.debt.div_ceil(rate.capacity)) * rate.capacity;
-            bucket.debt = bucket.debt.saturating_sub(drained);
+        let passed = reached.get() - at.get();
+        if passed > 0 {
+            let ticks = if rate.tick == 1 { passed } else { passed / rate.tick };
+            bucket.debt = bucket.debt.saturating_sub(ticks.saturating_mul(rate.capacity));
         }
         let renewed = bucket.debt == 0
             || bucket.refunded >= REFUNDED_MAX
@@ -106,6 +108,7 @@ impl Bucket {
     }
 
     /// In the ticks of `rate`: the debt by the power of ten, rounded up; `at` never earlier than it was.
+    #[inline]
     fn converted(self, rate: &Rate, at: Millis) -> (Bucket, Millis) {
         let bucket = Bucket { capacity: rate.capacity, burst: rate.burst, tick: rate.tick, ..self };
         if rate.tick > self.tick {
@@ -117,6 +120,28 @@ impl Bucket {
             return (Bucket { debt, ..bucket }, at + Millis(self.tick));
         }
         (bucket, at)
+    }
+
+    #[cfg(feature = "persist")]
+    pub(super) fn saved(self) -> [u64; 4] {
+        [self.debt, self.capacity, self.burst, self.tick]
+    }
+
+    /// Only on terms that pass the gate.
+    #[cfg(feature = "persist")]
+    pub(super) fn restored(rate: &Rate, numbers: &[u64]) -> Option<Bucket> {
+        let &[debt, capacity, burst, tick] = numbers else { return None };
+        if !matches!(tick, 1 | 10 | 100 | 1_000) || capacity == 0 || burst == 0 {
+            return None;
+        }
+        let product = u128::from(capacity.max(burst)) * u128::from(rate.length_ms / tick);
+        (product <= u128::from(super::saved::NUMBER_MAX)).then_some(Bucket {
+            debt,
+            refunded: 0,
+            capacity,
+            burst,
+            tick,
+        })
     }
 }
 

@@ -50,4 +50,15 @@ impl Fixed {
         self.used -= returned;
         returned
     }
+
+    #[cfg(feature = "persist")]
+    pub(super) fn saved(self) -> [u64; 2] {
+        [self.window, self.used]
+    }
+
+    #[cfg(feature = "persist")]
+    pub(super) fn restored(numbers: &[u64]) -> Option<Fixed> {
+        let &[window, used] = numbers else { return None };
+        Some(Fixed { window, used })
+    }
 }

@@ -154,6 +154,24 @@ impl Moving {
     fn dead(&self, rate: &Rate, at: Millis) -> usize {
         self.log.partition_point(|entry| entry.time + rate.length_ms <= at.get())
     }
+
+    /// Pairs of time and amount.
+    #[cfg(feature = "persist")]
+    pub(super) fn saved(&self) -> impl Iterator<Item = u64> {
+        self.log.iter().flat_map(|entry| [entry.time, entry.amount])
+    }
+
+    /// From pairs of time and amount, in order of time.
+    #[cfg(feature = "persist")]
+    pub(super) fn restored(numbers: &[u64]) -> Option<Moving> {
+        let (pairs, []) = numbers.as_chunks::<2>() else { return None };
+        let log: Vec<Entry> = pairs.iter().map(|&[time, amount]| Entry { time, amount }).collect();
+        let total = log.iter().try_fold(0_u64, |sum, entry| sum.checked_add(entry.amount))?;
+        let sound = log.is_sorted_by(|earlier, later| earlier.time < later.time)
+            && log.iter().all(|entry| entry.amount > 0)
+            && total <= super::saved::NUMBER_MAX;
+        sound.then_some(Moving { log, total, merged: false })
+    }
 }
 
 /// The end of the slot that contains `time`; a time on the grid stays.

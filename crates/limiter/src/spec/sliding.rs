@@ -86,6 +86,17 @@ impl Sliding {
     fn level(self, rate: &Rate, at: Millis) -> u128 {
         product(self.previous, rate.length - rate.elapsed(at)) + product(self.used, rate.length)
     }
+
+    #[cfg(feature = "persist")]
+    pub(super) fn saved(self) -> [u64; 3] {
+        [self.window, self.used, self.previous]
+    }
+
+    #[cfg(feature = "persist")]
+    pub(super) fn restored(numbers: &[u64]) -> Option<Sliding> {
+        let &[window, used, previous] = numbers else { return None };
+        Some(Sliding { window, used, previous })
+    }
 }
 
 /// A count kept from a larger limit may exceed what the gate knows of: 128 bits hold every case.

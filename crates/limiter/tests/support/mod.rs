@@ -1,6 +1,8 @@
 //! What several test files need: limits in one line, a small random source.
 #![allow(dead_code)] // each test file uses its own part
 
+pub(crate) mod judge;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -35,6 +37,10 @@ pub(crate) fn denied(decision: Decision) -> Denial {
         Decision::Granted(reservation) => panic!("granted: {reservation:?}"),
         Decision::Denied(denial) => denial,
     }
+}
+
+pub(crate) fn window_ms(limit: &Limit) -> u64 {
+    limit.window().longest().get()
 }
 
 /// SplitMix64: small, seeded, the same everywhere.

@@ -129,3 +129,93 @@ fn lists() {
     let many: Vec<String> = (1..=17).map(|n| format!("5/{n}m")).collect();
     assert!(Quota::parse_all(&many.join(";")).is_err());
 }
+
+/// The compiler's reader and this one: the same quota, or both refuse.
+#[test]
+fn literals_are_read_alike() {
+    use crate::quota::literal;
+    let words = [
+        "",
+        "0",
+        "1",
+        "60",
+        "1_000",
+        "1.5",
+        "1.",
+        ".5",
+        "1..2",
+        "999999999999999999",
+        "9999999999999999999",
+        "_1",
+        "$",
+        "$1.0000001",
+        "k",
+        "M",
+        "G",
+        "m",
+        "K",
+        "requests",
+        "Token",
+        "tokens",
+        "input",
+        "output tokens",
+        "input_tokens",
+        "concurrent",
+        "/",
+        "per",
+        "PER",
+        "s",
+        "S",
+        "minute",
+        "Minutes",
+        "minutess",
+        "d",
+        "month",
+        "w",
+        "week",
+        "366 days",
+        "367 days",
+        "2 month",
+        "burst",
+        "burst 5",
+        "burst $5",
+        "x",
+        ",",
+        "-",
+    ];
+    let mut state = 7_u64;
+    let mut next = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let shapes = [
+        "60/minute",
+        "1_000 requests per 15 minutes",
+        "10k tokens/d burst 5k",
+        "$1.5/month",
+        "20 concurrent",
+        "1.5M input tokens / 2 hours",
+        "7/10 s",
+        "$10/minute burst $2.5",
+        "2G output_tokens/w",
+    ];
+    let mut accepted = 0;
+    for round in 0..60_000 {
+        let mut text = String::new();
+        if round % 2 == 0 {
+            for _ in 0..next(7) {
+                text += words[next(words.len())];
+                text += if next(2) == 0 { " " } else { "" };
+            }
+        } else {
+            text = shapes[next(shapes.len())].to_string();
+            let from = next(text.len());
+            let to = from + next(text.len() - from + 1).min(3);
+            text.replace_range(from..to, words[next(words.len())]);
+        }
+        let read = literal::parse(&text);
+        accepted += usize::from(read.is_ok());
+        assert_eq!(read.ok(), text.parse::<Quota>().ok(), "`{text}`");
+    }
+    assert!(accepted > 900, "{accepted}");
+}
