@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 use tollgate_limiter::Reservation;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::config::Key;
 use crate::dialect::Usage;
 use crate::log::{Line, Log};
@@ -82,6 +84,8 @@ pub struct Ledger {
     pub metrics: Arc<Metrics>,
     /// Where it is written down.
     pub log: Log,
+    /// Cancelled when requests must end because the process does.
+    pub ending: CancellationToken,
 }
 
 /// One request from head to end. See the module.
@@ -195,6 +199,7 @@ impl Entry {
         match self.outcome {
             _ if std::thread::panicking() => Outcome::Panicked,
             Some(outcome) => outcome,
+            None if self.ledger.ending.is_cancelled() => Outcome::Shutdown,
             None => Outcome::ClientLeft,
         }
     }

@@ -70,14 +70,15 @@ impl Gateway {
     pub fn new(config: Config, log: Log) -> Arc<Self> {
         let metrics = Arc::new(Metrics::new(log.clone()));
         let snapshot = Snapshot::new(config, None, &metrics);
+        let ending = CancellationToken::new();
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             limits: MemoryStore::new(SystemClock),
-            ledger: Ledger { metrics, log },
+            ledger: Ledger { metrics, log, ending: ending.clone() },
             retries: RetryBudget::default(),
             leaving: CancellationToken::new(),
             closing: CancellationToken::new(),
-            ending: CancellationToken::new(),
+            ending,
         })
     }
 

@@ -87,7 +87,14 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     entry.key.clone_from(&caller.key);
     let endpoint = match found {
         Route::Call(endpoint) => endpoint,
-        Route::Models => return list_models(now, &caller, lane).await.map(Answered::Ours),
+        Route::Models => {
+            let list = tokio::select! {
+                biased;
+                list = list_models(now, &caller, lane) => list?,
+                () = gateway.ending.cancelled() => return Err(Error::ShuttingDown),
+            };
+            return Ok(Answered::Ours(list));
+        }
         Route::Model(id) => return one_model(now, &caller, &id).map(Answered::ours),
     };
     let call = tokio::select! {

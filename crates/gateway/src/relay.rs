@@ -116,7 +116,6 @@ pub struct Relay {
     /// The stream is complete; only its connection is waited for.
     draining: bool,
     deadline: Instant,
-    ending: CancellationToken,
     told_to_end: Pin<Box<WaitForCancellationFutureOwned>>,
     ended: Option<Result<(), io::ErrorKind>>,
     entry: Box<Entry>,
@@ -152,7 +151,6 @@ impl Relay {
             waiting: false,
             draining: false,
             deadline: terms.deadline,
-            ending: terms.ending.clone(),
             told_to_end: Box::pin(terms.ending.clone().cancelled_owned()),
             ended: None,
             entry,
@@ -249,7 +247,10 @@ impl Relay {
         self.entry.outcome = Some(outcome);
         self.ended = Some(Ok(()));
         let (message, code) = match outcome {
-            Outcome::Done => return,
+            Outcome::Done => {
+                self.deployment.ended();
+                return;
+            }
             Outcome::Shutdown => ("This instance is shutting down. The answer is cut here.", "shutting_down"),
             Outcome::TimedOut => {
                 ("The provider stopped sending. The answer is cut here.", "upstream_timeout")
@@ -277,9 +278,6 @@ impl Relay {
     fn outcome_of_drop(&self) -> Option<Outcome> {
         if self.meter.finished() && self.ready.is_empty() {
             return Some(Outcome::Done);
-        }
-        if self.ending.is_cancelled() {
-            return Some(Outcome::Shutdown);
         }
         (self.deadline <= Instant::now()).then_some(Outcome::TimedOut)
     }

@@ -143,7 +143,9 @@ pub async fn run(gateway: Arc<Gateway>, source: Source, mut seen: Seen, watch: b
         if !asked && before == seen {
             continue;
         }
-        let result = text.and_then(|text| source.resolve(text.as_deref()));
+        let resolving = source.clone();
+        let result = tokio::task::spawn_blocking(move || resolving.resolve(text?.as_deref()));
+        let result = result.await.map_err(std::io::Error::other)?;
         gateway.metrics().config_last_reload_successful.set(i64::from(result.is_ok()));
         match result {
             Ok(loaded) => {

@@ -160,6 +160,13 @@ impl Source {
         }
     }
 
+    /// Lets go of it, with its connection where it can be used again.
+    fn discard(self) {
+        if let Self::Http(flow) = self {
+            flow.discard();
+        }
+    }
+
     /// Whether it is known that nothing will come.
     fn is_empty(&self) -> bool {
         match self {
@@ -220,6 +227,11 @@ impl Deployment {
         }
     }
 
+    /// An answer of its that had begun has ended rightly.
+    pub fn ended(&self) {
+        self.health.answered();
+    }
+
     /// An answer of its broke off or stalled in the middle.
     pub fn broke_off(&self) {
         self.health.failed(&Failure::Broken(String::new()));
@@ -264,7 +276,10 @@ impl Deployment {
             }
         };
         let (head, body) = response.into_parts();
-        acceptable(head.status, &head.headers)?;
+        if let Err(failure) = acceptable(head.status, &head.headers) {
+            body.discard();
+            return Err(failure);
+        }
         let mut reading = Reading::of(body);
         let body = if is_event_stream(&head.headers) {
             let first = timeout_at(by, reading.until_first_event()).await;
@@ -273,6 +288,7 @@ impl Deployment {
         } else if is_json(&head.headers) {
             reading.whole(deadlines.idle, deadlines.total, total).await?
         } else if reading.source.is_empty() {
+            reading.source.discard();
             AnswerBody::Whole(Bytes::new())
         } else {
             AnswerBody::Open { head: reading.head, rest: reading.source }
@@ -296,7 +312,8 @@ impl Asking<'_> {
             Err(failure) => failure.code(),
         });
         match result {
-            Ok(_) => self.deployment.health.answered(),
+            Ok(Answer { body: AnswerBody::Whole(_), .. }) => self.deployment.health.answered(),
+            Ok(_) => self.deployment.health.began(),
             Err(failure) => self.deployment.health.failed(failure),
         }
     }

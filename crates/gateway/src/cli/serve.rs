@@ -217,6 +217,7 @@ async fn until_ended(gateway: &Gateway, connections: &TaskTracker, mut signals: 
         }
         signal = signals.next() => {
             tracing::warn!(signal, "a second signal: ended at once");
+            gateway.ending.cancel();
             ExitCode::from(128 + signal)
         }
     }

@@ -57,6 +57,16 @@ impl Health {
         self.lock().rests_until
     }
 
+    /// An answer has begun. It is not known yet whether it will end: after a rest, the next failure is one too many.
+    pub(super) fn began(&self) {
+        let mut state = self.lock();
+        state.probing = false;
+        if state.rests_until.take().is_some() {
+            state.failures = FAILURES_TOLERATED - 1;
+            self.gauge.set(1);
+        }
+    }
+
     pub(super) fn answered(&self) {
         let mut state = self.lock();
         if state.failures > 0 || state.rests_until.is_some() {
@@ -129,6 +139,17 @@ mod tests {
         assert!(health.take_turn(), "the next one probes instead of one that left");
         health.failed(&broken());
         assert_eq!(health.gauge.get(), 0, "it rests on");
+    }
+
+    #[test]
+    fn answers_that_begin_and_break_off_are_failures_in_a_row() {
+        let health = Health::new(Gauge::default());
+        for _ in 0..FAILURES_TOLERATED {
+            assert!(health.take_turn());
+            health.began();
+            health.failed(&broken());
+        }
+        assert!(!health.take_turn());
     }
 
     #[test]

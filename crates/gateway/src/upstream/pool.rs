@@ -4,7 +4,8 @@
 //! to the caller. Here the request's own task moves the connection's bytes: what a provider sent at once is taken over in one
 //! poll, and leaving a request closes its connection at once. docs/decisions/0005 has the figures.
 
-use std::future::poll_fn;
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -16,6 +17,7 @@ use http_body::{Body as _, Frame};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
+use tokio::task::unconstrained;
 use tower_service::Service;
 
 use super::Failure;
@@ -26,6 +28,9 @@ const AGE_MAX: Duration = Duration::from_secs(300);
 
 /// Idle connections are closed before the usual 60 s of servers and balancers run out.
 const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// Idle connections of one worker to one provider.
+const IDLE_CONNECTIONS_MAX: usize = 512;
 
 /// What is buffered of an answer, its head included.
 const BUFFER_BYTES_MAX: usize = 32 << 10;
@@ -48,10 +53,10 @@ pub(super) struct Client {
 
 /// By lane, longest unused first.
 #[derive(Default)]
-struct Idle([Mutex<Vec<Link>>; LANES]);
+struct Idle([Mutex<VecDeque<Link>>; LANES]);
 
 impl Idle {
-    fn of(&self, lane: Lane) -> MutexGuard<'_, Vec<Link>> {
+    fn of(&self, lane: Lane) -> MutexGuard<'_, VecDeque<Link>> {
         self.0[lane.0 % LANES].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -61,7 +66,8 @@ type Link = Box<Connection>;
 
 struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
-    driver: http1::Connection<Stream, Full<Bytes>>,
+    /// `None` once it has ended. Dropped then: only that gives a request back that it never took over.
+    driver: Option<http1::Connection<Stream, Full<Bytes>>>,
     opened: Instant,
     used: Instant,
 }
@@ -69,12 +75,17 @@ struct Connection {
 impl Connection {
     /// Moves bytes; whether the connection has ended.
     fn drive(&mut self, cx: &mut Context<'_>) -> bool {
-        Pin::new(&mut self.driver).poll(cx).is_ready()
+        if self.driver.as_mut().is_some_and(|driver| Pin::new(driver).poll(cx).is_ready()) {
+            self.driver = None;
+        }
+        self.driver.is_none()
     }
 
     /// Whether another request can be sent on it. Nobody is woken for what this finds out.
     fn is_usable(&mut self) -> bool {
-        let closed = self.drive(&mut Context::from_waker(Waker::noop()));
+        // Outside of the task's budget, or a closed connection could not say so behind many others.
+        let look = pin!(unconstrained(poll_fn(|cx| Poll::Ready(self.drive(cx)))));
+        let closed = matches!(look.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(true));
         let young = self.used.elapsed() < IDLE_MAX && self.opened.elapsed() < AGE_MAX;
         !closed && young && self.sender.is_ready()
     }
@@ -122,15 +133,19 @@ impl Client {
 
     /// Closes what was not used for long, or was closed by the provider.
     pub(super) fn reap(&self) {
-        for lane in 0..LANES {
-            self.idle.of(Lane(lane)).retain_mut(|link| link.is_usable());
+        for lane in (0..LANES).map(Lane) {
+            // Looked at and closed outside of the lock, which requests wait for.
+            let mut kept = std::mem::take(&mut *self.idle.of(lane));
+            kept.retain_mut(|link| link.is_usable());
+            let mut idle = self.idle.of(lane);
+            kept.append(&mut idle);
+            *idle = kept;
         }
     }
 
     fn keep(&self, lane: Lane) -> Option<Link> {
-        let mut idle = self.idle.of(lane);
         loop {
-            let mut last = idle.pop()?;
+            let mut last = self.idle.of(lane).pop_back()?;
             if last.is_usable() {
                 return Some(last);
             }
@@ -143,7 +158,7 @@ impl Client {
         let shaken = http1::Builder::new().max_buf_size(BUFFER_BYTES_MAX).handshake(stream).await;
         let (sender, driver) = shaken.map_err(|error| failure(&error))?;
         let now = Instant::now();
-        Ok(Box::new(Connection { sender, driver, opened: now, used: now }))
+        Ok(Box::new(Connection { sender, driver: Some(driver), opened: now, used: now }))
     }
 }
 
@@ -152,14 +167,13 @@ async fn exchange(
     link: &mut Link,
     request: Request<Full<Bytes>>,
 ) -> Result<Response<Incoming>, hyper::client::conn::TrySendError<Request<Full<Bytes>>>> {
-    let Connection { sender, driver, .. } = &mut **link;
-    let mut sending = pin!(sender.try_send_request(request));
+    let mut sending = pin!(link.sender.try_send_request(request));
     poll_fn(|cx| {
         if let Poll::Ready(done) = sending.as_mut().poll(cx) {
             return Poll::Ready(done);
         }
-        // Its end and its errors reach the request through `sending`.
-        let _ = Pin::new(&mut *driver).poll(cx);
+        // That it ended, and why, the request hears through `sending`.
+        link.drive(cx);
         sending.as_mut().poll(cx)
     })
     .await
@@ -189,6 +203,18 @@ impl Flow {
         polled
     }
 
+    /// Takes what has come already, so that a short answer nobody wants does not cost its connection.
+    pub fn discard(mut self) {
+        let mut bytes = 0;
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Some(Ok(frame))) = self.poll_frame(&mut cx) {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > BUFFER_BYTES_MAX {
+                return;
+            }
+        }
+    }
+
     /// Whether it is known that nothing will come.
     pub fn is_empty(&self) -> bool {
         self.body.is_end_stream()
@@ -198,7 +224,11 @@ impl Flow {
         let Some(mut link) = self.link.take() else { return };
         link.used = Instant::now();
         if link.is_usable() {
-            self.home.of(self.lane).push(link);
+            let mut idle = self.home.of(self.lane);
+            idle.push_back(link);
+            let surplus = if idle.len() > IDLE_CONNECTIONS_MAX { idle.pop_front() } else { None };
+            drop(idle);
+            drop(surplus);
         }
     }
 }

@@ -1,10 +1,9 @@
 //! What a guard cannot see: whether an answer is under way.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
@@ -13,19 +12,17 @@ use tokio::time::Instant;
 #[derive(Clone, Debug, Default)]
 pub struct Exchanges(Arc<Counts>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Counts {
-    born: Instant,
     begun: AtomicU64,
     ended: AtomicU64,
-    /// Milliseconds since `born` when the last of the answers under way must have ended; 0: no such time is known.
-    due: AtomicU64,
+    /// Those in service, each with the time by which its answer must have ended, once it has one. One of HTTP/1 at a time.
+    open: Mutex<Vec<(u64, Option<Instant>)>>,
 }
 
-impl Default for Counts {
-    fn default() -> Counts {
-        let (begun, ended, due) = Default::default();
-        Counts { born: Instant::now(), begun, ended, due }
+impl Counts {
+    fn open(&self) -> MutexGuard<'_, Vec<(u64, Option<Instant>)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -36,31 +33,34 @@ impl Exchanges {
         (self.0.begun.load(Ordering::Acquire), ended)
     }
 
-    /// When the answers under way must all have ended, while there are any.
+    /// When the last of the answers under way must have ended; `None`: there is none, or one that has no such time.
     pub(super) fn due(&self) -> Option<Instant> {
-        let (begun, ended) = self.counts();
-        let due = self.0.due.load(Ordering::Acquire);
-        (due > 0 && begun != ended).then(|| self.0.born + Duration::from_millis(due))
+        self.0.open().iter().map(|(_, due)| *due).collect::<Option<Vec<Instant>>>()?.into_iter().max()
     }
 
     /// To be called exactly once for each request the service is given.
     pub fn begin(&self) -> Exchange {
-        self.0.begun.fetch_add(1, Ordering::AcqRel);
-        Exchange(Arc::clone(&self.0))
+        let number = self.0.begun.fetch_add(1, Ordering::AcqRel);
+        self.0.open().push((number, None));
+        Exchange { counts: Arc::clone(&self.0), number }
     }
 }
 
 /// One request in service; ends when dropped, which must not be before its response body is.
 #[must_use = "dropped, the connection counts as idle"]
 #[derive(Debug)]
-pub struct Exchange(Arc<Counts>);
+pub struct Exchange {
+    counts: Arc<Counts>,
+    number: u64,
+}
 
 impl Exchange {
     /// Sets when its answer must have ended. A body that is never asked for more, because the client takes nothing,
     /// cannot notice that by itself; the guard then ends the connection.
     pub fn until(&self, deadline: Instant) {
-        let due = deadline.saturating_duration_since(self.0.born).as_millis();
-        self.0.due.fetch_max(u64::try_from(due).unwrap_or(u64::MAX).max(1), Ordering::AcqRel);
+        if let Some((_, due)) = self.counts.open().iter_mut().find(|(number, _)| *number == self.number) {
+            *due = Some(deadline);
+        }
     }
 
     /// Ties the exchange to the response body.
@@ -71,7 +71,8 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.0.ended.fetch_add(1, Ordering::AcqRel);
+        self.counts.open().retain(|(number, _)| *number != self.number);
+        self.counts.ended.fetch_add(1, Ordering::AcqRel);
     }
 }
 
