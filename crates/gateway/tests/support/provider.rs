@@ -118,6 +118,7 @@ pub struct Provider {
     count: watch::Receiver<usize>,
     /// Connections now open.
     open: watch::Receiver<usize>,
+    opened: Arc<AtomicU64>,
     flooded: Arc<AtomicU64>,
 }
 
@@ -133,11 +134,14 @@ impl Provider {
             seen: Arc::clone(&seen),
             count: count.subscribe(),
             open: open.subscribe(),
+            opened: Arc::default(),
             flooded: flooded.clone(),
         };
+        let opened = this.opened.clone();
         let shared = Arc::new(Shared { script: Box::new(script), seen, count, open, flooded });
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                opened.fetch_add(1, Ordering::Relaxed);
                 let shared = shared.clone();
                 tokio::spawn(async move {
                     shared.open.send_modify(|open| *open += 1);
@@ -176,6 +180,11 @@ impl Provider {
             .await
             .expect("the provider runs");
         self.requests()[number].clone()
+    }
+
+    /// Connections ever opened.
+    pub fn opened(&self) -> u64 {
+        self.opened.load(Ordering::Relaxed)
     }
 
     /// Bytes of floods the peers have taken.

@@ -102,3 +102,29 @@ impl<B: Body + Unpin> Body for Held<B> {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_its_own_answer_s() {
+        let exchanges = Exchanges::default();
+        let (early, late) = (Instant::now(), Instant::now() + Duration::from_secs(9));
+        let first = exchanges.begin();
+        assert_eq!(exchanges.due(), None, "it has no answer yet");
+        first.until(early);
+        assert_eq!(exchanges.due(), Some(early));
+        drop(first);
+        assert_eq!(exchanges.due(), None);
+        let (second, third) = (exchanges.begin(), exchanges.begin());
+        second.until(late);
+        assert_eq!(exchanges.due(), None, "an answer that is gone leaves no deadline to another");
+        third.until(early);
+        assert_eq!(exchanges.due(), Some(late), "the connection is theirs together");
+        drop(second);
+        assert_eq!(exchanges.due(), Some(early));
+    }
+}
