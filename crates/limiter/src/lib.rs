@@ -26,22 +26,32 @@
 //! - [`limit`]: a limit, and one request's charge
 //! - [`reservation`]: what a store answers
 //! - [`memory`]: the store of one process
+//! - [`store`]: what every store can be asked, and how it fails
+//! - `redis` (feature `redis`): the store that many processes share
 //! - [`clock`]: where its time comes from
 
 pub mod clock;
+#[cfg(feature = "redis")]
+mod denials;
 pub mod limit;
 pub mod memory;
 mod names;
 pub mod quota;
+#[cfg(feature = "redis")]
+pub mod redis;
 pub mod reservation;
 pub mod scope;
 pub mod spec;
+pub mod store;
 
 pub use clock::{Clock, ManualClock, Millis, SystemClock};
 pub use limit::{Charge, Limit, LimitError};
 pub use memory::{Budgets, MemoryStore, Occupancy};
 pub use names::UnknownName;
 pub use quota::{Algorithm, Quota, QuotaError, Span, Unit, Window};
+#[cfg(feature = "redis")]
+pub use redis::{RedisOptions, RedisStore};
 pub use reservation::{Decision, Denial, Reservation, Standing};
 pub use scope::{Dimension, Scope, Subject, SubjectError};
 pub use spec::{Correction, Retry};
+pub use store::{Answer, Source, Store, StoreError};

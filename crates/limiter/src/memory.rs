@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::fmt;
+use std::future::ready;
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,6 +11,7 @@ use crate::limit::{Charge, Limit, demand};
 use crate::reservation::{Decision, Denial, Hold, Reservation, Standing};
 use crate::scope::Subject;
 use crate::spec::{Correction, Receipt, Retry, State};
+use crate::store::{Answer, Store};
 
 mod shard;
 
@@ -140,6 +142,21 @@ impl MemoryStore {
             total.evicted_live += one.evicted_live;
         }
         total
+    }
+}
+
+/// Answers at once.
+impl Store for MemoryStore {
+    fn reserve(&self, charges: Vec<Charge>) -> Answer<'_, Decision> {
+        Box::pin(ready(Ok(MemoryStore::reserve(self, charges))))
+    }
+
+    fn peek(&self, charges: Vec<Charge>) -> Answer<'_, Vec<Standing>> {
+        Box::pin(ready(Ok(MemoryStore::peek(self, charges))))
+    }
+
+    fn clear<'s>(&'s self, subject: &'s Subject) -> Answer<'s, bool> {
+        Box::pin(ready(Ok(MemoryStore::clear(self, subject))))
     }
 }
 
