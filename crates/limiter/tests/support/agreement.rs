@@ -29,6 +29,9 @@ const QUOTAS: [&[&str]; 7] = [
     &["100/month", "90/month"],
 ];
 
+/// Those that are counted in different units of time.
+const DAYS: usize = 4;
+
 /// What everybody must agree on: taken, used, remaining, reset, retry.
 type View = (bool, u64, u64, Millis, Retry);
 
@@ -149,6 +152,8 @@ pub(crate) struct History {
     /// Counters of each subject: every capacity it can have, and the one it has.
     subjects: Vec<Vec<(Vec<Arc<Limit>>, usize)>>,
     held: Vec<Held>,
+    /// When the latest denial promised room.
+    promised: Option<Millis>,
     pub(crate) grants: u64,
     pub(crate) denials: u64,
     pub(crate) settlements: u64,
@@ -167,6 +172,7 @@ impl History {
             redis,
             subjects,
             held: Vec::new(),
+            promised: None,
             grants: 0,
             denials: 0,
             settlements: 0,
@@ -258,6 +264,9 @@ impl History {
             }
             (Decision::Denied(memory), Decision::Denied(redis)) => {
                 self.denials += 1;
+                if let Retry::After(wait) = redis.retry() {
+                    self.promised = Some(now + wait);
+                }
                 if (memory.binding_index(), memory.retry()) != (redis.binding_index(), redis.retry()) {
                     return Err("another limit binds".into());
                 }
@@ -353,7 +362,8 @@ impl History {
     }
 
     fn change_capacity(&mut self) {
-        let subject = self.random.below(SUBJECTS as u64) as usize;
+        let spread = if self.random.one_in(5) { SUBJECTS as u64 } else { 2 };
+        let subject = self.random.below(spread) as usize;
         let counter = self.random.below(self.subjects[subject].len() as u64) as usize;
         let (limits, now) = &mut self.subjects[subject][counter];
         *now = self.random.below(limits.len() as u64) as usize;
@@ -361,6 +371,11 @@ impl History {
 
     fn move_clock(&mut self) {
         let (now, random) = (self.memory.now().get(), &mut self.random);
+        if let Some(promised) = self.promised.take().filter(|_| random.one_in(20)) {
+            // To the moment it was promised for, or one before.
+            self.clock.set(promised - Millis(random.below(2)));
+            return;
+        }
         let to = match random.below(200) {
             0 => now + random.below(40 * 86_400_000),
             1 => now + random.below(86_400_000),
@@ -384,7 +399,8 @@ fn counters(random: &mut Random, subject: usize) -> Vec<(Vec<Arc<Limit>>, usize)
     let mut counters = Vec::new();
     for number in 0..4 + random.below(4) as usize {
         let algorithm = Algorithm::ALL[number % 4];
-        let quotas = QUOTAS[random.below(QUOTAS.len() as u64) as usize];
+        let days = subject == 0 && algorithm == Algorithm::TokenBucket;
+        let quotas = QUOTAS[if days { DAYS } else { random.below(QUOTAS.len() as u64) as usize }];
         let rule = format!("r{subject}{number}");
         let shadow = number >= 4 && random.one_in(2);
         let make = |quota: &str| {
