@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::clock::{Clock, ManualClock, Millis};
+use crate::clock::{Clock, ManualClock, Millis, SystemClock};
 use crate::denials::Denials;
 use crate::limit::Charge;
 use crate::reservation::{Decision, Denial, Reservation, Standing};
@@ -41,6 +41,8 @@ use settlement::Held;
 
 /// Births are told apart by so many bits.
 const LIFE_BITS: u32 = 32;
+/// How much later than the connection a caller gives up: the connection knows more about what went wrong.
+const GRACE: Duration = Duration::from_millis(5);
 /// No amount above this fits any limit; below, a double is exact.
 const AMOUNT_MAX: u64 = 1 << 52;
 
@@ -173,6 +175,10 @@ impl RedisStore {
     }
 
     async fn take(&self, charges: Vec<Charge>) -> Result<Decision, StoreError> {
+        if charges.is_empty() {
+            // Nothing to ask about; the time of nothing is that of this machine.
+            return Ok(Decision::Granted(self.hold(Vec::new(), SystemClock.now(), Vec::new())));
+        }
         let plan = Arc::new(Plan::of_charges(&self.0.prefix, &charges)?);
         let charges = match self.0.remembered(&plan, charges) {
             Ok(denial) => return Ok(Decision::Denied(denial)),
@@ -194,7 +200,7 @@ impl RedisStore {
                 }
             }));
         }
-        match timeout(self.0.deadline, answer).await {
+        match timeout(self.0.deadline + GRACE, answer).await {
             Ok(Ok(decision)) => decision,
             Ok(Err(_)) => Err(StoreError::Lost),
             Err(_) => Err(StoreError::Timeout),
@@ -262,6 +268,9 @@ impl Store for RedisStore {
 
     fn peek(&self, charges: Vec<Charge>) -> Answer<'_, Vec<Standing>> {
         Box::pin(async move {
+            if charges.is_empty() {
+                return Ok(Vec::new());
+            }
             let plan = Plan::of_charges(&self.0.prefix, &charges)?;
             let (_, counters) = self.0.ask(&plan, &charges, Vec::new()).await?;
             Ok(counters.stand(&plan, charges))

@@ -122,6 +122,11 @@ impl Denial {
     pub const fn now(&self) -> Millis {
         self.now
     }
+
+    /// Who refused.
+    pub const fn source(&self) -> Source {
+        self.source
+    }
 }
 
 /// What a request holds until it is known what it used. Dropped, the estimate stands.

@@ -133,12 +133,14 @@ impl Connection {
 }
 
 impl Shared {
-    /// The connection; when there is none, the one that is being made.
+    /// The connection; when there is none that answers, the one that is being made. A question to a connection that
+    /// swallows everything would only have an unknown outcome.
     async fn link(self: &Arc<Shared>) -> Arc<Link> {
         let mut current = self.current.subscribe();
         loop {
-            if let Some(link) = &*current.borrow_and_update() {
-                return Arc::clone(link);
+            let found = current.borrow_and_update().clone();
+            if let Some(link) = found.filter(|link| link.timeouts.load(Ordering::Relaxed) < TIMEOUTS_MAX) {
+                return link;
             }
             self.reconnect();
             if current.changed().await.is_err() {

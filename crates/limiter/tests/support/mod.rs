@@ -4,6 +4,8 @@
 #[cfg(feature = "redis")]
 pub(crate) mod agreement;
 #[cfg(feature = "redis")]
+pub(crate) mod proxy;
+#[cfg(feature = "redis")]
 pub(crate) mod server;
 
 use std::borrow::Cow;

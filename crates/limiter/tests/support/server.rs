@@ -39,7 +39,11 @@ impl Server {
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("unix://{}", self.folder.join("redis.sock").display())
+        format!("unix://{}", self.socket().display())
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.join("redis.sock")
     }
 
     pub(crate) fn id(&self) -> u32 {
