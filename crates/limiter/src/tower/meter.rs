@@ -31,7 +31,7 @@ pub struct Meter(Arc<Held>);
 
 struct Held(Mutex<Option<Open>>);
 
-/// A reservation that is not settled, and what was said so far: one amount per charge.
+/// A reservation that is not settled, and what was said so far: one amount per charge, or nothing at all.
 struct Open {
     reservation: Reservation,
     used: Vec<u64>,
@@ -39,17 +39,18 @@ struct Open {
 
 impl Meter {
     pub(super) fn new(reservation: Reservation) -> Meter {
-        let used = reservation.standings().iter().map(|standing| standing.requested).collect();
-        Meter(Arc::new(Held(Mutex::new(Some(Open { reservation, used })))))
+        Meter(Arc::new(Held(Mutex::new(Some(Open { reservation, used: Vec::new() })))))
     }
 
     /// Says what the request used of a unit, in every limit that counts it. The last word counts.
     pub fn used(&self, unit: Unit, amount: u64) {
         if let Some(Open { reservation, used }) = &mut *self.0.lock() {
-            let same = reservation.standings().iter().map(|standing| standing.limit.unit() == unit);
-            for (used, _) in used.iter_mut().zip(same).filter(|(_, same)| *same) {
-                *used = amount;
+            let standings = reservation.standings();
+            if used.is_empty() {
+                used.extend(standings.iter().map(|standing| standing.requested));
             }
+            let counted = used.iter_mut().zip(standings).filter(|(_, one)| one.limit.unit() == unit);
+            counted.for_each(|(used, _)| *used = amount);
         }
     }
 
