@@ -26,6 +26,8 @@
 //! - [`mod@limit`]: a limit, and one request's charge
 //! - [`reservation`]: what a store answers
 //! - [`memory`]: the store of one process
+//! - [`store`]: what every store can be asked, and how it fails
+//! - `redis` (feature `redis`): the store that many processes share
 //! - [`clock`]: where its time comes from
 //!
 //! Without features it depends on nothing. With `tower` there is a layer for axum and its kin; with
@@ -54,13 +56,18 @@ macro_rules! limit {
 }
 
 pub mod clock;
+#[cfg(feature = "redis")]
+mod denials;
 pub mod limit;
 pub mod memory;
 mod names;
 pub mod quota;
+#[cfg(feature = "redis")]
+pub mod redis;
 pub mod reservation;
 pub mod scope;
 pub mod spec;
+pub mod store;
 #[cfg(feature = "tower")]
 pub mod tower;
 
@@ -71,9 +78,12 @@ pub use memory::persist::PersistError;
 pub use memory::{Budgets, MemoryStore, Occupancy};
 pub use names::UnknownName;
 pub use quota::{Algorithm, Quota, QuotaError, Span, Unit, Window};
+#[cfg(feature = "redis")]
+pub use redis::{RedisOptions, RedisStore};
 pub use reservation::{Decision, Denial, Reservation, Standing};
 pub use scope::{Dimension, Scope, Subject, SubjectError};
 pub use spec::{Correction, LEASE, Retry};
+pub use store::{Answer, Source, Store, StoreError};
 
 /// The README's code is compiled, too.
 #[cfg(all(doctest, feature = "tower"))]

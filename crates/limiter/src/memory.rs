@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::fmt;
+use std::future::ready;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,6 +12,7 @@ use crate::quota::Algorithm;
 use crate::reservation::{Decision, Denial, Hold, Reservation, Standing};
 use crate::scope::Subject;
 use crate::spec::{Correction, Reading, Receipt, Retry, State};
+use crate::store::{Answer, Store};
 
 #[cfg(feature = "persist")]
 pub mod persist;
@@ -179,6 +181,21 @@ impl MemoryStore {
         drop(locked);
         let hold = Held { store: self.clone(), held };
         Decision::Granted(Reservation::new(standings, now, Box::new(hold)))
+    }
+}
+
+/// Answers at once.
+impl Store for MemoryStore {
+    fn reserve(&self, charges: Vec<Charge>) -> Answer<'_, Decision> {
+        Box::pin(ready(Ok(MemoryStore::reserve(self, charges))))
+    }
+
+    fn peek(&self, charges: Vec<Charge>) -> Answer<'_, Vec<Standing>> {
+        Box::pin(ready(Ok(MemoryStore::peek(self, charges))))
+    }
+
+    fn clear<'s>(&'s self, subject: &'s Subject) -> Answer<'s, bool> {
+        Box::pin(ready(Ok(MemoryStore::clear(self, subject))))
     }
 }
 

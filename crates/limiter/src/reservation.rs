@@ -6,6 +6,7 @@ use crate::clock::Millis;
 use crate::limit::Limit;
 use crate::scope::Subject;
 use crate::spec::{Correction, Retry};
+use crate::store::{Answer, Source, StoreError};
 
 /// The answer to one request. A refusal is a value, not an error.
 #[derive(Debug)]
@@ -30,6 +31,14 @@ impl Decision {
         match self {
             Decision::Granted(reservation) => reservation.now,
             Decision::Denied(denial) => denial.now,
+        }
+    }
+
+    /// Who decided.
+    pub const fn source(&self) -> Source {
+        match self {
+            Decision::Granted(reservation) => reservation.source,
+            Decision::Denied(denial) => denial.source,
         }
     }
 
@@ -67,6 +76,7 @@ pub struct Denial {
     standings: Vec<Standing>,
     binding: usize,
     now: Millis,
+    source: Source,
 }
 
 impl Denial {
@@ -75,7 +85,12 @@ impl Denial {
         let weight = |(_, standing): &(usize, &Standing)| (!standing.limit.is_shadow(), standing.retry);
         // From the back, because `max_by_key` takes the last of equals and the first should bind.
         let binding = standings.iter().enumerate().rev().max_by_key(weight).map_or(0, |(index, _)| index);
-        Denial { standings, binding, now }
+        Denial { standings, binding, now, source: Source::Memory }
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn decided_by(self, source: Source) -> Denial {
+        Denial { source, ..self }
     }
 
     /// What each limit says, one per charge, in the order of the charges.
@@ -107,6 +122,11 @@ impl Denial {
     pub const fn now(&self) -> Millis {
         self.now
     }
+
+    /// Who refused.
+    pub const fn source(&self) -> Source {
+        self.source
+    }
 }
 
 /// What a request holds until it is known what it used. Dropped, the estimate stands.
@@ -114,12 +134,18 @@ impl Denial {
 pub struct Reservation {
     standings: Vec<Standing>,
     now: Millis,
+    source: Source,
     hold: Box<dyn Hold>,
 }
 
 impl Reservation {
     pub(crate) fn new(standings: Vec<Standing>, now: Millis, hold: Box<dyn Hold>) -> Reservation {
-        Reservation { standings, now, hold }
+        Reservation { standings, now, source: Source::Memory, hold }
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn decided_by(self, source: Source) -> Reservation {
+        Reservation { source, ..self }
     }
 
     /// What each limit says, one per charge, in the order of the charges.
@@ -132,9 +158,16 @@ impl Reservation {
         self.now
     }
 
+    /// Who decided.
+    pub const fn source(&self) -> Source {
+        self.source
+    }
+
     /// Replaces what was taken by what was used, one amount per charge, in the order of the charges. Charges without
     /// an amount keep what was taken; those that took nothing stay so. Calls in flight are over, whatever the amount.
-    /// One correction per charge.
+    ///
+    /// One correction per charge, from a store in this process. To one elsewhere it is sent and not awaited, and
+    /// nothing comes back; [`Reservation::settled`] waits.
     pub fn settle(self, actual: &[u64]) -> Vec<Correction> {
         self.hold.settle(&self.standings, actual)
     }
@@ -143,6 +176,14 @@ impl Reservation {
     /// last heard of, so whoever limits those says it every ten seconds or so. Other limits do not mind.
     pub fn renew(&self) {
         self.hold.renew(&self.standings);
+    }
+
+    /// Settles, and waits until the store has done it. A settlement is sent once: after an error the estimate may
+    /// stand, which the store counts.
+    pub async fn settled(self, actual: &[u64]) -> Result<Vec<Correction>, StoreError> {
+        let answer = self.hold.settled(&self.standings, actual);
+        drop(self);
+        answer.await
     }
 
     /// Gives everything back: the request was answered by nobody.
@@ -164,4 +205,10 @@ pub(crate) trait Hold: Send + Sync {
 
     /// Renews the leases of calls in flight, where there are some.
     fn renew(&self, _standings: &[Standing]) {}
+
+    /// Settles before it returns, or sends it off; the answer is only for who wants to know.
+    fn settled(&self, standings: &[Standing], actual: &[u64]) -> Answer<'static, Vec<Correction>> {
+        let corrections = self.settle(standings, actual);
+        Box::pin(std::future::ready(Ok(corrections)))
+    }
 }

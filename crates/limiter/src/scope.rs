@@ -104,7 +104,7 @@ impl Scope {
     /// length of values that come from outside.
     pub fn subject<'v>(self, mut value: impl FnMut(Dimension) -> Cow<'v, str>) -> Subject {
         if self == Scope::GLOBAL {
-            return Subject { text: Arc::from("global"), unauthenticated: false };
+            return Subject { text: Arc::from("global"), unauthenticated: false, tenant: None };
         }
         let mut text = String::with_capacity(64);
         for dimension in self.iter() {
@@ -115,7 +115,7 @@ impl Scope {
             text.push(':');
             encode(&value(dimension), &mut text);
         }
-        Subject { text: text.into(), unauthenticated: false }
+        Subject { text: text.into(), unauthenticated: false, tenant: None }
     }
 }
 
@@ -137,6 +137,7 @@ impl fmt::Display for Scope {
 pub struct Subject {
     text: Arc<str>,
     unauthenticated: bool,
+    tenant: Option<Arc<str>>,
 }
 
 impl Subject {
@@ -144,6 +145,27 @@ impl Subject {
     /// they never push out the counters of known callers.
     pub fn unauthenticated(self) -> Subject {
         Subject { unauthenticated: true, ..self }
+    }
+
+    /// Names the tenant it belongs to: a team or user, else a key. A store of several nodes keeps the counters of one
+    /// tenant together. The same subject always belongs to the same tenant; it is no part of the text.
+    pub fn of_tenant(self, tenant: &str) -> Subject {
+        let mut text = String::with_capacity(tenant.len());
+        encode(tenant, &mut text);
+        Subject { tenant: Some(text.into()), ..self }
+    }
+
+    /// What keeps counters together: the tenant; unless one was named, that of the subject itself: its team, user or
+    /// key, else all of it.
+    pub fn tag(&self) -> &str {
+        if let Some(tenant) = &self.tenant {
+            return tenant;
+        }
+        let parts = || self.text.split(':');
+        let value = |name: &str| parts().zip(parts().skip(1)).step_by(2).find(|(part, _)| *part == name);
+        let tenants = [Dimension::Team, Dimension::User, Dimension::ApiKey];
+        let found = tenants.into_iter().find_map(|tenant| value(tenant.as_str()));
+        found.map_or(&self.text, |(_, value)| value)
     }
 
     /// Whether it was marked as made up by a stranger.
@@ -216,7 +238,7 @@ impl FromStr for Subject {
             }
             last = Some(dimension);
         }
-        Ok(Subject { text: text.into(), unauthenticated: false })
+        Ok(Subject { text: text.into(), unauthenticated: false, tenant: None })
     }
 }
 

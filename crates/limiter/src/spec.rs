@@ -13,6 +13,8 @@ use crate::quota::{Algorithm, Quota, Span, Window};
 mod bucket;
 mod calendar;
 mod fixed;
+#[cfg(feature = "redis")]
+mod form;
 mod leases;
 mod moving;
 #[cfg(feature = "persist")]

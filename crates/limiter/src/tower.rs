@@ -73,6 +73,17 @@ struct Policy {
     families: Arc<[Family]>,
     reject: Arc<Reject>,
     pulse: Option<Arc<Pulse>>,
+    when_down: WhenDown,
+}
+
+/// What becomes of requests while a shared storage does not answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenDown {
+    /// 503 with `retry-after`: no limit is ever exceeded.
+    #[default]
+    Closed,
+    /// Let through, uncounted.
+    Open,
 }
 
 impl RateLimitLayer {
@@ -84,6 +95,7 @@ impl RateLimitLayer {
             families: Arc::new([Family::RateLimit, Family::XRateLimit]),
             reject: Arc::new(too_many_requests),
             pulse: None,
+            when_down: WhenDown::default(),
         };
         RateLimitLayer { policy }
     }
@@ -105,7 +117,12 @@ impl RateLimitLayer {
             let problem = format!("there is a limit `{}` already; name one differently", entry.limit.id());
             return Err(LimitError::new(entry.limit.rule(), problem));
         }
-        if entry.limit.algorithm() == Algorithm::Concurrency && self.policy.pulse.is_none() {
+        let in_flight = entry.limit.algorithm() == Algorithm::Concurrency;
+        if in_flight && self.policy.storage.as_memory().is_none() {
+            let problem = "calls in flight are counted in memory only".into();
+            return Err(LimitError::new(entry.limit.rule(), problem));
+        }
+        if in_flight && self.policy.pulse.is_none() {
             self.policy.pulse = Some(Arc::new(Pulse::start()));
         }
         self.policy.rules = rules.iter().cloned().chain([entry]).collect();
@@ -116,6 +133,12 @@ impl RateLimitLayer {
     /// `retry-after` comes with every refusal that a wait would help.
     pub fn headers(mut self, families: impl IntoIterator<Item = Family>) -> RateLimitLayer {
         self.policy.families = families.into_iter().collect();
+        self
+    }
+
+    /// What becomes of requests while a shared storage does not answer, instead of [`WhenDown::Closed`].
+    pub fn when_down(mut self, when_down: WhenDown) -> RateLimitLayer {
+        self.policy.when_down = when_down;
         self
     }
 

@@ -211,7 +211,7 @@ impl Shard {
     ) -> Correction {
         let (limit, rate) = (&standing.limit, standing.limit.rate());
         let forgotten = self.state(key, limit).is_none();
-        if forgotten && actual <= standing.requested {
+        if actual == standing.requested || forgotten && actual < standing.requested {
             return Correction::default();
         }
         let state = self.state_or_new(key, Class::of(&standing.subject), limit, now);

@@ -34,9 +34,15 @@ impl Bucket {
         Bucket { debt: 0, refunded: 0, capacity: rate.capacity, burst: rate.burst, tick: rate.tick }
     }
 
+    #[cfg(feature = "redis")]
+    pub(super) fn at(debt: u64, refunded: u64, capacity: u64, burst: u64, tick: u64) -> Bucket {
+        Bucket { debt, refunded, capacity, burst, tick }
+    }
+
     /// The rate as it was at the last charge.
     pub(super) fn terms(self, rate: &Rate) -> Rate {
-        Rate { capacity: self.capacity, burst: self.burst, tick: self.tick, ..*rate }
+        let length = rate.length_ms / self.tick;
+        Rate { capacity: self.capacity, burst: self.burst, tick: self.tick, length, ..*rate }
     }
 
     /// `at` in whole ticks.
@@ -98,9 +104,10 @@ impl Bucket {
 
     /// At most what is still owed of the debt at the take: giving back more would forgive debt of others.
     pub(super) fn give_back(&mut self, rate: &Rate, at: Millis, receipt: &Receipt, amount: u64) -> u64 {
-        let ticks = (at.get() - receipt.at.get()) / rate.tick;
+        let ticks = (at - receipt.at).get() / rate.tick;
         let drained = ticks.min(receipt.debt.div_ceil(rate.capacity)) * rate.capacity;
-        let owed = receipt.debt.saturating_sub(drained).saturating_sub(self.refunded - receipt.refunded);
+        let refunded = self.refunded.saturating_sub(receipt.refunded);
+        let owed = receipt.debt.saturating_sub(drained).saturating_sub(refunded);
         let returned = (amount * rate.length).min(owed).min(self.debt);
         self.debt -= returned;
         self.refunded += returned;

@@ -10,6 +10,11 @@ pub(super) struct Fixed {
 }
 
 impl Fixed {
+    #[cfg(feature = "redis")]
+    pub(super) fn at(window: u64, used: u64) -> Fixed {
+        Fixed { window, used }
+    }
+
     pub(super) fn window(self) -> u64 {
         self.window
     }

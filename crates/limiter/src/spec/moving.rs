@@ -31,6 +31,18 @@ pub(super) struct Entry {
 }
 
 impl Moving {
+    /// From pairs of time and amount, in order of time. `None`: they are not.
+    #[cfg(feature = "redis")]
+    pub(super) fn of(pairs: &[u64]) -> Option<Moving> {
+        let (pairs, []) = pairs.as_chunks::<2>() else {
+            return None;
+        };
+        let log: Vec<Entry> = pairs.iter().map(|&[time, amount]| Entry { time, amount }).collect();
+        let total = log.iter().try_fold(0_u64, |sum, entry| sum.checked_add(entry.amount))?;
+        let ordered = log.is_sorted_by(|earlier, later| earlier.time < later.time);
+        (ordered && total <= 1 << 53).then_some(Moving { log, total, merged: false })
+    }
+
     pub(super) fn redate(&mut self, rate: &Rate, at: Millis, now: Millis) {
         let amount = self.level(rate, at);
         self.log.clear();

@@ -5,6 +5,9 @@
 use super::{Rate, Reading, raise};
 use crate::clock::Millis;
 
+/// The largest whole number that every store counts exactly.
+const COUNT_MAX: u64 = (1 << 53) - 1;
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sliding {
     window: u64,
@@ -13,6 +16,11 @@ pub(super) struct Sliding {
 }
 
 impl Sliding {
+    #[cfg(feature = "redis")]
+    pub(super) fn at(window: u64, used: u64, previous: u64) -> Sliding {
+        Sliding { window, used, previous }
+    }
+
     /// At the window of `at`: rolling one keeps its count as the previous one, rolling more forgets both.
     pub(super) fn rolled(self, rate: &Rate, at: Millis) -> Sliding {
         let window = rate.index(at);
@@ -23,9 +31,12 @@ impl Sliding {
         }
     }
 
+    /// Both counts as one. The previous one counts no further than a settlement could have raised it, so that every
+    /// store can multiply it exactly.
     pub(super) fn redate(&mut self, rate: &Rate, at: Millis, now: Millis) {
-        let level = self.level(rate, at).div_ceil(u128::from(rate.length));
-        *self = Sliding { window: rate.index(now), used: level as u64, previous: 0 };
+        let share = self.previous.min(rate.stop()) * (rate.length - rate.elapsed(at));
+        let used = self.used.saturating_add(share.div_ceil(rate.length)).min(COUNT_MAX);
+        *self = Sliding { window: rate.index(now), used, previous: 0 };
     }
 
     pub(super) fn fits(self, rate: &Rate, at: Millis, amount: u64) -> bool {

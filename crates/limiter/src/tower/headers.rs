@@ -6,8 +6,9 @@ use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
 use crate::clock::Millis;
 use crate::quota::{Algorithm, Unit};
-use crate::reservation::{Denial, Standing};
+use crate::reservation::{Denial, Reservation, Standing};
 use crate::spec::Retry;
+use crate::store::Source;
 
 /// A wait longer than this is not worth a client's own retry.
 const RETRY_WORTHWHILE_MAX: Millis = Millis::from_secs(60);
@@ -29,9 +30,10 @@ pub enum Family {
     Source,
 }
 
-/// Of a request that was let through; `now` is the store's time.
-pub(super) fn standings(headers: &mut HeaderMap, families: &[Family], standings: &[Standing], now: Millis) {
-    Told { standings, refused: None, now }.tell(headers, families);
+/// Of a request that was let through.
+pub(super) fn granted(headers: &mut HeaderMap, families: &[Family], reservation: &Reservation) {
+    let (standings, now, source) = (reservation.standings(), reservation.now(), reservation.source());
+    Told { standings, refused: None, now, source }.tell(headers, families);
 }
 
 /// Of a request that was refused.
@@ -44,8 +46,8 @@ pub(super) fn denial(headers: &mut HeaderMap, families: &[Family], denial: &Deni
     if wait.is_none_or(|wait| wait > RETRY_WORTHWHILE_MAX) {
         headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
     }
-    let (standings, now) = (denial.standings(), denial.now());
-    Told { standings, refused: Some(denial.binding()), now }.tell(headers, families);
+    let (standings, now, source) = (denial.standings(), denial.now(), denial.source());
+    Told { standings, refused: Some(denial.binding()), now, source }.tell(headers, families);
 }
 
 /// The sentence of a refusal.
@@ -73,6 +75,7 @@ struct Told<'d> {
     standings: &'d [Standing],
     refused: Option<&'d Standing>,
     now: Millis,
+    source: Source,
 }
 
 impl<'d> Told<'d> {
@@ -91,7 +94,7 @@ impl<'d> Told<'d> {
                     |what, unit| format!("anthropic-ratelimit-{unit}-{what}"),
                     |now, reset| date(now + reset),
                 ),
-                Family::Source => insert(headers, "x-tollgate-source", "memory"),
+                Family::Source => insert(headers, "x-tollgate-source", self.source.as_str()),
             }
         }
     }

@@ -5,16 +5,18 @@ use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use http::header::{HeaderValue, RETRY_AFTER};
 use http::request::Parts;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use tower_service::Service;
 
-use super::Policy;
 use super::body::MeteredBody;
 use super::headers;
 use super::meter::Meter;
+use super::{Policy, WhenDown};
 use crate::limit::Charge;
 use crate::reservation::{Decision, Denial, Reservation};
+use crate::store::StoreError;
 
 /// Lets requests through while their limits allow it.
 #[derive(Clone)]
@@ -57,17 +59,22 @@ where
                 return Ok(response.map(|body| MeteredBody::new(body, None)));
             }
             match policy.storage.reserve(charges).await {
-                Decision::Granted(reservation) => {
+                Ok(Decision::Granted(reservation)) => {
                     let (meter, told) = policy.admit(reservation);
                     parts.extensions.insert(meter.clone());
                     let mut response = inner.call(Request::from_parts(parts, body)).await?;
                     response.headers_mut().extend(told);
                     Ok(response.map(|body| MeteredBody::new(body, Some(meter))))
                 }
-                Decision::Denied(denial) => {
+                Ok(Decision::Denied(denial)) => {
                     let response = policy.refuse(&denial, &parts);
                     Ok(response.map(|text| MeteredBody::new(R::from(text), None)))
                 }
+                Err(_) if policy.when_down == WhenDown::Open => {
+                    let response = inner.call(Request::from_parts(parts, body)).await?;
+                    Ok(response.map(|body| MeteredBody::new(body, None)))
+                }
+                Err(error) => Ok(unavailable(&error).map(|text| MeteredBody::new(R::from(text), None))),
             }
         })
     }
@@ -76,7 +83,7 @@ where
 impl Policy {
     fn admit(&self, reservation: Reservation) -> (Meter, HeaderMap) {
         let mut told = HeaderMap::new();
-        headers::standings(&mut told, &self.families, reservation.standings(), reservation.now());
+        headers::granted(&mut told, &self.families, &reservation);
         let meter = Meter::new(reservation);
         if let Some(pulse) = &self.pulse {
             pulse.watch(&meter);
@@ -89,4 +96,12 @@ impl Policy {
         headers::denial(response.headers_mut(), &self.families, denial);
         response
     }
+}
+
+/// Nobody can say whether there is room: never a 429.
+fn unavailable(error: &StoreError) -> Response<String> {
+    let mut response = Response::new(format!("Rate limits cannot be checked: {error}. Please try again."));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
 }

@@ -2,51 +2,68 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::clock::SystemClock;
 use crate::limit::Charge;
 use crate::memory::MemoryStore;
 use crate::names::excerpt;
 use crate::reservation::Decision;
+use crate::store::{Store, StoreError};
 
 /// Where the counters of a layer are. Clones share them.
-#[derive(Clone, Debug)]
-pub struct Storage(MemoryStore);
+#[derive(Clone)]
+pub struct Storage {
+    store: Arc<dyn Store>,
+    memory: Option<MemoryStore>,
+}
 
 impl Storage {
+    /// Any store.
+    pub fn new(store: impl Store + 'static) -> Storage {
+        Storage { store: Arc::new(store), memory: None }
+    }
+
     /// - `memory://`: in this process, forgotten when it ends
     /// - `memory:///var/lib/app/limits.redb`: the same, and kept in this file over restarts (feature `persist`)
-    ///
-    /// `redis://` and its kin need the feature `redis`.
+    /// - `redis://host:6379/0`, `unix:///run/redis.sock`: shared by many processes (feature `redis`); inside a tokio
+    ///   runtime
     pub fn from_url(url: &str) -> Result<Storage, StorageError> {
         let refused = |problem: String| Err(StorageError { url: masked(url), problem });
         let Some((scheme, rest)) = url.split_once("://") else {
             return refused("no storage; write `memory://`, or `redis://host:6379`".into());
         };
         match (scheme, rest) {
-            ("memory", "") => Ok(Storage(MemoryStore::new(SystemClock))),
+            ("memory", "") => Ok(MemoryStore::new(SystemClock).into()),
             ("memory", path) => persisted(path).or_else(refused),
-            ("redis" | "rediss" | "unix" | "redis+sentinel" | "redis+cluster", _) => {
-                refused("Redis needs the feature `redis` of tollgate-limiter, which is not built in".into())
-            }
-            _ => refused("an unknown storage; allowed: memory://, redis://, rediss://, unix://".into()),
+            ("redis" | "unix", _) => in_redis(url).or_else(refused),
+            _ => refused("an unknown storage; allowed: memory://, redis://, unix://".into()),
         }
     }
 
-    /// The store in memory, to look at it or clear a subject.
+    /// The store in memory, if it is one, to look at it or clear a subject.
     pub fn as_memory(&self) -> Option<&MemoryStore> {
-        Some(&self.0)
+        self.memory.as_ref()
     }
 
     /// Takes every charge, or none.
-    pub(super) async fn reserve(&self, charges: Vec<Charge>) -> Decision {
-        self.0.reserve(charges)
+    pub(super) async fn reserve(&self, charges: Vec<Charge>) -> Result<Decision, StoreError> {
+        match &self.memory {
+            Some(memory) => Ok(memory.reserve(charges)),
+            None => self.store.reserve(charges).await,
+        }
     }
 }
 
 impl From<MemoryStore> for Storage {
     fn from(store: MemoryStore) -> Storage {
-        Storage(store)
+        Storage { store: Arc::new(store.clone()), memory: Some(store) }
+    }
+}
+
+impl fmt::Debug for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Storage").field("memory", &self.memory).finish_non_exhaustive()
     }
 }
 
@@ -76,12 +93,23 @@ impl std::error::Error for StorageError {}
 #[cfg(feature = "persist")]
 fn persisted(path: &str) -> Result<Storage, String> {
     let store = MemoryStore::open(path, SystemClock, crate::memory::Budgets::default());
-    store.map(Storage).map_err(|error| error.problem().to_string())
+    store.map(Storage::from).map_err(|error| error.problem().to_string())
 }
 
 #[cfg(not(feature = "persist"))]
 fn persisted(_: &str) -> Result<Storage, String> {
     Err("a file needs the feature `persist` of tollgate-limiter, which is not built in".into())
+}
+
+#[cfg(feature = "redis")]
+fn in_redis(url: &str) -> Result<Storage, String> {
+    let store = crate::redis::RedisStore::open(crate::redis::RedisOptions::new(url));
+    store.map(Storage::new).map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "redis"))]
+fn in_redis(_: &str) -> Result<Storage, String> {
+    Err("Redis needs the feature `redis` of tollgate-limiter, which is not built in".into())
 }
 
 /// Without what may be a password.

@@ -1,7 +1,13 @@
 //! What several test files need: limits in one line, a small random source.
 #![allow(dead_code)] // each test file uses its own part
 
+#[cfg(feature = "redis")]
+pub(crate) mod agreement;
 pub(crate) mod judge;
+#[cfg(feature = "redis")]
+pub(crate) mod proxy;
+#[cfg(feature = "redis")]
+pub(crate) mod server;
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -1,0 +1,370 @@
+//! Limits that many processes share: the definition said again in Lua, run by Redis 6.2 or newer, or Valkey.
+//!
+//! One hash per subject, one field per limit; one script and one round trip for everything a request meets. Scripts
+//! return the states they found and the server's time; standings are computed here, by the same definition that the
+//! store in memory executes.
+
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use ::redis::{Client, Value};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::clock::{Clock, ManualClock, Millis, SystemClock};
+use crate::denials::Denials;
+use crate::limit::Charge;
+use crate::reservation::{Decision, Denial, Reservation, Standing};
+use crate::scope::Subject;
+use crate::store::{Answer, Source, Store, StoreError};
+
+mod connection;
+mod flights;
+mod pack;
+mod plan;
+mod replay;
+mod scripts;
+mod settlement;
+
+use connection::Connection;
+use flights::{Flights, Waiting};
+use pack::Packer;
+use plan::Plan;
+use replay::{Counters, Outcome};
+use scripts::Scripts;
+use settlement::Held;
+
+/// Births are told apart by so many bits.
+const LIFE_BITS: u32 = 32;
+/// How much later than the connection a caller gives up: the connection knows more about what went wrong.
+const GRACE: Duration = Duration::from_millis(5);
+/// No amount above this fits any limit; below, a double is exact.
+const AMOUNT_MAX: u64 = 1 << 52;
+
+/// How a store in Redis is reached, and what it does to spare round trips.
+#[derive(Clone, Debug)]
+pub struct RedisOptions {
+    url: String,
+    prefix: String,
+    deadline: Duration,
+    coalescing: bool,
+    denial_memory: bool,
+    rehearsal: Option<Rehearsal>,
+}
+
+/// Scripts with another clock and other text, for tests.
+#[derive(Clone, Debug)]
+struct Rehearsal {
+    clock: ManualClock,
+    edits: Vec<(String, String)>,
+}
+
+impl RedisOptions {
+    /// `redis://[[user]:password@]host[:port][/database]`, or `unix:///path/to/socket`.
+    pub fn new(url: &str) -> RedisOptions {
+        RedisOptions {
+            url: url.to_string(),
+            prefix: "tollgate".to_string(),
+            deadline: Duration::from_millis(50),
+            coalescing: true,
+            denial_memory: true,
+            rehearsal: None,
+        }
+    }
+
+    /// What every key begins with, instead of `tollgate`. No braces: they mark what keeps keys together.
+    pub fn prefix(self, prefix: &str) -> RedisOptions {
+        RedisOptions { prefix: prefix.to_string(), ..self }
+    }
+
+    /// How long a decision may take, waiting for a connection included, instead of 50 ms.
+    pub fn deadline(self, deadline: Duration) -> RedisOptions {
+        RedisOptions { deadline, ..self }
+    }
+
+    /// One script per request, also for requests that could share one.
+    pub fn without_coalescing(self) -> RedisOptions {
+        RedisOptions { coalescing: false, ..self }
+    }
+
+    /// Asks Redis about every request, also about one it has just refused.
+    pub fn without_denial_memory(self) -> RedisOptions {
+        RedisOptions { denial_memory: false, ..self }
+    }
+
+    /// For tests: `clock` instead of the server's, and the scripts with every `from` replaced by its `to`.
+    #[doc(hidden)]
+    pub fn rehearse(self, clock: ManualClock, edits: &[(&str, &str)]) -> RedisOptions {
+        let edits = edits.iter().map(|(from, to)| (from.to_string(), to.to_string())).collect();
+        RedisOptions { rehearsal: Some(Rehearsal { clock, edits }), ..self }
+    }
+}
+
+/// Counters in Redis. Clones share one connection.
+#[derive(Clone)]
+pub struct RedisStore(Arc<Inner>);
+
+struct Inner {
+    prefix: String,
+    deadline: Duration,
+    coalescing: bool,
+    connection: Connection,
+    flights: Arc<Flights>,
+    denials: Option<Denials<Arc<Plan>, Counters>>,
+    clock: Option<ManualClock>,
+    births: AtomicU64,
+    hasher: RandomState,
+    scripts_sent: AtomicU64,
+    settlements_unknown: AtomicU64,
+}
+
+/// What a store in Redis has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RedisCounts {
+    /// Connections made.
+    pub connections: u64,
+    /// Deciding scripts sent: fewer than decisions.
+    pub scripts: u64,
+    /// Settlements without an answer: the estimate may stand.
+    pub settlements_unknown: u64,
+}
+
+impl RedisStore {
+    /// Connects in the background, on the runtime it is called in, and again whenever the connection is lost. Fails
+    /// on a URL or prefix that is none, and outside a tokio runtime.
+    pub fn open(options: RedisOptions) -> Result<RedisStore, OpenError> {
+        let wrong = |problem: String| OpenError { problem };
+        if options.prefix.is_empty() || options.prefix.contains(|c: char| "{}".contains(c) || c.is_control())
+        {
+            let prefix = crate::names::excerpt(&options.prefix);
+            return Err(wrong(format!("`{prefix}` cannot begin keys: no braces, nothing invisible")));
+        }
+        let client = Client::open(options.url.as_str())
+            .map_err(|error| wrong(format!("this is no address of a Redis: {error}")))?;
+        let runtime = Handle::try_current().map_err(|_| wrong("there is no tokio runtime here".into()))?;
+        let scripts = Scripts::new(options.rehearsal.as_ref());
+        let hasher = RandomState::new();
+        Ok(RedisStore(Arc::new(Inner {
+            connection: Connection::new(client, options.deadline, scripts, runtime),
+            prefix: options.prefix,
+            deadline: options.deadline,
+            coalescing: options.coalescing,
+            flights: Arc::default(),
+            denials: options.denial_memory.then(Denials::new),
+            clock: options.rehearsal.map(|rehearsal| rehearsal.clock),
+            births: AtomicU64::new(0),
+            hasher,
+            scripts_sent: AtomicU64::new(0),
+            settlements_unknown: AtomicU64::new(0),
+        })))
+    }
+
+    /// What it has done so far.
+    pub fn counts(&self) -> RedisCounts {
+        RedisCounts {
+            connections: self.0.connection.made(),
+            scripts: self.0.scripts_sent.load(Ordering::Relaxed),
+            settlements_unknown: self.0.settlements_unknown.load(Ordering::Relaxed),
+        }
+    }
+
+    async fn take(&self, charges: Vec<Charge>) -> Result<Decision, StoreError> {
+        if charges.is_empty() {
+            // Nothing to ask about; the time of nothing is that of this machine.
+            return Ok(Decision::Granted(self.hold(Vec::new(), SystemClock.now(), Vec::new())));
+        }
+        let plan = Arc::new(Plan::of_charges(&self.0.prefix, &charges)?);
+        let charges = match self.0.remembered(&plan, charges) {
+            Ok(denial) => return Ok(Decision::Denied(denial)),
+            Err(charges) => charges,
+        };
+        let (reply, answer) = oneshot::channel();
+        let waiting = Waiting { charges, reply };
+        let runtime = self.0.connection.runtime();
+        // In a task: whoever asked may leave, and others may wait for the same script.
+        if !self.0.coalescing {
+            let store = self.clone();
+            drop(runtime.spawn(async move { store.fly(&plan, vec![waiting]).await }));
+        } else if let Some((mut flight, mut batch)) = self.0.flights.join(plan, waiting)? {
+            let store = self.clone();
+            drop(runtime.spawn(async move {
+                while !batch.is_empty() {
+                    store.fly(&flight.plan, batch).await;
+                    batch = flight.next();
+                }
+            }));
+        }
+        match timeout(self.0.deadline + GRACE, answer).await {
+            Ok(Ok(decision)) => decision,
+            Ok(Err(_)) => Err(StoreError::Lost),
+            Err(_) => Err(StoreError::Timeout),
+        }
+    }
+
+    /// Decides a batch with one script, and answers everybody in it.
+    async fn fly(&self, plan: &Arc<Plan>, batch: Vec<Waiting>) {
+        let batch: Vec<Waiting> = batch.into_iter().filter(|waiting| !waiting.reply.is_closed()).collect();
+        let Some(first) = batch.first() else {
+            return;
+        };
+        let departure = self.0.denials.as_ref().map(|d| d.departure(&plan.keys, Instant::now()));
+        let amounts = batch.iter().flat_map(|waiting| &waiting.charges).map(Charge::amount).collect();
+        self.0.scripts_sent.fetch_add(1, Ordering::Relaxed);
+        let answer = self.0.ask(plan, &first.charges, amounts).await;
+        let (verdicts, mut counters) = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                for waiting in batch {
+                    // Nobody left to tell is nothing to do.
+                    let _ = waiting.reply.send(Err(error.clone()));
+                }
+                return;
+            }
+        };
+        let mut denied = false;
+        let mut verdicts = verdicts.into_iter();
+        for Waiting { charges, reply } in batch {
+            let outcome = counters.reserve(plan, charges);
+            let verdict = verdicts.next() == Some(b'1');
+            denied |= matches!(outcome, Outcome::Denied(_));
+            let decision = match outcome {
+                Outcome::Granted(standings, receipts) if verdict => {
+                    Ok(Decision::Granted(self.hold(standings, counters.now, receipts)))
+                }
+                Outcome::Denied(denial) if !verdict => Ok(Decision::Denied(denial.decided_by(Source::Redis))),
+                _ => Err(StoreError::Reply("script and definition disagree".into())),
+            };
+            if let Err(Ok(Decision::Granted(unwanted))) = reply.send(decision) {
+                // Whoever asked has left: nothing will be used.
+                unwanted.refund();
+            }
+        }
+        if let (true, Some(denials), Some(departure)) = (denied, &self.0.denials, departure) {
+            denials.remember(Arc::clone(plan), departure, counters, Instant::now());
+        }
+    }
+
+    fn hold(
+        &self,
+        standings: Vec<Standing>,
+        now: Millis,
+        receipts: Vec<Option<crate::spec::Receipt>>,
+    ) -> Reservation {
+        let held = Held { store: self.clone(), receipts };
+        Reservation::new(standings, now, Box::new(held)).decided_by(Source::Redis)
+    }
+}
+
+impl Store for RedisStore {
+    fn reserve(&self, charges: Vec<Charge>) -> Answer<'_, Decision> {
+        Box::pin(self.take(charges))
+    }
+
+    fn peek(&self, charges: Vec<Charge>) -> Answer<'_, Vec<Standing>> {
+        Box::pin(async move {
+            if charges.is_empty() {
+                return Ok(Vec::new());
+            }
+            let plan = Plan::of_charges(&self.0.prefix, &charges)?;
+            let (_, counters) = self.0.ask(&plan, &charges, Vec::new()).await?;
+            Ok(counters.stand(&plan, charges))
+        })
+    }
+
+    fn clear<'s>(&'s self, subject: &'s Subject) -> Answer<'s, bool> {
+        Box::pin(async move {
+            let key = plan::key(&self.0.prefix, subject);
+            self.0.forget(&key);
+            let answer = self.0.connection.command(::redis::cmd("DEL").arg(&key)).await;
+            self.0.forget(&key);
+            Ok(matches!(answer?, Value::Int(1..)))
+        })
+    }
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStore").field("prefix", &self.0.prefix).field("counts", &self.counts()).finish()
+    }
+}
+
+impl Inner {
+    /// Sends the charging script: the verdicts, and the counters as they were before it.
+    async fn ask(
+        &self,
+        plan: &Plan,
+        charges: &[Charge],
+        amounts: Vec<u64>,
+    ) -> Result<(Vec<u8>, Counters), StoreError> {
+        let life = self.life();
+        let mut order = Packer::default();
+        order.list(2);
+        order.number(life);
+        order.list(amounts.len());
+        amounts.into_iter().for_each(|amount| order.number(amount.min(AMOUNT_MAX)));
+        let now = self.time_given();
+        let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
+        let used = if self.clock.is_some() { 3 } else { 2 };
+        let reply = self.connection.charge(&plan.keys, &args[..used]).await?;
+        let Value::Array(parts) = reply else {
+            return Err(StoreError::Reply("no list".into()));
+        };
+        let [Value::Int(now), Value::BulkString(verdicts), states @ ..] = &parts[..] else {
+            return Err(StoreError::Reply("not a time, verdicts and counters".into()));
+        };
+        let rates = charges.iter().map(|charge| charge.limit().rate());
+        Ok((verdicts.clone(), Counters::read(plan, rates, *now, states, life)?))
+    }
+
+    /// Refuses what Redis refused a moment ago; else gives the charges back.
+    fn remembered(&self, plan: &Arc<Plan>, charges: Vec<Charge>) -> Result<Denial, Vec<Charge>> {
+        let Some(denials) = &self.denials else {
+            return Err(charges);
+        };
+        let Some((counters, age)) = denials.recall(plan, &plan.keys, Instant::now()) else {
+            return Err(charges);
+        };
+        let counters = counters.at(counters.now + Millis::from(age));
+        if !counters.refuse(plan, &charges) {
+            return Err(charges);
+        }
+        let standings = counters.stand(plan, charges);
+        Ok(Denial::new(standings, counters.now).decided_by(Source::DenialMemory))
+    }
+
+    fn forget(&self, key: &str) {
+        if let Some(denials) = &self.denials {
+            denials.forget(key);
+        }
+    }
+
+    /// Known to nobody before, as far as chance allows.
+    fn life(&self) -> u64 {
+        self.hasher.hash_one(self.births.fetch_add(1, Ordering::Relaxed)) >> (u64::BITS - LIFE_BITS)
+    }
+
+    /// The time for scripts whose clock is given.
+    fn time_given(&self) -> String {
+        self.clock.as_ref().map_or_else(String::new, |clock| clock.now().get().to_string())
+    }
+}
+
+/// A store that cannot be opened: why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenError {
+    problem: String,
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problem)
+    }
+}
+
+impl std::error::Error for OpenError {}

@@ -1,0 +1,84 @@
+-- Replaces what reservations took by what was used.
+--
+-- KEYS      a hash per subject
+-- ARGV[1]   the counters, as in `load`
+-- ARGV[2]   {life, settlements}; of each: its counter, the receipt (life, generation, amount, time, debt, refunded),
+--           and the actual amount
+-- Returns   the time, and the counters as they were found.
+
+local counters, order = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
+
+local function raised(value, by, bound) return max(min(value + by, bound), value) end
+
+-- Charges unconditionally, up to a bound.
+local function add_late(c, more)
+    local s = c.state
+    if c[ALGORITHM] == MOVING then
+        log(c, raised(c.total, more, stop(c)) - c.total)
+    elseif c[ALGORITHM] == BUCKET then
+        s[DEBT] = raised(s[DEBT], more * length(c), (c[BURST] + c[CAPACITY]) * length(c))
+    else
+        s[USED] = raised(s[USED], more, stop(c))
+    end
+end
+
+-- Only into what it was taken from.
+local function give_back(c, taken, debt, refunded, less)
+    local s = c.state
+    if c[ALGORITHM] == BUCKET then
+        local ticks = (s[AT] - taken) / c[TICK]
+        local drained = min(ticks, div_ceil(debt, c[CAPACITY])) * c[CAPACITY]
+        local owed = max(0, max(0, debt - drained) - (s[REFUNDED] - refunded))
+        local returned = min(less * length(c), owed, s[DEBT])
+        s[DEBT], s[REFUNDED] = s[DEBT] - returned, s[REFUNDED] + returned
+    elseif c[ALGORITHM] == MOVING then
+        if s[AT] >= taken + c[WINDOW] then return end
+        local place
+        for entry = LOG, #s, 2 do
+            if s[entry] == taken then
+                place = entry
+                break
+            end
+            if s[entry] == slot_end(c, taken) then place = entry end
+        end
+        if not place then return end
+        local left = s[place + 1] - min(less, s[place + 1])
+        c.total = c.total - s[place + 1] + left
+        s[place + 1] = left
+        if left == 0 then
+            table.remove(s, place)
+            table.remove(s, place)
+        end
+    else
+        local window = index(c, taken)
+        local count = window == s[INDEX] and USED
+            or c[ALGORITHM] == SLIDING and window == s[INDEX] - 1 and PREVIOUS
+        if count then s[count] = s[count] - min(less, s[count]) end
+    end
+end
+
+local function correct(c, life, generation, amount, taken, debt, refunded, actual)
+    if not c.known and actual <= amount then return end
+    local s = c.state
+    if c[ALGORITHM] == BUCKET then
+        -- At the terms of the last charge: settling does not bring back those of a limit changed since.
+        c[CAPACITY], c[BURST], c[TICK] = s[OLD_CAPACITY], s[OLD_BURST], s[OLD_TICK]
+    end
+    refresh(c, now)
+    renew(c)
+    if actual > amount then
+        add_late(c, max(0, min(actual, stop(c)) - amount))
+    elseif s[LIFE] == life and s[GENERATION] == generation then
+        give_back(c, taken, debt, refunded, amount - actual)
+    end
+    c.known, c.written = true, true
+end
+
+local reply = load(counters, now, order[1])
+local settlements = order[2]
+for at = 1, #settlements, 8 do
+    correct(counters[settlements[at]], unpack(settlements, at + 1, at + 7))
+end
+save(counters, now)
+table.insert(reply, 1, now)
+return reply

@@ -1,0 +1,106 @@
+//! What every store can be asked, and how it fails.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::limit::Charge;
+use crate::reservation::{Decision, Standing};
+use crate::scope::Subject;
+
+/// An answer on its way.
+pub type Answer<'s, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 's>>;
+
+/// Where counters are kept.
+///
+/// A trait object rather than an enum: stores wrap stores (one that survives the failure of another, one that leases
+/// from another), and a service chooses its store when it reads its configuration. The boxed future costs some
+/// nanoseconds; who cannot spare them asks a [`MemoryStore`](crate::MemoryStore) by its own methods.
+pub trait Store: Send + Sync {
+    /// Takes every charge, or none. When the answer is an error that [may have taken](StoreError::outcome_unknown),
+    /// asking again could take twice.
+    fn reserve(&self, charges: Vec<Charge>) -> Answer<'_, Decision>;
+
+    /// What every limit would say to these charges. Changes nothing.
+    fn peek(&self, charges: Vec<Charge>) -> Answer<'_, Vec<Standing>>;
+
+    /// Forgets everything counted for a subject. Says whether there was anything.
+    fn clear<'s>(&'s self, subject: &'s Subject) -> Answer<'s, bool>;
+}
+
+/// Who decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Source {
+    /// Counters in this process.
+    Memory,
+    /// Counters in Redis.
+    Redis,
+    /// This process, which remembered that Redis had just refused the same.
+    DenialMemory,
+}
+
+impl Source {
+    /// The name used in metrics: `denial_memory`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Source::Memory => "memory",
+            Source::Redis => "redis",
+            Source::DenialMemory => "denial_memory",
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A store that did not answer. A refusal is none: it is a [`Decision`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// There is no connection, and none came in time. Nothing was asked.
+    Unreachable,
+    /// Too many are waiting already. Nothing was asked.
+    Busy,
+    /// No answer in time. It may have been taken.
+    Timeout,
+    /// The connection broke while the answer was awaited. It may have been taken.
+    Lost,
+    /// The store answered with an error: its code and its words.
+    Refused {
+        /// `OOM`, `READONLY`, …; `ERR` for anything else.
+        code: String,
+        /// What the store said.
+        message: String,
+    },
+    /// The answer makes no sense: what, and what was expected.
+    Reply(String),
+    /// These charges cannot be decided together: why. Nothing was asked.
+    Charges(String),
+}
+
+impl StoreError {
+    /// Whether what was asked may have been done all the same.
+    pub const fn outcome_unknown(&self) -> bool {
+        matches!(self, StoreError::Timeout | StoreError::Lost | StoreError::Reply(_))
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::Unreachable => f.write_str("the store cannot be reached"),
+            StoreError::Busy => f.write_str("too many requests are waiting for the store"),
+            StoreError::Timeout => f.write_str("the store did not answer in time"),
+            StoreError::Lost => f.write_str("the connection to the store broke"),
+            StoreError::Refused { code, message } => write!(f, "the store refused: {code} {message}"),
+            StoreError::Reply(problem) => write!(f, "the store's answer makes no sense: {problem}"),
+            StoreError::Charges(problem) => write!(f, "charges that cannot be decided together: {problem}"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}

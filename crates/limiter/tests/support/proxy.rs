@@ -1,0 +1,60 @@
+//! Between a store and its server: connections that from one moment on swallow everything.
+#![allow(dead_code)] // each test file uses its own part
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixStream};
+
+pub(crate) struct Proxy {
+    port: u16,
+    made: Arc<AtomicUsize>,
+    /// Connections before this one are black holes.
+    swallowed: Arc<AtomicUsize>,
+}
+
+impl Proxy {
+    pub(crate) async fn start(server: PathBuf) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (made, swallowed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let proxy = Proxy { port, made: Arc::clone(&made), swallowed: Arc::clone(&swallowed) };
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let number = made.fetch_add(1, Ordering::SeqCst);
+                let server = UnixStream::connect(&server).await.unwrap();
+                let ((from_client, to_client), (from_server, to_server)) =
+                    (client.into_split(), server.into_split());
+                tokio::spawn(pass(from_client, to_server, number, Arc::clone(&swallowed)));
+                tokio::spawn(pass(from_server, to_client, number, Arc::clone(&swallowed)));
+            }
+        });
+        proxy
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Makes black holes of all connections there are.
+    pub(crate) fn swallow(&self) {
+        self.swallowed.store(self.made.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+}
+
+async fn pass(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    number: usize,
+    swallowed: Arc<AtomicUsize>,
+) {
+    let mut bytes = vec![0; 65_536];
+    while let Ok(length @ 1..) = from.read(&mut bytes).await {
+        if number >= swallowed.load(Ordering::SeqCst) && to.write_all(&bytes[..length]).await.is_err() {
+            return;
+        }
+    }
+}
