@@ -120,7 +120,7 @@ struct Inner {
     births: AtomicU64,
     hasher: RandomState,
     scripts_sent: AtomicU64,
-    settlements_unknown: AtomicU64,
+    settlements_lost: AtomicU64,
 }
 
 /// What a store in Redis has done so far.
@@ -131,8 +131,8 @@ pub struct RedisCounts {
     pub connections: u64,
     /// Deciding scripts sent: fewer than decisions.
     pub scripts: u64,
-    /// Settlements without an answer: the estimate may stand.
-    pub settlements_unknown: u64,
+    /// Settlements that failed or were never answered: the estimate may stand.
+    pub settlements_lost: u64,
 }
 
 impl RedisStore {
@@ -161,7 +161,7 @@ impl RedisStore {
             births: AtomicU64::new(0),
             hasher,
             scripts_sent: AtomicU64::new(0),
-            settlements_unknown: AtomicU64::new(0),
+            settlements_lost: AtomicU64::new(0),
         })))
     }
 
@@ -170,7 +170,7 @@ impl RedisStore {
         RedisCounts {
             connections: self.0.connection.made(),
             scripts: self.0.scripts_sent.load(Ordering::Relaxed),
-            settlements_unknown: self.0.settlements_unknown.load(Ordering::Relaxed),
+            settlements_lost: self.0.settlements_lost.load(Ordering::Relaxed),
         }
     }
 

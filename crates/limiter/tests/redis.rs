@@ -395,7 +395,7 @@ async fn an_unanswered_settlement_is_counted_and_not_repeated() {
     let before = used().await;
     server.signal("STOP");
     assert_eq!(held.settled(&[0]).await, Err(StoreError::Timeout));
-    assert_eq!(store.counts().settlements_unknown, 1);
+    assert_eq!(store.counts().settlements_lost, 1);
     server.signal("CONT");
     until_it_answers(&store, &limit).await;
     // Once, or not at all: the bytes may have been on their way.
