@@ -361,6 +361,29 @@ async fn a_frozen_server_costs_a_deadline_each() {
 }
 
 #[tokio::test]
+async fn no_more_wait_than_there_is_room_for() {
+    let server = Server::start();
+    let store = server.store(RedisOptions::new(&server.url()).deadline(Duration::from_secs(3))).await;
+    server.signal("STOP");
+    let limit = limit("r", "100000/day", Algorithm::FixedWindow);
+    let ask = |number: u64| {
+        let (store, charges) = (store.clone(), charge(&limit, &format!("user{}", number % 100), 1));
+        tokio::spawn(async move { store.reserve(charges).await })
+    };
+    let asked: Vec<_> = (0..20_000).map(ask).collect();
+    let mut busy = 0;
+    for asked in asked {
+        match asked.await.unwrap().unwrap_err() {
+            StoreError::Busy => busy += 1,
+            other => assert!(matches!(other, StoreError::Timeout | StoreError::Unreachable), "{other:?}"),
+        }
+    }
+    assert_eq!(busy, 20_000 - 16_384);
+    server.signal("CONT");
+    until_it_answers(&store, &limit).await;
+}
+
+#[tokio::test]
 async fn a_connection_that_swallows_everything_is_replaced() {
     let server = Server::start();
     server.client().await;
