@@ -51,7 +51,7 @@ fn random_charges(random: &mut Random, limits: &[Arc<Limit>]) -> Vec<Charge> {
 #[tokio::test]
 async fn a_denial_writes_nothing_and_no_key_lives_for_ever() {
     // A large hash moves its fields about while it is only read: these stay compact, and DUMP tells the same.
-    let server = Server::start_with(&["--hash-max-listpack-value", "100000"]);
+    let server = Server::start_with(&["--hash-max-ziplist-value", "100000"]);
     let store = server.store(server.options().without_denial_memory()).await;
     let mut client = server.client().await;
     let (limits, mut random, mut denials) = (limits(), Random(5), 0);
@@ -298,7 +298,15 @@ async fn settlements_get_through_a_full_server() {
     let refused = store.reserve(charge(&limit, "alice", 1)).await.unwrap_err();
     assert!(matches!(&refused, StoreError::Refused { code, .. } if code == "OOM"), "{refused:?}");
     assert!(!refused.outcome_unknown());
-    assert_eq!(held.settled(&[10]).await.unwrap()[0].returned, 490);
+    let settled = held.settled(&[10]).await;
+    let about: String = redis::cmd("INFO").arg("server").query_async(&mut client).await.unwrap();
+    if about.contains("redis_version:6") {
+        // It cannot read the flag that lets settlements through; the estimate stands, and that is counted.
+        assert!(matches!(settled, Err(StoreError::Refused { code, .. }) if code == "OOM"));
+        assert_eq!(store.counts().settlements_lost, 1);
+        return;
+    }
+    assert_eq!(settled.unwrap()[0].returned, 490);
     set("maxmemory", "0").query_async::<()>(&mut client).await.unwrap();
     assert_eq!(store.peek(charge(&limit, "alice", 0)).await.unwrap()[0].used, 10);
 }
