@@ -441,7 +441,9 @@ async fn a_store_may_open_before_its_server() {
     let store = RedisStore::open(gone).unwrap();
     let limit = limit("r", "10/day", Algorithm::FixedWindow);
     let start = Instant::now();
-    assert_eq!(store.reserve(charge(&limit, "alice", 1)).await.unwrap_err(), StoreError::Unreachable);
+    let failed = store.reserve(charge(&limit, "alice", 1)).await.unwrap_err();
+    // On a machine too busy to say why in time it is a timeout, which claims less.
+    assert!(matches!(failed, StoreError::Unreachable | StoreError::Timeout), "{failed:?}");
     assert!(start.elapsed() < 10 * DEADLINE);
     // A broken connection is replaced.
     let store = server.store(server.options()).await;
