@@ -8,7 +8,7 @@ use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ::redis::{Client, Value};
@@ -41,6 +41,8 @@ use settlement::Held;
 
 /// Births are told apart by so many bits.
 const LIFE_BITS: u32 = 32;
+/// The most decisions that may be asked for at once.
+const ASKING_MAX: usize = 16_384;
 /// How much later than the connection a caller gives up: the connection knows more about what went wrong.
 const GRACE: Duration = Duration::from_millis(5);
 /// No amount above this fits any limit; below, a double is exact.
@@ -115,12 +117,13 @@ struct Inner {
     coalescing: bool,
     connection: Connection,
     flights: Arc<Flights>,
+    asking: AtomicUsize,
     denials: Option<Denials<Arc<Plan>, Counters>>,
     clock: Option<ManualClock>,
     births: AtomicU64,
     hasher: RandomState,
     scripts_sent: AtomicU64,
-    settlements_unknown: AtomicU64,
+    settlements_lost: AtomicU64,
 }
 
 /// What a store in Redis has done so far.
@@ -131,8 +134,8 @@ pub struct RedisCounts {
     pub connections: u64,
     /// Deciding scripts sent: fewer than decisions.
     pub scripts: u64,
-    /// Settlements without an answer: the estimate may stand.
-    pub settlements_unknown: u64,
+    /// Settlements that failed or were never answered: the estimate may stand.
+    pub settlements_lost: u64,
 }
 
 impl RedisStore {
@@ -156,12 +159,13 @@ impl RedisStore {
             deadline: options.deadline,
             coalescing: options.coalescing,
             flights: Arc::default(),
+            asking: AtomicUsize::new(0),
             denials: options.denial_memory.then(Denials::new),
             clock: options.rehearsal.map(|rehearsal| rehearsal.clock),
             births: AtomicU64::new(0),
             hasher,
             scripts_sent: AtomicU64::new(0),
-            settlements_unknown: AtomicU64::new(0),
+            settlements_lost: AtomicU64::new(0),
         })))
     }
 
@@ -170,7 +174,7 @@ impl RedisStore {
         RedisCounts {
             connections: self.0.connection.made(),
             scripts: self.0.scripts_sent.load(Ordering::Relaxed),
-            settlements_unknown: self.0.settlements_unknown.load(Ordering::Relaxed),
+            settlements_lost: self.0.settlements_lost.load(Ordering::Relaxed),
         }
     }
 
@@ -184,6 +188,7 @@ impl RedisStore {
             Ok(denial) => return Ok(Decision::Denied(denial)),
             Err(charges) => charges,
         };
+        let _place = Place::among(&self.0.asking).ok_or(StoreError::Busy)?;
         let (reply, answer) = oneshot::channel();
         let waiting = Waiting { charges, reply };
         let runtime = self.0.connection.runtime();
@@ -191,7 +196,7 @@ impl RedisStore {
         if !self.0.coalescing {
             let store = self.clone();
             drop(runtime.spawn(async move { store.fly(&plan, vec![waiting]).await }));
-        } else if let Some((mut flight, mut batch)) = self.0.flights.join(plan, waiting)? {
+        } else if let Some((mut flight, mut batch)) = self.0.flights.join(plan, waiting) {
             let store = self.clone();
             drop(runtime.spawn(async move {
                 while !batch.is_empty() {
@@ -352,6 +357,22 @@ impl Inner {
     /// The time for scripts whose clock is given.
     fn time_given(&self) -> String {
         self.clock.as_ref().map_or_else(String::new, |clock| clock.now().get().to_string())
+    }
+}
+
+/// A place among those who ask, given up when dropped.
+struct Place<'s>(&'s AtomicUsize);
+
+impl Place<'_> {
+    fn among(asking: &AtomicUsize) -> Option<Place<'_>> {
+        let place = Place(asking);
+        (asking.fetch_add(1, Ordering::Relaxed) < ASKING_MAX).then_some(place)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -51,7 +51,7 @@ fn random_charges(random: &mut Random, limits: &[Arc<Limit>]) -> Vec<Charge> {
 #[tokio::test]
 async fn a_denial_writes_nothing_and_no_key_lives_for_ever() {
     // A large hash moves its fields about while it is only read: these stay compact, and DUMP tells the same.
-    let server = Server::start_with(&["--hash-max-listpack-value", "100000"]);
+    let server = Server::start_with(&["--hash-max-ziplist-value", "100000"]);
     let store = server.store(server.options().without_denial_memory()).await;
     let mut client = server.client().await;
     let (limits, mut random, mut denials) = (limits(), Random(5), 0);
@@ -298,7 +298,15 @@ async fn settlements_get_through_a_full_server() {
     let refused = store.reserve(charge(&limit, "alice", 1)).await.unwrap_err();
     assert!(matches!(&refused, StoreError::Refused { code, .. } if code == "OOM"), "{refused:?}");
     assert!(!refused.outcome_unknown());
-    assert_eq!(held.settled(&[10]).await.unwrap()[0].returned, 490);
+    let settled = held.settled(&[10]).await;
+    let about: String = redis::cmd("INFO").arg("server").query_async(&mut client).await.unwrap();
+    if about.contains("redis_version:6") {
+        // It cannot read the flag that lets settlements through; the estimate stands, and that is counted.
+        assert!(matches!(settled, Err(StoreError::Refused { code, .. }) if code == "OOM"));
+        assert_eq!(store.counts().settlements_lost, 1);
+        return;
+    }
+    assert_eq!(settled.unwrap()[0].returned, 490);
     set("maxmemory", "0").query_async::<()>(&mut client).await.unwrap();
     assert_eq!(store.peek(charge(&limit, "alice", 0)).await.unwrap()[0].used, 10);
 }
@@ -361,6 +369,29 @@ async fn a_frozen_server_costs_a_deadline_each() {
 }
 
 #[tokio::test]
+async fn no_more_wait_than_there_is_room_for() {
+    let server = Server::start();
+    let store = server.store(RedisOptions::new(&server.url()).deadline(Duration::from_secs(3))).await;
+    server.signal("STOP");
+    let limit = limit("r", "100000/day", Algorithm::FixedWindow);
+    let ask = |number: u64| {
+        let (store, charges) = (store.clone(), charge(&limit, &format!("user{}", number % 100), 1));
+        tokio::spawn(async move { store.reserve(charges).await })
+    };
+    let asked: Vec<_> = (0..20_000).map(ask).collect();
+    let mut busy = 0;
+    for asked in asked {
+        match asked.await.unwrap().unwrap_err() {
+            StoreError::Busy => busy += 1,
+            other => assert!(matches!(other, StoreError::Timeout | StoreError::Unreachable), "{other:?}"),
+        }
+    }
+    assert_eq!(busy, 20_000 - 16_384);
+    server.signal("CONT");
+    until_it_answers(&store, &limit).await;
+}
+
+#[tokio::test]
 async fn a_connection_that_swallows_everything_is_replaced() {
     let server = Server::start();
     server.client().await;
@@ -395,7 +426,7 @@ async fn an_unanswered_settlement_is_counted_and_not_repeated() {
     let before = used().await;
     server.signal("STOP");
     assert_eq!(held.settled(&[0]).await, Err(StoreError::Timeout));
-    assert_eq!(store.counts().settlements_unknown, 1);
+    assert_eq!(store.counts().settlements_lost, 1);
     server.signal("CONT");
     until_it_answers(&store, &limit).await;
     // Once, or not at all: the bytes may have been on their way.
@@ -410,7 +441,9 @@ async fn a_store_may_open_before_its_server() {
     let store = RedisStore::open(gone).unwrap();
     let limit = limit("r", "10/day", Algorithm::FixedWindow);
     let start = Instant::now();
-    assert_eq!(store.reserve(charge(&limit, "alice", 1)).await.unwrap_err(), StoreError::Unreachable);
+    let failed = store.reserve(charge(&limit, "alice", 1)).await.unwrap_err();
+    // On a machine too busy to say why in time it is a timeout, which claims less.
+    assert!(matches!(failed, StoreError::Unreachable | StoreError::Timeout), "{failed:?}");
     assert!(start.elapsed() < 10 * DEADLINE);
     // A broken connection is replaced.
     let store = server.store(server.options()).await;

@@ -249,8 +249,11 @@ impl Link {
 }
 
 fn refused(error: &RedisError) -> StoreError {
-    StoreError::Refused {
-        code: error.code().unwrap_or("ERR").to_string(),
-        message: error.detail().map_or_else(|| error.to_string(), str::to_string),
-    }
+    let message = error.detail().map_or_else(|| error.to_string(), str::to_string);
+    let code = error.code().unwrap_or("ERR");
+    // Before 7.0 what stopped a script is only named in its words: `@user_script:231: -OOM command not allowed`.
+    let inner = message.split_once(": -").and_then(|(_, inner)| inner.split_whitespace().next());
+    let inner = inner.filter(|inner| inner.chars().all(|c| c.is_ascii_uppercase()));
+    let code = if code == "ERR" { inner.unwrap_or(code) } else { code }.to_string();
+    StoreError::Refused { code, message }
 }

@@ -1,7 +1,6 @@
 //! Coalescing: while one script for a plan is on its way, requests with the same plan gather and go as one script.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -13,8 +12,6 @@ use crate::store::StoreError;
 
 /// The most requests that one script decides: a server serves nobody else meanwhile.
 const BATCH_MAX: usize = 64;
-/// The most requests that may wait for a script of their own.
-const WAITING_MAX: usize = 16_384;
 
 /// One request that waits.
 pub(super) struct Waiting {
@@ -24,10 +21,7 @@ pub(super) struct Waiting {
 
 /// Which plans have a script on its way, and who waits for the next one.
 #[derive(Default)]
-pub(super) struct Flights {
-    gathering: Mutex<HashMap<Arc<Plan>, Vec<Waiting>>>,
-    waiting: AtomicUsize,
-}
+pub(super) struct Flights(Mutex<HashMap<Arc<Plan>, Vec<Waiting>>>);
 
 /// The right to send scripts for a plan: one at a time has it.
 pub(super) struct Flight {
@@ -42,22 +36,18 @@ impl Flights {
         self: &Arc<Flights>,
         plan: Arc<Plan>,
         waiting: Waiting,
-    ) -> Result<Option<(Flight, Vec<Waiting>)>, StoreError> {
+    ) -> Option<(Flight, Vec<Waiting>)> {
         let mut gathering = self.lock();
         if let Some(others) = gathering.get_mut(&plan) {
-            if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
-                return Err(StoreError::Busy);
-            }
             others.push(waiting);
-            return Ok(None);
+            return None;
         }
         gathering.insert(Arc::clone(&plan), Vec::new());
-        Ok(Some((Flight { flights: Arc::clone(self), plan, landed: false }, vec![waiting])))
+        Some((Flight { flights: Arc::clone(self), plan, landed: false }, vec![waiting]))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<Plan>, Vec<Waiting>>> {
-        self.gathering.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -74,7 +64,6 @@ impl Flight {
             gathering.remove(&self.plan);
             self.landed = true;
         }
-        self.flights.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
         batch
     }
 }
@@ -83,8 +72,7 @@ impl Drop for Flight {
     /// Cut short, it takes those who wait with it: they learn that at once, and the next one starts anew.
     fn drop(&mut self) {
         if !self.landed {
-            let others = self.flights.lock().remove(&self.plan).unwrap_or_default();
-            self.flights.waiting.fetch_sub(others.len(), Ordering::Relaxed);
+            self.flights.lock().remove(&self.plan);
         }
     }
 }

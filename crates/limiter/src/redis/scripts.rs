@@ -1,5 +1,7 @@
 //! The two scripts, assembled: header, clock, shared part, own part.
 
+use std::collections::HashMap;
+
 use ::redis::Script;
 
 /// The one line that reads the clock.
@@ -44,6 +46,7 @@ impl Scripts {
             for (from, to) in rehearsal.iter().flat_map(|rehearsal| &rehearsal.edits) {
                 text = text.replace(from, to);
             }
+            let text = with_numbers(&text);
             let digest = Script::new(&text).get_hash().to_string();
             Prepared { text, digest }
         }))
@@ -51,5 +54,65 @@ impl Scripts {
 
     pub(super) fn get(&self, name: Name) -> &Prepared {
         &self.0[name as usize]
+    }
+}
+
+/// Puts numbers in the place of the names in capitals that `local` lines of the script give them.
+fn with_numbers(text: &str) -> String {
+    let mut constants: HashMap<&str, &str> = HashMap::new();
+    let mut rest = Vec::new();
+    for line in text.lines() {
+        match constants_of(line) {
+            Some(found) => constants.extend(found),
+            None => rest.push(line),
+        }
+    }
+    let part_of_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut numbered = String::with_capacity(text.len());
+    for line in rest {
+        for piece in line.split_inclusive(|c| !part_of_word(c)) {
+            let word = piece.trim_end_matches(|c| !part_of_word(c));
+            numbered.push_str(constants.get(word).unwrap_or(&word));
+            numbered.push_str(&piece[word.len()..]);
+        }
+        numbered.push('\n');
+    }
+    numbered
+}
+
+/// `local FIRST, SECOND = 1, 2`
+fn constants_of(line: &str) -> Option<Vec<(&str, &str)>> {
+    let (names, numbers) = line.strip_prefix("local ")?.split_once(" = ")?;
+    let pairs: Vec<(&str, &str)> = names.split(", ").zip(numbers.split(", ")).collect();
+    let named = |name: &str| name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+    let counted = |number: &str| number.chars().all(|c| c.is_ascii_digit());
+    pairs.iter().all(|(name, number)| named(name) && counted(number)).then_some(pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Name, Scripts, with_numbers};
+
+    #[test]
+    fn names_become_numbers() {
+        let text = "local A, B_C = 1, 20\nlocal a = A + s[B_C] - ABC -- A\nlocal t = f('A.x')\n";
+        assert_eq!(with_numbers(text), "local a = 1 + s[20] - ABC -- 1\nlocal t = f('1.x')\n");
+    }
+
+    #[test]
+    fn no_name_is_left_in_the_scripts() {
+        for name in Name::ALL {
+            let scripts = Scripts::new(None);
+            let text = &scripts.get(name).text;
+            for constant in ["CAPACITY", "EXPIRY", "AT", "COUNT_MAX", "OLD_TICK", "MOVING"] {
+                let word = |part: &str| part.trim() == constant;
+                let code = text.lines().filter(|line| !line.trim_start().starts_with("--"));
+                assert!(
+                    !code.flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_')).any(word),
+                    "{constant}"
+                );
+            }
+            assert!(text.contains("'HMGET'") && text.contains("redis.call('TIME')"));
+        }
     }
 }

@@ -60,7 +60,7 @@ impl Hold for Held {
         drop(self.store.0.connection.runtime().spawn(async move {
             let corrections = store.correct(&plan, &settlements, charges).await;
             if corrections.is_err() {
-                store.0.settlements_unknown.fetch_add(1, Ordering::Relaxed);
+                store.0.settlements_lost.fetch_add(1, Ordering::Relaxed);
             }
             // Nobody who wants to know is the usual case.
             let _ = reply.send(corrections);

@@ -3,6 +3,9 @@
 
 local floor, min, max = math.floor, math.min, math.max
 
+-- Names in capitals are replaced by their numbers before a server sees this: a function would carry each of them along,
+-- for every decision anew.
+
 -- A counter, as the request describes it: where it is, and the terms of its limit.
 local KEY, FIELD, ALGORITHM, CAPACITY, BURST, TICK, WINDOW, OFFSET, CALENDAR = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local FIXED, SLIDING, MOVING, BUCKET = 0, 1, 2, 3
@@ -208,7 +211,7 @@ local function sweep(key, known, now)
     end
 end
 
--- Writes the counters that changed. The key outlives its last field.
+-- Writes the counters that changed. The key lives as long as any field that was written to it.
 local function save(counters, now)
     local place = 1
     while place <= #counters do
@@ -219,7 +222,11 @@ local function save(counters, now)
             local packed = c.redated
             if c.written then
                 local last = expiry(c)
-                c.state[EXPIRY], latest = last, max(latest, last)
+                if last > c.state[EXPIRY] then
+                    -- A little later than needed, so that the next writes need not move it.
+                    last = last + floor((last - now) / 8)
+                    c.state[EXPIRY], latest = last, max(latest, last)
+                end
                 packed = cmsgpack.pack(c.state)
             end
             if packed then
@@ -232,8 +239,7 @@ local function save(counters, now)
             local name = KEYS[key]
             local born = redis.call('HSET', name, unpack(changed))
             if latest > 0 and now + redis.call('PTTL', name) < latest then
-                -- A little later than needed, so that the next writes need not move it.
-                redis.call('PEXPIREAT', name, string.format('%.0f', latest + floor((latest - now) / 8)))
+                redis.call('PEXPIREAT', name, string.format('%.0f', latest))
             end
             if born > 0 and redis.call('HLEN', name) > count + SPARE_FIELDS then sweep(name, known, now) end
         end

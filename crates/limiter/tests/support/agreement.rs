@@ -157,6 +157,7 @@ pub(crate) struct History {
     pub(crate) grants: u64,
     pub(crate) denials: u64,
     pub(crate) settlements: u64,
+    pub(crate) together: u64,
 }
 
 impl History {
@@ -176,6 +177,7 @@ impl History {
             grants: 0,
             denials: 0,
             settlements: 0,
+            together: 0,
         }
     }
 
@@ -193,6 +195,7 @@ impl History {
                     Ok(())
                 }
                 8..=10 => self.peek().await,
+                12..=13 => self.together().await,
                 11 if self.random.one_in(20) => self.crowd().await,
                 _ => self.reserve().await,
             };
@@ -242,10 +245,39 @@ impl History {
     }
 
     async fn reserve_these(&mut self, charges: Vec<Charge>) -> Result<(), String> {
+        let redis = Store::reserve(&self.redis, charges.clone()).await.map_err(|error| error.to_string())?;
+        self.compare(charges, redis)
+    }
+
+    /// Several at once over the same counters: all but the first go as one script, in order.
+    async fn together(&mut self) -> Result<(), String> {
+        let first = self.charges();
+        let mut requests = vec![first.clone()];
+        for _ in 0..1 + self.random.below(6) {
+            let another = |charge: &Charge| {
+                let amount = self.random.below(charge.limit().capacity() / 3 + 2);
+                Charge::new(Arc::clone(charge.limit()), charge.subject().clone(), amount)
+            };
+            requests.push(first.iter().map(another).collect());
+        }
+        let ask = |charges: &Vec<Charge>| {
+            let (store, charges) = (self.redis.clone(), charges.clone());
+            tokio::spawn(async move { store.reserve(charges).await })
+        };
+        let asked: Vec<_> = requests.iter().map(ask).collect();
+        for (charges, asked) in requests.into_iter().zip(asked) {
+            let redis = asked.await.unwrap().map_err(|error| error.to_string())?;
+            self.compare(charges, redis)?;
+        }
+        self.together += 1;
+        Ok(())
+    }
+
+    /// Takes the same from definition and memory.
+    fn compare(&mut self, charges: Vec<Charge>, redis: Decision) -> Result<(), String> {
         let now = self.memory.now();
         let (granted, views, taken) = self.definition.reserve(&charges, now);
-        let memory = self.memory.reserve(charges.clone());
-        let redis = Store::reserve(&self.redis, charges).await.map_err(|error| error.to_string())?;
+        let memory = self.memory.reserve(charges);
         for (store, decision) in [("memory", &memory), ("redis", &redis)] {
             let theirs: Vec<View> = decision.standings().iter().map(view).collect();
             if (decision.is_granted(), &theirs, decision.now()) != (granted, &views, now) {
