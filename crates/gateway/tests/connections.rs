@@ -51,7 +51,8 @@ async fn a_connection_is_used_again_also_after_a_refusal() {
     let script = {
         let count = AtomicUsize::new(0);
         move |_: &support::Seen| {
-            let status = if count.fetch_add(1, Ordering::Relaxed) % 2 == 0 { "500 Oops" } else { "200 OK" };
+            let status =
+                if count.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) { "500 Oops" } else { "200 OK" };
             vec![Step::Send(json_answer(status, "", ANSWER))]
         }
     };
