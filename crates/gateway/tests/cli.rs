@@ -1,0 +1,119 @@
+//! The verbs that ask and print: what they say, where, and how they exit.
+
+mod support;
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use support::{Provider, Tollgate, chat_config, json_answer, openai, refusing};
+
+/// Runs the binary with nothing in its environment and no file in its way.
+async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+    command.args(arguments).current_dir(folder.path()).env_clear().envs(environment.iter().copied());
+    let ran = tokio::task::spawn_blocking(move || command.output()).await;
+    drop(folder);
+    ran.expect("no panic").expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+fn file(config: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::Builder::new().suffix(".yml").tempfile().expect("a file");
+    std::fs::write(file.path(), config).expect("it can be written");
+    file
+}
+
+#[tokio::test]
+async fn version_schema_and_completions_are_printed() {
+    let version = run(&["version"], &[]).await;
+    assert_eq!(text(&version.stdout), concat!("tollgate ", env!("CARGO_PKG_VERSION"), "\n"));
+    let schema: Value = serde_json::from_slice(&run(&["schema", "config"], &[]).await.stdout).expect("JSON");
+    assert!(schema["properties"]["models"].is_object(), "{schema}");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(&["completions", shell], &[]).await;
+        assert!(script.status.success() && text(&script.stdout).contains("tollgate"), "{shell}");
+    }
+}
+
+#[tokio::test]
+async fn wrong_usage_is_2_and_says_what_is_right() {
+    for arguments in [&["serv"][..], &["serve", "--wach"], &["demo", "hit", "--times", "0"]] {
+        let ran = run(arguments, &[]).await;
+        assert_eq!(ran.status.code(), Some(2), "{arguments:?}");
+        assert!(!ran.stderr.is_empty() && ran.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_to_serve_names_the_demo() {
+    let ran = run(&["serve"], &[]).await;
+    assert_eq!(ran.status.code(), Some(78));
+    assert!(text(&ran.stderr).contains("tollgate demo"), "{}", text(&ran.stderr));
+}
+
+#[tokio::test]
+async fn check_says_all_faults_with_their_places() {
+    let file = file("servr: {}\nmodels: []\ntiers: { free: [\"1/fortnight\"] }\n");
+    let path = file.path().to_str().expect("UTF-8");
+    let ran = run(&["check", path], &[]).await;
+    assert_eq!(ran.status.code(), Some(1));
+    let said = text(&ran.stdout);
+    for part in [":1:1: servr: unknown key; did you mean `server`?", ":2:9: models", ":3:18: tiers.free[0]"] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    let json: Value =
+        serde_json::from_slice(&run(&["check", path, "--json"], &[]).await.stdout).expect("JSON");
+    assert_eq!((&json["ok"], &json["problems"][0]["line"]), (&Value::Bool(false), &1.into()));
+}
+
+#[tokio::test]
+async fn check_reaches_providers_unless_told_not_to() {
+    let there = Provider::answering(json_answer("200 OK", "", r#"{"data":[]}"#)).await;
+    let locked = Provider::answering(json_answer("401 Unauthorized", "", "{}")).await;
+    let (_socket, gone) = refusing();
+    let gone = format!("type: openai, url: 'http://{gone}'");
+    for (provider, expected) in [(openai(&there), 0), (openai(&locked), 1), (gone, 69)] {
+        let file = file(&chat_config(&[provider]));
+        let path = file.path().to_str().expect("UTF-8");
+        let ran = run(&["check", path], &[]).await;
+        assert_eq!(ran.status.code(), Some(expected), "{}", text(&ran.stdout));
+        // The variable is the default; a file that is named wins.
+        let offline = run(&["check", path, "--offline"], &[("TOLLGATE_CONFIG", "/nowhere.yml")]).await;
+        assert_eq!(offline.status.code(), Some(0), "{}", text(&offline.stdout));
+    }
+    let asked = there.requests();
+    assert!(asked[0].head.starts_with("GET /v1/models "), "{}", asked[0].head);
+    assert_eq!(asked[0].header("authorization"), Some("Bearer sk-upstream"));
+}
+
+#[tokio::test]
+async fn check_prints_what_each_limit_promises_and_no_secret() {
+    let config = "tiers: { free: [60/minute] }\nusers: [{ name: bob, tier: free, keys: [sk-canary] }]\n\
+                  models: [{ name: m, providers: [{ type: simulated }] }]\n";
+    let file = file(config);
+    let path = file.path().to_str().expect("UTF-8");
+    let ran = run(&["check", path, "--offline", "--show-effective"], &[]).await;
+    let said = text(&ran.stdout);
+    assert!(said.contains("limit free-requests-minute: per user,model, at most 60 per minute"), "{said}");
+    assert!(said.contains("at most 120 in any 60 s"), "{said}");
+    assert!(said.contains("\"listen\": \"0.0.0.0:8080\"") && !said.contains("sk-canary"), "{said}");
+}
+
+#[tokio::test]
+async fn health_is_yes_no_or_not_there() {
+    let provider = Provider::answering(Vec::new()).await;
+    let mut gateway = Tollgate::start(&chat_config(&[openai(&provider)])).await;
+    let url = format!("http://{}", gateway.admin);
+    let asked = run(&["health"], &[("TOLLGATE_URL", &url)]).await;
+    assert_eq!((asked.status.code(), text(&asked.stdout)), (Some(0), "ok\n".into()));
+    gateway.sigterm();
+    gateway.logged(|line| line["message"].as_str().is_some_and(|said| said.starts_with("ending"))).await;
+    assert_eq!(run(&["health", "--url", &url], &[]).await.status.code(), Some(1));
+    gateway.sigterm();
+    gateway.ended(support::SOON).await;
+    assert_eq!(run(&["health", "--url", &url], &[]).await.status.code(), Some(69));
+}
