@@ -62,7 +62,7 @@ async fn check_says_all_faults_with_their_places() {
     let ran = run(&["check", path], &[]).await;
     assert_eq!(ran.status.code(), Some(1));
     let said = text(&ran.stdout);
-    for part in [":1:1: servr: unknown key; did you mean `server`?", ":2:9: models", ":3:18: tiers.free[0]"] {
+    for part in [":1:1: servr: unknown key; did you mean `server`?", ":2:9: models", ":3:17: tiers.free[0]"] {
         assert!(said.contains(part), "{part} in {said}");
     }
     let json: Value =
