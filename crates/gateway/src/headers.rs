@@ -299,20 +299,10 @@ impl Values {
     }
 }
 
-/// A name and a number. Digits by hand: this runs a dozen times for each request.
-fn push(out: &mut String, name: &str, mut value: u64) {
+/// A name and a number.
+fn push(out: &mut String, name: &str, value: u64) {
     out.push_str(name);
-    let mut digits = [0; 20];
-    let mut first = digits.len();
-    loop {
-        first -= 1;
-        digits[first] = b'0' + (value % 10) as u8;
-        value /= 10;
-        if value == 0 {
-            break;
-        }
-    }
-    out.push_str(std::str::from_utf8(&digits[first..]).unwrap_or_default());
+    out.push_str(itoa::Buffer::new().format(value));
 }
 
 /// A string of structured fields (RFC 9651 3.3.3): printable ASCII; anything else of a name becomes `?`.

@@ -164,7 +164,7 @@ impl Line<'_> {
     /// A number.
     pub fn number(&mut self, name: &'static str, value: u64) {
         self.name(name);
-        let _ = write!(self.bytes, "{value}");
+        self.bytes.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     }
 
     /// A truth value.
@@ -176,8 +176,12 @@ impl Line<'_> {
     /// A duration in milliseconds, to the microsecond.
     pub fn millis(&mut self, name: &'static str, value: Duration) {
         self.name(name);
-        let micros = value.as_micros();
-        let _ = write!(self.bytes, "{}.{:03}", micros / 1_000, micros % 1_000);
+        let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
+        self.bytes.extend_from_slice(itoa::Buffer::new().format(micros / 1_000).as_bytes());
+        // A leading one keeps the zeroes behind the point.
+        let mut fraction = itoa::Buffer::new();
+        self.bytes.push(b'.');
+        self.bytes.extend_from_slice(&fraction.format(1_000 + micros % 1_000).as_bytes()[1..]);
     }
 
     fn name(&mut self, name: &'static str) {

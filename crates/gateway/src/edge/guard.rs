@@ -1,7 +1,7 @@
 //! The socket of one client, watched: strict HTTP/1.x framing, the timers of the connection, and a lingering close.
 //!
 //! hyper reads and writes through a [`Guard`]. Every byte it is about to read goes past a
-//! [`Scanner`](super::framing::Scanner) first; on a violation it sees nothing of the offending request, and the guard
+//! [`Scanner`] first; on a violation it sees nothing of the offending request, and the guard
 //! answers instead. HTTP/2 connections pass through; only the timers stay.
 //!
 //! What the guard must know and cannot see is whether an answer is under way: the service tells it by holding an
