@@ -18,7 +18,7 @@ use crate::config::Key;
 use crate::dialect::Usage;
 use crate::log::{Line, Log};
 use crate::metrics::{
-    ByEndpoint, ByEndpointCode, ByEndpointModel, ByProvider, ByTokens, ByWhom, Metrics, Name, OTHER,
+    ByEndpoint, ByEndpointCode, ByEndpointModel, ByProvider, ByTokens, ByWhom, Gauge, Metrics, Name, OTHER,
 };
 use crate::route::Attempts;
 
@@ -91,6 +91,7 @@ pub struct Ledger {
 /// One request from head to end. See the module.
 pub struct Entry {
     ledger: Ledger,
+    in_flight: Gauge,
     started: Instant,
     /// The canonical route, or `other`.
     pub endpoint: &'static str,
@@ -138,10 +139,12 @@ impl Entry {
         trace_id: Name,
         address: IpAddr,
     ) -> Self {
-        ledger.metrics.http_requests_in_flight.get_or_create(&ByEndpoint { endpoint }).inc();
+        let in_flight = ledger.metrics.http_requests_in_flight.get_or_create_owned(&ByEndpoint { endpoint });
+        in_flight.inc();
         let started = Instant::now();
         Self {
             ledger: ledger.clone(),
+            in_flight,
             started,
             endpoint,
             method: method.map_or("-", known),
@@ -207,7 +210,7 @@ impl Entry {
     fn count(&self, outcome: Outcome, status: u16, latency: Duration) {
         let metrics = &self.ledger.metrics;
         let endpoint = self.endpoint;
-        metrics.http_requests_in_flight.get_or_create(&ByEndpoint { endpoint }).dec();
+        self.in_flight.dec();
         metrics.http_requests.get_or_create(&ByEndpointCode { endpoint, code: status }).inc();
         let model = self.model.clone().unwrap_or_else(|| Name::from(OTHER));
         let by_model = ByEndpointModel { endpoint, model };

@@ -9,13 +9,16 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::{Family, MetricConstructor};
-use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 /// The label of whatever is not ours: unknown paths, unknown models.
 pub const OTHER: &str = "other";
+
+/// A figure that goes up and down.
+pub type Gauge = prometheus_client::metrics::gauge::Gauge;
 
 /// A label value: the configuration's own string, shared.
 pub type Name = std::sync::Arc<str>;

@@ -4,9 +4,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use prometheus_client::metrics::gauge::Gauge;
 
 use super::Failure;
+use crate::metrics::Gauge;
 
 /// Failures in a row after which a provider is passed over.
 const FAILURES_TOLERATED: u32 = 3;
