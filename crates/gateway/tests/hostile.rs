@@ -71,11 +71,14 @@ async fn slow_senders_are_sent_away_and_hold_nobody_up() {
     };
     let body = head("Host: g\r\nContent-Length: 100000\r\n\r\n");
     let chunked = head("Host: g\r\nTransfer-Encoding: chunked\r\n\r\n");
-    let ((said, silence), headers, drops, standstill, chunks, ()) = tokio::join!(
+    // What came early buys no time for what does not come.
+    let ahead = body.clone() + &" ".repeat(90_000);
+    let ((said, silence), headers, drops, standstill, prepaid, chunks, ()) = tokio::join!(
         silent,
         drip(&gateway, "POST ", b"x", pause),
         drip(&gateway, &body, b" ", pause),
         drip(&gateway, &body, b"", Duration::from_secs(3_600)),
+        drip(&gateway, &ahead, b"", Duration::from_secs(3_600)),
         drip(&gateway, &chunked, b"1\r\nx\r\n", pause),
         async {
             for _ in 0..20 {
@@ -85,9 +88,13 @@ async fn slow_senders_are_sent_away_and_hold_nobody_up() {
     );
     assert!(said.is_empty());
     assert!(silence >= Duration::from_millis(4_900) && silence < Duration::from_secs(8), "{silence:?}");
-    for (what, (answer, took)) in
-        [("headers", headers), ("body", drops), ("no body", standstill), ("chunks", chunks)]
-    {
+    for (what, (answer, took)) in [
+        ("headers", headers),
+        ("body", drops),
+        ("no body", standstill),
+        ("a body ahead of its time", prepaid),
+        ("chunks", chunks),
+    ] {
         let answer = answer.unwrap_or_else(|error| panic!("{what}: {error}"));
         println!("{what}: {} after {took:?}", answer.status);
         assert_eq!(answer.status, 408, "{what}");

@@ -232,6 +232,27 @@ async fn watch_sees_writes_renames_and_moved_symlinks() {
     assert_eq!(models(&gateway, "sk-alice").await, ["chat", "two"]);
 }
 
+#[tokio::test]
+async fn a_directory_that_is_never_quiet_hides_no_change() {
+    let provider = Provider::always(vec![Step::Hang]).await;
+    let config = chat_config(&[openai(&provider)]);
+    let gateway = Tollgate::start_with("", &config, &["--watch"]).await;
+    let file = gateway.config_path();
+    let log = file.with_file_name("noise.log");
+    let noise = tokio::spawn(async move {
+        for line in 0_u64.. {
+            std::fs::write(&log, line.to_string()).expect("written");
+            // The pace of the noise: faster than any quiet that could be waited for.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let changed = config.replace("gpt-4o-mini", "changed");
+    let changed = format!("server:\n  listen: 127.0.0.1:0\n  admin: 127.0.0.2:0\n{changed}");
+    std::fs::write(&file, changed).expect("written");
+    soon("the change", async { while models(&gateway, "sk-alice").await != ["chat", "changed"] {} }).await;
+    noise.abort();
+}
+
 fn damage(text: &str, random: &mut fastrand::Rng) -> Vec<u8> {
     let mut bytes = text.as_bytes().to_vec();
     for _ in 0..random.usize(1..4) {

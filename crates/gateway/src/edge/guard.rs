@@ -201,6 +201,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
         Some(self.exchanges.due()? + self.limits.overdue)
     }
 
+    fn not_overdue(&self, now: Instant) -> io::Result<()> {
+        if self.overdue().is_none_or(|due| now < due) {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "the answer is overdue"))
+    }
+
     /// Ready, with the time, when the earliest of what is due is due. With nothing due it still wakes the task now
     /// and then, so that an exchange that ended without a flush after it is noticed.
     fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<Instant> {
@@ -247,9 +254,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
         }
         self.observe();
         let now = ready!(self.poll_due(cx));
-        if self.overdue().is_some_and(|due| due <= now) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
+        self.not_overdue(now)?;
         if self.read_due.is_none_or(|due| now < due) {
             return Poll::Pending;
         }
@@ -339,7 +344,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
             return Poll::Ready(result);
         }
         let due = *self.write_due.get_or_insert_with(|| Instant::now() + self.limits.write);
-        if ready!(self.poll_due(cx)) < due {
+        let now = ready!(self.poll_due(cx));
+        // hyper need not read while it writes: here is the only look at a client that takes its answer in drops.
+        self.not_overdue(now)?;
+        if now < due {
             return Poll::Pending;
         }
         let stalled = format!("the client took nothing of the answer for {:?}", self.limits.write);

@@ -78,13 +78,21 @@ async fn respond(
             return Ok(Response::new(Either::Left(Full::default())));
         }
         "/large" => Bytes::from(vec![b'x'; 1024 * 1024]),
+        "/until" => {
+            exchange.until(Instant::now() + Duration::from_secs(10));
+            let frames = futures_util::stream::unfold((), |()| async move {
+                Some((Ok::<_, Infallible>(Frame::data(Bytes::from(vec![b'x'; 16 * 1024]))), ()))
+            });
+            let body = exchange.hold(Either::Left(Either::Left(StreamBody::new(Box::pin(frames)))));
+            return Ok(Response::new(Either::Right(body)));
+        }
         "/unread" => Bytes::from("unread"),
         "/paused" => {
             let frames = futures_util::stream::unfold(0, |count| async move {
                 sleep(Duration::from_secs(200)).await;
                 (count < 3).then(|| (Ok::<_, Infallible>(Frame::data(Bytes::from("."))), count + 1))
             });
-            let body = exchange.hold(Either::Left(StreamBody::new(Box::pin(frames))));
+            let body = exchange.hold(Either::Left(Either::Right(StreamBody::new(Box::pin(frames)))));
             return Ok(Response::new(Either::Right(body)));
         }
         _ => match body.collect().await {
@@ -322,6 +330,29 @@ async fn a_client_that_does_not_read_fails_the_connection() {
     let error = served.connection.await.unwrap().expect_err("a stalled write");
     assert!(format!("{error:?}").contains("took nothing of the answer for 60s"), "{error:?}");
     assert_eq!(start.elapsed().as_secs(), 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_its_answer_in_drops_does_not_outlast_its_deadline() {
+    // With bytes behind the request hyper does not read during the answer; without, it does.
+    for behind in ["", "GET"] {
+        let (mut client, served) = connect(Limits::default());
+        client.write_all(format!("GET /until HTTP/1.1\r\nHost: a\r\n\r\n{behind}").as_bytes()).await.unwrap();
+        let start = Instant::now();
+        let taking = tokio::spawn(async move {
+            let (mut drop, mut taken) = ([0; 1024], 0);
+            // Progress each second, so that no write stalls.
+            while client.read_exact(&mut drop).await.is_ok() {
+                taken += drop.len();
+                sleep(Duration::from_secs(1)).await;
+            }
+            taken
+        });
+        // hyper calls an end that its reads found an orderly one; what was not sent was not sent.
+        let _ = served.connection.await.unwrap();
+        assert_eq!(start.elapsed().as_secs(), 12, "{behind:?}: the deadline and the grace");
+        assert!(taking.await.unwrap() < 512 * 1024, "{behind:?}: cut");
+    }
 }
 
 #[tokio::test]
