@@ -31,6 +31,7 @@ pub use problem::{Problem, Severity};
 pub use schema::schema;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -42,6 +43,8 @@ use tollgate_limiter::{Limit, Scope};
 pub struct Config {
     /// Listeners and bounds on input.
     pub server: Server,
+    /// The Redis whose counters are everybody's; `None`: limits are counted in this process.
+    pub redis: Option<Redis>,
     /// Behaviour that is not about one rule.
     pub settings: Settings,
     /// Whether a caller needs a key.
@@ -87,6 +90,32 @@ pub struct Server {
     pub max_connections_per_ip: usize,
 }
 
+/// `dependencies.redis`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redis {
+    /// Where it is, with user and password: `redis://user:password@host:port/db`.
+    pub url: Secret,
+    /// Where it is, for people: the URL without user and password.
+    pub address: String,
+    /// Of `rediss://`: PEM files, read when the configuration is.
+    pub tls: RedisTls,
+    /// Of one limiter call.
+    pub timeout: Duration,
+    /// What every key begins with.
+    pub prefix: String,
+}
+
+/// `dependencies.redis.tls`: paths of PEM files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RedisTls {
+    /// Certificates to trust instead of the usual ones.
+    pub ca: Option<PathBuf>,
+    /// Our certificate chain; needs `key`.
+    pub cert: Option<PathBuf>,
+    /// Its private key; needs `cert`.
+    pub key: Option<PathBuf>,
+}
+
 /// `settings`.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -121,8 +150,10 @@ pub struct Rule {
     pub matches: Match,
     /// What it is counted per.
     pub per: Scope,
-    /// Its limits; id `<rule>-<unit>-<window>`. Empty for `unlimited`.
+    /// Its limits; id `<rule>-<unit>-<window>`. Empty for `unlimited`, and where `deny` is set.
     pub limits: Vec<Arc<Limit>>,
+    /// Refuses what it matches.
+    pub deny: bool,
 }
 
 /// The conditions of a rule: all that are present must hold; within one, any value.
@@ -185,6 +216,36 @@ pub struct Model {
     pub fallback: Vec<String>,
     /// Who serves it, in order. Never empty.
     pub providers: Vec<Provider>,
+    /// How prompts are counted before they are sent.
+    pub count: Count,
+    /// How much a token of a special kind counts towards limits in tokens.
+    pub token_weights: TokenWeights,
+}
+
+/// `models[].count`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Count {
+    /// By their length, with what was learned of the model.
+    #[default]
+    Estimate,
+    /// By a tokenizer.
+    Exact,
+}
+
+/// `models[].token_weights`, in thousandths of a token: 0 to 1000. What counts less counts less towards limits in
+/// tokens, input tokens and output tokens; never towards money, which has prices of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenWeights {
+    /// Of prompt tokens that the provider had in its cache.
+    pub cached_input: u16,
+    /// Of completion tokens that were spent on reasoning.
+    pub reasoning: u16,
+}
+
+impl Default for TokenWeights {
+    fn default() -> Self {
+        Self { cached_input: 1_000, reasoning: 1_000 }
+    }
 }
 
 /// One entry of `models[].providers`.
@@ -198,6 +259,19 @@ pub struct Provider {
     pub model_name: Option<String>,
     /// Deadlines of one attempt.
     pub deadlines: Deadlines,
+    /// What it charges for tokens.
+    pub price: Option<Price>,
+}
+
+/// `price` of a provider, in 10⁻¹² of the unit of money per token: 0.15 per million tokens are 150,000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Price {
+    /// Prompt tokens.
+    pub input: u64,
+    /// Prompt tokens that the provider had in its cache; where the file leaves it out, as `input`.
+    pub cached_input: u64,
+    /// Completion tokens.
+    pub output: u64,
 }
 
 /// `type` of a provider with what only that type has.

@@ -37,6 +37,7 @@ pub(super) fn resolve(root: &Node, api_keys: &[Node], problems: &mut Problems) -
     }
     Some(Config {
         server: server?,
+        redis: None,
         settings: Settings { log_format: log_format? },
         auth: auth?,
         rules,

@@ -72,6 +72,8 @@ fn model(node: &Node, path: &str, index: &Index, problems: &mut Problems) -> Opt
         aliases: texts(node, "aliases", path).iter().map(|item| item.text.to_owned()).collect(),
         fallback,
         providers,
+        count: Default::default(),
+        token_weights: Default::default(),
     })
 }
 
@@ -112,6 +114,7 @@ fn provider(node: &Node) -> Option<Provider> {
         kind,
         model_name: read(node, "model_name", |text| scalar::name(text).map(|()| text.to_owned())),
         deadlines: deadlines(node, section)?,
+        price: None,
     })
 }
 

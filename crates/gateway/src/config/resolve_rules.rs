@@ -55,7 +55,8 @@ impl Reader<'_> {
         let path = join("tiers", &entry.key);
         self.note_name(&entry.key, entry.at, &path);
         let matches = Match { tier: vec![entry.key.clone()], ..Match::default() };
-        let mut rule = Rule { name: entry.key.clone(), matches, per: Scope::GLOBAL, limits: Vec::new() };
+        let mut rule =
+            Rule { name: entry.key.clone(), matches, per: Scope::GLOBAL, limits: Vec::new(), deny: false };
         match &entry.value.value {
             Value::Map(_) => {
                 rule.per = self.scope(&entry.value, &path);
@@ -82,6 +83,7 @@ impl Reader<'_> {
             matches: matches.unwrap_or_default(),
             per: self.scope(node, path),
             limits: Vec::new(),
+            deny: false,
         };
         let strategy = self.strategy(node);
         rule.limits = self.limits(&rule, strategy, &texts(node, "limit", path));
