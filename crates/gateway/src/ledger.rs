@@ -10,16 +10,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
-use tollgate_limiter::Reservation;
-
 use tokio_util::sync::CancellationToken;
+use tollgate_limiter::Denial;
 
-use crate::config::Key;
+use crate::admission::{self, Admitted, Used};
+use crate::config::{Key, TokenWeights};
 use crate::dialect::Usage;
 use crate::log::{Line, Log};
 use crate::metrics::{
     ByEndpoint, ByEndpointCode, ByEndpointModel, ByProvider, ByTokens, ByWhom, Gauge, Metrics, Name, OTHER,
 };
+use crate::refusals::Refusals;
 use crate::route::Attempts;
 
 /// How a request ended.
@@ -84,6 +85,8 @@ pub struct Ledger {
     pub metrics: Arc<Metrics>,
     /// Where it is written down.
     pub log: Log,
+    /// How often refusals are.
+    pub refusals: Arc<Refusals>,
     /// Cancelled when requests must end because the process does.
     pub ending: CancellationToken,
 }
@@ -120,11 +123,16 @@ pub struct Entry {
     pub outcome: Option<Outcome>,
     /// Tokens used, once known.
     pub tokens: Option<Tokens>,
+    /// What it cost, micro-units of money.
+    cost: u64,
     /// From the request's head to the first byte of the provider's answer.
     pub first_byte: Option<Duration>,
     /// When the body was complete: our own work is counted from here.
     pub received: Option<Instant>,
-    reservation: Option<Reservation>,
+    /// What it holds of the limits it met.
+    pub admitted: Option<Admitted>,
+    /// How much special tokens count.
+    pub weights: TokenWeights,
     /// When the first event of a stream came.
     pub first_event: Option<Instant>,
 }
@@ -160,9 +168,11 @@ impl Entry {
             rule: None,
             outcome: None,
             tokens: None,
+            cost: 0,
             first_byte: None,
             received: None,
-            reservation: None,
+            admitted: None,
+            weights: TokenWeights::default(),
             first_event: None,
         }
     }
@@ -172,16 +182,22 @@ impl Entry {
         self.started
     }
 
-    /// What it will cost if nothing says otherwise.
-    pub fn reserve(&mut self, reservation: Reservation) {
-        self.reservation = Some(reservation);
-    }
-
     /// Nobody answered it: it costs nothing.
     pub fn refund(&mut self) {
-        if let Some(reservation) = self.reservation.take() {
-            reservation.refund();
+        if let Some(admitted) = self.admitted.take() {
+            admitted.refund(&self.ledger.metrics);
         }
+    }
+
+    /// What its prompt was taken to be, tokens.
+    pub fn expected_prompt(&self) -> u64 {
+        self.admitted.as_ref().map_or(0, |admitted| admitted.demand().input)
+    }
+
+    /// A limit refused it.
+    pub fn limited(&mut self, denial: &Denial) {
+        self.rule = Some(Name::from(denial.binding().limit.id()));
+        self.ledger.refusals.note(&self.ledger.log, &self.request_id, denial);
     }
 
     /// The metrics of this process.
@@ -205,6 +221,25 @@ impl Entry {
             None if self.ledger.ending.is_cancelled() => Outcome::Shutdown,
             None => Outcome::ClientLeft,
         }
+    }
+
+    /// Settles what it holds: by what was used, or by what it was expected to read where a provider was asked and cut off.
+    fn settle(&mut self, outcome: Outcome) {
+        let Some(admitted) = self.admitted.take() else { return };
+        if self.attempts.asked.is_none() {
+            admitted.refund(&self.ledger.metrics);
+            return;
+        }
+        let cut = !matches!(outcome, Outcome::Done | Outcome::Refused);
+        if cut && self.tokens.is_none() && self.status.is_none_or(|status| status.is_success()) {
+            let prompt = admitted.demand().input;
+            let usage = Usage { prompt, total: prompt, ..Usage::default() };
+            self.tokens = (prompt > 0).then_some(Tokens { usage, estimated: true });
+        }
+        let usage = self.tokens.map(|tokens| tokens.usage).unwrap_or_default();
+        self.cost = self.attempts.price.map_or(0, |price| admission::cost(&price, &usage));
+        let used = Used { usage, weights: self.weights, cost: self.cost };
+        admitted.settle(&used, &self.ledger.metrics);
     }
 
     fn count(&self, outcome: Outcome, status: u16, latency: Duration) {
@@ -233,6 +268,9 @@ impl Entry {
                 metrics.tokens.get_or_create(&by).inc_by(amount);
             }
         }
+        if self.cost > 0 {
+            metrics.cost.get_or_create(asked).inc_by(self.cost as f64 / 1e6);
+        }
         let Some(first) = self.first_event.filter(|_| tokens.usage.completion > 1) else {
             return;
         };
@@ -248,6 +286,7 @@ impl Drop for Entry {
         // 499 is what nginx logs for a client that left before there was a status.
         let left_early = if outcome == Outcome::Panicked { 500 } else { 499 };
         let status = self.status.map_or(left_early, |status| status.as_u16());
+        self.settle(outcome);
         self.count(outcome, status, latency);
         self.ledger.log.line(if status >= 500 { "WARN" } else { "INFO" }, "request", |line| {
             self.write(line, status, outcome, latency);
@@ -296,6 +335,9 @@ impl Entry {
             if estimated {
                 line.flag("estimated", true);
             }
+        }
+        if self.cost > 0 {
+            line.number("cost_micros", self.cost);
         }
         line.millis("latency_ms", latency);
         if let Some(first_byte) = self.first_byte {

@@ -5,8 +5,8 @@
 //! | floor | modules |
 //! |---|---|
 //! | 5 processes, sockets, signals | [`cli`] [`edge`] [`admin`] |
-//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`reload`] |
-//! | 3 one outside world each | [`snapshot`] [`identity`] [`admission`] [`route`] [`upstream`] [`simulated`] |
+//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] |
+//! | 3 one outside world each | [`snapshot`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] |
 //! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] |
 //! | 1 bytes and values | [`call`] [`dialect`] [`sse`] |
 //! | 0 the engine | [`tollgate_limiter`] |
@@ -22,9 +22,11 @@ pub mod error;
 pub mod headers;
 pub mod identity;
 pub mod ledger;
+pub mod limits;
 pub mod log;
 pub mod metrics;
 pub mod pipeline;
+pub mod refusals;
 pub mod relay;
 pub mod reload;
 pub mod route;
@@ -42,6 +44,7 @@ use tollgate_limiter::{MemoryStore, SystemClock};
 
 use crate::config::Config;
 use crate::ledger::Ledger;
+use crate::limits::Limits;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::route::RetryBudget;
@@ -52,7 +55,7 @@ pub struct Gateway {
     /// What the configuration means now.
     pub snapshot: ArcSwap<Snapshot>,
     /// What was used.
-    pub limits: MemoryStore,
+    pub limits: Limits,
     /// Where requests end.
     pub ledger: Ledger,
     /// How often a second provider may be asked.
@@ -73,8 +76,8 @@ impl Gateway {
         let ending = CancellationToken::new();
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
-            limits: MemoryStore::new(SystemClock),
-            ledger: Ledger { metrics, log, ending: ending.clone() },
+            limits: Limits::Memory(MemoryStore::new(SystemClock)),
+            ledger: Ledger { metrics, log, refusals: Arc::default(), ending: ending.clone() },
             retries: RetryBudget::default(),
             leaving: CancellationToken::new(),
             closing: CancellationToken::new(),

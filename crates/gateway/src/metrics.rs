@@ -4,6 +4,7 @@
 //! configuration, codes are HTTP statuses. Nothing a caller sends becomes a label; unknown models are [`OTHER`].
 
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -13,6 +14,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use tollgate_limiter::Limit;
 
 /// The label of whatever is not ours: unknown paths, unknown models.
 pub const OTHER: &str = "other";
@@ -79,6 +81,56 @@ pub struct ByTokens {
     pub r#type: &'static str,
 }
 
+/// `{strategy, status, rule}`: one limit met by one request.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ByRule {
+    /// What the limit is per: `user,model`, `global`.
+    pub strategy: Name,
+    /// `allowed`, `blocked`, `shadow` (would have been blocked), `error` (the store did not answer).
+    pub status: &'static str,
+    /// The limit's id: `free-requests-minute`.
+    pub rule: Name,
+}
+
+/// `{rule, unit}`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ByRuleUnit {
+    /// The limit's id.
+    pub rule: Name,
+    /// What it counts: `requests`, `tokens`, …
+    pub unit: &'static str,
+}
+
+/// `{source}`: who decided.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct BySource {
+    /// `memory`, `redis`, `denial_memory`, …
+    pub source: &'static str,
+}
+
+/// `{kind}`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ByKind {
+    /// Of what kind.
+    pub kind: &'static str,
+}
+
+/// `{outcome}`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ByOutcome {
+    /// How it went.
+    pub outcome: &'static str,
+}
+
+/// `{source, result}` of a change of the configuration.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ByUpdate {
+    /// `file`, `signal`.
+    pub source: &'static str,
+    /// `applied`, `refused`.
+    pub result: &'static str,
+}
+
 /// `{by}`: who ended a stream before its end.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ByWhom {
@@ -115,6 +167,26 @@ pub struct Metrics {
     pub time_per_output_token: Family<ByProvider, Histogram, Buckets>,
     /// Tokens by kind.
     pub tokens: Family<ByTokens, Counter>,
+    /// What answers cost, in the unit of money of the prices.
+    pub cost: Family<ByProvider, Counter<f64, AtomicU64>>,
+    /// Limits met, by what they said.
+    pub rate_limit_requests: Family<ByRule, Counter>,
+    /// Refusals by limit.
+    pub rate_limit_blocked: Family<ByRuleUnit, Counter>,
+    /// What a decision took, by who decided.
+    pub rate_limit_decision_duration: Family<BySource, Histogram, Buckets>,
+    /// Tokens reserved, used, returned, forgiven.
+    pub rate_limit_tokens: Family<ByKind, Counter>,
+    /// Reservations settled, refunded, lost.
+    pub rate_limit_settlements: Family<ByOutcome, Counter>,
+    /// Failed calls of Redis.
+    pub rate_limit_redis_errors: Family<ByKind, Counter>,
+    /// 1 while counters are kept in Redis and it answers.
+    pub rate_limit_redis_connected: Gauge,
+    /// 1 while limits do what they say for when Redis is down.
+    pub rate_limit_degraded: Gauge,
+    /// Configurations that were to be taken over.
+    pub rate_limit_config_updates: Family<ByUpdate, Counter>,
     /// Streams that ended early.
     pub streams_aborted: Family<ByWhom, Counter>,
     /// Connections refused before a request.
@@ -141,6 +213,16 @@ impl Metrics {
             time_to_first_token: Family::new_with_constructor(LATENCY),
             time_per_output_token: Family::new_with_constructor(PACE),
             tokens: Family::default(),
+            cost: Family::default(),
+            rate_limit_requests: Family::default(),
+            rate_limit_blocked: Family::default(),
+            rate_limit_decision_duration: Family::new_with_constructor(DECISION),
+            rate_limit_tokens: Family::default(),
+            rate_limit_settlements: Family::default(),
+            rate_limit_redis_errors: Family::default(),
+            rate_limit_redis_connected: Gauge::default(),
+            rate_limit_degraded: Gauge::default(),
+            rate_limit_config_updates: Family::default(),
             streams_aborted: Family::default(),
             connections_refused: Family::default(),
             connections: Gauge::default(),
@@ -176,6 +258,8 @@ impl Metrics {
             this.time_per_output_token.clone(),
         );
         r.register("tokens", "Tokens by kind", this.tokens.clone());
+        r.register("cost", "What answers cost, by the prices of the configuration", this.cost.clone());
+        this.register_limits(r);
         r.register("streams_aborted", "Streams that ended early, by whom", this.streams_aborted.clone());
         let refused = "Connections refused or closed before a request was understood";
         r.register("connections_refused", refused, this.connections_refused.clone());
@@ -191,6 +275,42 @@ impl Metrics {
         this
     }
 
+    fn register_limits(&self, registry: &mut Registry) {
+        let r = registry.sub_registry_with_prefix("rate_limit");
+        let met = "Limits met by requests, and what they said; one request meets several";
+        r.register("requests", met, self.rate_limit_requests.clone());
+        r.register("blocked", "Requests refused, by the limit that refused", self.rate_limit_blocked.clone());
+        let took = "From asking for a decision to having it";
+        let family = self.rate_limit_decision_duration.clone();
+        r.register_with_unit("decision_duration", took, Unit::Seconds, family);
+        r.register("tokens", "Tokens of requests that met limits in tokens", self.rate_limit_tokens.clone());
+        r.register("settlements", "Reservations and how they ended", self.rate_limit_settlements.clone());
+        r.register("redis_errors", "Failed calls of Redis", self.rate_limit_redis_errors.clone());
+        let connected = "1 while counters are kept in Redis and it answers";
+        r.register("redis_connected", connected, self.rate_limit_redis_connected.clone());
+        let degraded = "1 while limits do what they say for when Redis is down";
+        r.register("degraded", degraded, self.rate_limit_degraded.clone());
+        let updates = "Configurations to take over, by where they came from";
+        r.register("config_updates", updates, self.rate_limit_config_updates.clone());
+    }
+
+    /// Where the answers of one limit are counted.
+    pub fn limit(&self, limit: &Limit) -> LimitSeries {
+        let (strategy, rule) = (Name::from(limit.scope().to_string()), Name::from(limit.id()));
+        let by = |status| {
+            let (strategy, rule) = (strategy.clone(), rule.clone());
+            self.rate_limit_requests.get_or_create_owned(&ByRule { strategy, status, rule })
+        };
+        let by_unit = ByRuleUnit { rule: rule.clone(), unit: limit.unit().as_str() };
+        LimitSeries {
+            allowed: by("allowed"),
+            blocked: by("blocked"),
+            shadow: by("shadow"),
+            error: by("error"),
+            refusals: self.rate_limit_blocked.get_or_create_owned(&by_unit),
+        }
+    }
+
     /// The scrape: OpenMetrics text.
     pub fn encode(&self) -> String {
         let mut text = String::with_capacity(16 * 1024);
@@ -203,6 +323,20 @@ impl Metrics {
     }
 }
 
+/// Where the answers of one limit are counted; looked up once, not for each request.
+pub struct LimitSeries {
+    /// It had room.
+    pub allowed: Counter,
+    /// It had none.
+    pub blocked: Counter,
+    /// It had none, and is a shadow.
+    pub shadow: Counter,
+    /// The store did not answer.
+    pub error: Counter,
+    /// Requests that it refused: one limit for each.
+    pub refusals: Counter,
+}
+
 /// Histogram constructor with fixed bounds, in seconds.
 #[derive(Clone, Copy)]
 pub struct Buckets(&'static [f64]);
@@ -213,6 +347,10 @@ const LATENCY: Buckets =
 /// Our own work: 10 µs to 1 s.
 const OVERHEAD: Buckets =
     Buckets(&[1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.05, 0.25, 1.0]);
+/// One decision about limits: 500 ns in memory, milliseconds where a store is asked.
+const DECISION: Buckets = Buckets(&[
+    1e-6, 2.5e-6, 5e-6, 1e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1,
+]);
 /// Between tokens: 1 ms to 1 s.
 const PACE: Buckets = Buckets(&[0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0]);
 

@@ -13,9 +13,10 @@ use http::{Request, Response, StatusCode, request};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use serde_json::json;
-use tollgate_limiter::Decision;
 
+use crate::admission::Demand;
 use crate::call::{Call, Endpoint, Form};
+use crate::dialect::Usage;
 use crate::error::{BodyError, Error};
 use crate::identity::{Caller, client_address, identify};
 use crate::ledger::{Entry, Outcome};
@@ -112,17 +113,13 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
         return Err(Error::UnsupportedEndpoint(call.model().to_owned(), endpoint.route()));
     }
 
-    let started = Instant::now();
-    let charges = admission::charges(now, &caller, endpoint.route(), &model.name);
-    let said = match gateway.limits.reserve(charges) {
-        Decision::Granted(reservation) => {
-            let said = headers::standings(reservation.standings(), reservation.now());
-            entry.reserve(reservation);
-            said
-        }
-        Decision::Denied(denial) => return Err(Error::Limited(Box::new(denial))),
-    };
-    let limit_took = started.elapsed();
+    let plan = now.plans.plan(&now.config, gateway.metrics(), &caller, endpoint.route(), &model.name);
+    let demand = demand(&call, &deployments);
+    let (admitted, said) =
+        admission::admit(&gateway.limits, gateway.metrics(), &plan, &caller, demand).await?;
+    let limit_took = admitted.took();
+    entry.weights = model.token_weights;
+    entry.admitted = Some(admitted);
 
     let request_id = entry.request_id.clone();
     let question = Question { call: &call, sent: &head.headers, trace, request_id: &request_id, lane };
@@ -202,7 +199,8 @@ fn relay(
     match answer.body {
         AnswerBody::Whole(bytes) => {
             if answer.status.is_success() {
-                entry.tokens = tokens_of_answer(call, deployment.counts_deltas(), &bytes);
+                entry.tokens =
+                    tokens_of_answer(call, entry.expected_prompt(), deployment.counts_deltas(), &bytes);
             }
             Body::whole(bytes, entry)
         }
@@ -220,8 +218,10 @@ fn refuse(mut entry: Box<Entry>, error: &Error) -> Response<Body> {
     *response.status_mut() = status;
     headers::request(response.headers_mut(), &entry.request_id);
     error.headers(response.headers_mut());
-    if let Error::Limited(denial) = error {
-        entry.rule = Some(Name::from(denial.binding().limit.id()));
+    match error {
+        Error::Limited(denial) => entry.limited(denial),
+        Error::Denied(rule) => entry.rule = Some(rule.clone()),
+        _ => {}
     }
     entry.code = error.code();
     entry.outcome = Some(match error {
@@ -232,6 +232,17 @@ fn refuse(mut entry: Box<Entry>, error: &Error) -> Response<Body> {
     entry.answer_starts(status);
     *response.body_mut() = Body::whole(error.body(), entry);
     response
+}
+
+/// What a call may use.
+fn demand(call: &Call, deployments: &[&Arc<Deployment>]) -> Demand {
+    let prompt = call.prompt();
+    let input = prompt.text_bytes.div_ceil(3) + prompt.token_ids + 1_000 * prompt.images;
+    let output = call.output_max().unwrap_or(512).saturating_mul(call.n());
+    let usage = Usage { prompt: input, completion: output, ..Usage::default() };
+    let prices = deployments.iter().filter_map(|deployment| deployment.provider.price.as_ref());
+    let cost = prices.map(|price| admission::cost(price, &usage)).max().unwrap_or(0);
+    Demand { input, output, exact: false, cost }
 }
 
 /// The model of this name, where the caller may use it. One it may not use is a 403, not a 404: it is told apart from a

@@ -144,7 +144,12 @@ impl Relay {
             source,
             head,
             ready: VecDeque::new(),
-            meter: Meter::new(terms.call, terms.deployment.counts_deltas(), terms.events),
+            meter: Meter::new(
+                terms.call,
+                entry.expected_prompt(),
+                terms.deployment.counts_deltas(),
+                terms.events,
+            ),
             deployment: terms.deployment,
             timer: Box::pin(sleep_until(first_due.into())),
             last_read: now,

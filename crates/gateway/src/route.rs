@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
+use crate::config::Price;
 use crate::error::{Error, Tried};
 use crate::metrics::{ByProvider, Metrics};
 use crate::upstream::{Answer, Deployment, Failure, Question};
@@ -60,6 +61,8 @@ pub struct Attempts {
     pub count: u32,
     /// The last one asked; the model differs from the request's after a fallback.
     pub asked: Option<ByProvider>,
+    /// What it charges.
+    pub price: Option<Price>,
     /// When it was asked.
     pub last_asked: Instant,
     /// Time spent waiting for providers, in all.
@@ -68,7 +71,7 @@ pub struct Attempts {
 
 impl Default for Attempts {
     fn default() -> Self {
-        Self { count: 0, asked: None, last_asked: Instant::now(), waited: Duration::ZERO }
+        Self { count: 0, asked: None, price: None, last_asked: Instant::now(), waited: Duration::ZERO }
     }
 }
 
@@ -81,6 +84,7 @@ impl Attempts {
     ) -> Result<Answer, Failure> {
         self.count += 1;
         self.asked = Some(deployment.label());
+        self.price = deployment.provider.price;
         self.last_asked = Instant::now();
         let result = deployment.ask(question, metrics).await;
         self.waited += self.last_asked.elapsed();

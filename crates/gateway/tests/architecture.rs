@@ -6,17 +6,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the gateway and the floor each stands on. A module may name those of its own floor and below.
-const FLOORS: [(&str, u8); 21] = [
+const FLOORS: [(&str, u8); 23] = [
     ("cli", 5),
     ("edge", 5),
     ("admin", 5),
     ("pipeline", 4),
     ("relay", 4),
     ("ledger", 4),
+    ("refusals", 4),
     ("reload", 4),
     ("snapshot", 3),
     ("identity", 3),
     ("admission", 3),
+    ("limits", 3),
     ("route", 3),
     ("upstream", 3),
     ("simulated", 3),

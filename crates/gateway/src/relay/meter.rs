@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use crate::call::{Call, Endpoint, Prompt};
+use crate::call::{Call, Endpoint};
 use crate::dialect::Usage;
 use crate::dialect::openai;
 use crate::ledger::Tokens;
@@ -17,13 +17,9 @@ const KEPT_END_BYTES: usize = 4 << 10;
 /// A token is taken to be this much text where nobody counted it: rather too many tokens than too few.
 const BYTES_PER_TOKEN: u64 = 3;
 
-/// Tokens that an image, and a recording or another file, are taken to be: never by their size.
-const TOKENS_PER_IMAGE: u64 = 1_000;
-const TOKENS_PER_FILE: u64 = 1_500;
-
 /// The tokens of an answer that is here as a whole; `None`: there is nothing to count.
-pub fn tokens_of_answer(call: &Call, counts_deltas: bool, answer: &[u8]) -> Option<Tokens> {
-    Estimate::new(call, counts_deltas)
+pub fn tokens_of_answer(call: &Call, prompt: u64, counts_deltas: bool, answer: &[u8]) -> Option<Tokens> {
+    Estimate::new(call, prompt, counts_deltas)
         .settle(openai::usage_of_answer(answer), || openai::answer_content_bytes(answer))
 }
 
@@ -41,8 +37,8 @@ pub(super) struct Counted {
 }
 
 impl Meter {
-    pub(super) fn new(call: &Call, counts_deltas: bool, events: bool) -> Self {
-        let estimate = Estimate::new(call, counts_deltas);
+    pub(super) fn new(call: &Call, prompt: u64, counts_deltas: bool, events: bool) -> Self {
+        let estimate = Estimate::new(call, prompt, counts_deltas);
         if !events {
             return Self::Plain { kept: Vec::new(), too_long: false, estimate };
         }
@@ -160,7 +156,8 @@ pub(super) struct Estimate {
 }
 
 impl Estimate {
-    fn new(call: &Call, counts_deltas: bool) -> Self {
+    /// `prompt`: what the prompt is taken to be.
+    fn new(call: &Call, prompt: u64, counts_deltas: bool) -> Self {
         let of_text = matches!(
             call.endpoint(),
             Endpoint::ChatCompletions
@@ -169,7 +166,7 @@ impl Estimate {
                 | Endpoint::Moderations
                 | Endpoint::Rerank
         );
-        Self { of_text, prompt: prompt_tokens(&call.prompt()), counts_deltas, deltas: 0, content_bytes: 0 }
+        Self { of_text, prompt, counts_deltas, deltas: 0, content_bytes: 0 }
     }
 
     /// A piece of the answer with this much text.
@@ -192,12 +189,6 @@ impl Estimate {
     }
 }
 
-/// What a prompt is taken to be.
-fn prompt_tokens(prompt: &Prompt) -> u64 {
-    let files = TOKENS_PER_FILE * (prompt.audio + prompt.files);
-    prompt.text_bytes.div_ceil(BYTES_PER_TOKEN) + prompt.token_ids + TOKENS_PER_IMAGE * prompt.images + files
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_chunk_of_whole_events_is_sent_as_it_came() {
-        let mut meter = Meter::new(&call(Endpoint::Completions), false, true);
+        let mut meter = Meter::new(&call(Endpoint::Completions), 6, false, true);
         let chunk = Bytes::from_static(b"data: {\"choices\":[]}\n\ndata: {\"choices\":[]}\n\n");
         let mut ready = VecDeque::new();
         meter.take(chunk.clone(), &mut ready);
@@ -227,7 +218,7 @@ mod tests {
             (b"data: {\"choices\":[", false),
             (b"data: [DON", false),
         ] {
-            let mut meter = Meter::new(&call(Endpoint::Completions), false, true);
+            let mut meter = Meter::new(&call(Endpoint::Completions), 6, false, true);
             let mut ready = VecDeque::new();
             meter.take(Bytes::from_static(b"data: {}\n\n"), &mut ready);
             meter.take(Bytes::copy_from_slice(end), &mut ready);
@@ -239,7 +230,7 @@ mod tests {
 
     #[test]
     fn usage_at_the_end_of_a_long_answer() {
-        let mut meter = Meter::new(&call(Endpoint::Embeddings), false, false);
+        let mut meter = Meter::new(&call(Endpoint::Embeddings), 6, false, false);
         let mut ready = VecDeque::new();
         meter.take(Bytes::from(vec![b'1'; KEPT_BYTES_MAX + 1]), &mut ready);
         let end = br#"],"usage":{"prompt_tokens":7,"total_tokens":7}}"#;
@@ -250,8 +241,8 @@ mod tests {
 
     #[test]
     fn images_without_usage_have_no_tokens() {
-        assert_eq!(tokens_of_answer(&call(Endpoint::ImagesGenerations), false, b"{}"), None);
-        let estimated = tokens_of_answer(&call(Endpoint::Embeddings), false, b"{}").unwrap();
+        assert_eq!(tokens_of_answer(&call(Endpoint::ImagesGenerations), 6, false, b"{}"), None);
+        let estimated = tokens_of_answer(&call(Endpoint::Embeddings), 6, false, b"{}").unwrap();
         assert_eq!((estimated.usage.prompt, estimated.estimated), (6, true));
     }
 }
