@@ -5,6 +5,7 @@
 
 mod amounts;
 mod plan;
+mod standings;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use tollgate_limiter::{Decision, Reservation, StoreError};
 
 pub use self::amounts::{Demand, Used, cost};
 pub use self::plan::{Plan, Plans};
+pub use self::standings::Counters;
 use crate::error::Error;
 use crate::headers;
 use crate::identity::Caller;
@@ -40,7 +42,10 @@ pub async fn admit(
     let started = Instant::now();
     let decided = limits.reserve(plan.charges(caller, &demand)).await;
     let took = started.elapsed();
-    let decision = decided.map_err(|error| failed(plan, metrics, &error))?;
+    let decision = decided.map_err(|error| {
+        plan.count_failed();
+        failed(metrics, &error)
+    })?;
     let source = BySource { source: decision.source().as_str() };
     metrics.rate_limit_decision_duration.get_or_create(&source).observe(took.as_secs_f64());
     match decision {
@@ -60,8 +65,7 @@ pub async fn admit(
     }
 }
 
-fn failed(plan: &Plan, metrics: &Metrics, error: &StoreError) -> Error {
-    plan.count_failed();
+fn failed(metrics: &Metrics, error: &StoreError) -> Error {
     let kind = match error {
         StoreError::Unreachable => "unreachable",
         StoreError::Busy => "busy",

@@ -40,7 +40,6 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
-use tollgate_limiter::{MemoryStore, SystemClock};
 
 use crate::config::Config;
 use crate::ledger::Ledger;
@@ -69,14 +68,14 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway for one configuration. Opens nothing yet.
-    pub fn new(config: Config, log: Log) -> Arc<Self> {
+    /// A gateway for one configuration.
+    pub fn new(config: Config, limits: Limits, log: Log) -> Arc<Self> {
         let metrics = Arc::new(Metrics::new(log.clone()));
         let snapshot = Snapshot::new(config, None, &metrics);
         let ending = CancellationToken::new();
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
-            limits: Limits::Memory(MemoryStore::new(SystemClock)),
+            limits,
             ledger: Ledger { metrics, log, refusals: Arc::default(), ending: ending.clone() },
             retries: RetryBudget::default(),
             leaving: CancellationToken::new(),

@@ -1,6 +1,12 @@
 //! Where counters are kept: in this process, or in a Redis that many share.
 
-use tollgate_limiter::{Charge, Decision, MemoryStore, Standing, Store, StoreError, Subject};
+use tollgate_limiter::redis::OpenError;
+use tollgate_limiter::{
+    Charge, Decision, MemoryStore, RedisOptions, RedisStore, Standing, Store, StoreError, Subject,
+    SystemClock,
+};
+
+use crate::config::Config;
 
 /// The store of a gateway's limits.
 pub enum Limits {
@@ -11,6 +17,19 @@ pub enum Limits {
 }
 
 impl Limits {
+    /// The store that a configuration asks for; one in Redis is connected to in the background, on the runtime this is
+    /// called in.
+    ///
+    /// # Errors
+    /// When the address of the Redis cannot be used.
+    pub fn open(config: &Config) -> Result<Self, OpenError> {
+        let Some(redis) = &config.redis else {
+            return Ok(Self::Memory(MemoryStore::new(SystemClock)));
+        };
+        let options = RedisOptions::new(redis.url.expose()).prefix(&redis.prefix).deadline(redis.timeout);
+        Ok(Self::Redis(Box::new(RedisStore::open(options)?)))
+    }
+
     /// Takes every charge, or none.
     pub async fn reserve(&self, charges: Vec<Charge>) -> Result<Decision, StoreError> {
         match self {

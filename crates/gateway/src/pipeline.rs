@@ -14,7 +14,7 @@ use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use serde_json::json;
 
-use crate::admission::Demand;
+use crate::admission::{Counters, Demand};
 use crate::call::{Call, Endpoint, Form};
 use crate::dialect::Usage;
 use crate::error::{BodyError, Error};
@@ -97,6 +97,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
             return Ok(Answered::Ours(list));
         }
         Route::Model(id) => return one_model(now, &caller, &id).map(Answered::ours),
+        Route::Limits => return own_limits(context, &caller).await.map(Answered::ours),
     };
     let call = tokio::select! {
         biased;
@@ -275,6 +276,36 @@ fn one_model(now: &Snapshot, caller: &Caller, id: &str) -> Result<serde_json::Va
         Some(_) => Ok(model_object(id)),
         None => Err(Error::ModelNotFound(id.to_owned())),
     }
+}
+
+/// What the caller's limits say, for every model it may use or for the one it asks about (`?model=`). Costs nothing.
+async fn own_limits(context: &Context<'_>, caller: &Caller) -> Result<serde_json::Value, Error> {
+    let Context { gateway, now, head, .. } = *context;
+    if caller.key.is_none() {
+        return Err(Error::MissingKey);
+    }
+    let counters = counters(gateway, now, head, caller)?;
+    counters.standings(&gateway.limits, gateway.metrics()).await
+}
+
+fn counters(
+    gateway: &Gateway,
+    now: &Snapshot,
+    head: &request::Parts,
+    caller: &Caller,
+) -> Result<Counters, Error> {
+    let query = form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
+    let asked = query.filter(|(name, _)| name == "model").map(|(_, model)| model).last();
+    let models: Vec<&Arc<Model>> = match asked {
+        Some(name) => vec![usable_model(now, caller, &name)?],
+        // Where every name is a model, they are counted as one.
+        None => now.models_of(caller).chain([EVERY_MODEL]).filter_map(|name| now.model(name)).collect(),
+    };
+    let calls = models.iter().flat_map(|model| Endpoint::ALL.iter().map(move |endpoint| (model, endpoint)));
+    let plans = calls.map(|(model, endpoint)| {
+        now.plans.plan(&now.config, gateway.metrics(), caller, endpoint.route(), &model.name)
+    });
+    Ok(Counters::of(caller, plans))
 }
 
 async fn parse<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(

@@ -14,6 +14,8 @@ pub enum Route {
     Models,
     /// `GET /v1/models/{id}`, the id with `%2F` decoded.
     Model(String),
+    /// `GET /v1/limits`.
+    Limits,
 }
 
 /// Older clients' path for chat completions; counted as the same.
@@ -29,6 +31,7 @@ impl Route {
             Self::Call(endpoint) => endpoint.route(),
             Self::Models => "/v1/models",
             Self::Model(_) => "/v1/models/{id}",
+            Self::Limits => "/v1/limits",
         }
     }
 }
@@ -43,6 +46,7 @@ pub fn route(method: &Method, path: &str) -> Result<Route, Error> {
     let (found, allow) = match call {
         Some(endpoint) => (Some(Route::Call(endpoint)), "POST"),
         None if path == "/v1/models" => (Some(Route::Models), "GET"),
+        None if path == "/v1/limits" => (Some(Route::Limits), "GET"),
         None => (path.strip_prefix("/v1/models/").and_then(model_id).map(Route::Model), "GET"),
     };
     let shown = || quoted(&format!("{method} {path}"));
@@ -73,6 +77,7 @@ mod tests {
         assert_eq!(route(&Method::POST, "/v1/chat/completions").unwrap(), chat);
         assert_eq!(route(&Method::POST, "/api/v1/chat").unwrap(), chat);
         assert_eq!(route(&Method::GET, "/v1/models").unwrap(), Route::Models);
+        assert_eq!(route(&Method::GET, "/v1/limits").unwrap(), Route::Limits);
         assert_eq!(route(&Method::GET, "/v1/models/a%2Fb").unwrap(), Route::Model("a/b".into()));
         for path in [
             "//v1/chat/completions",
