@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::headers;
 use crate::identity::Caller;
 use crate::limits::Limits;
-use crate::metrics::{ByKind, ByOutcome, BySource, Metrics};
+use crate::metrics::{ByKind, Metrics};
 
 /// Calls in flight say that they still run this often; they count for [`tollgate_limiter::LEASE`] after they last did.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -46,14 +46,13 @@ pub async fn admit(
         plan.count_failed();
         failed(metrics, &error)
     })?;
-    let source = BySource { source: decision.source().as_str() };
-    metrics.rate_limit_decision_duration.get_or_create(&source).observe(took.as_secs_f64());
+    metrics.decided(decision.source(), took);
     match decision {
         Decision::Granted(reservation) => {
             plan.count_granted(reservation.standings());
             if plan.counts_tokens() {
                 let reserved = demand.input.saturating_add(demand.output);
-                metrics.rate_limit_tokens.get_or_create(&ByKind { kind: "reserved" }).inc_by(reserved);
+                metrics.rate_limit_tokens.reserved.inc_by(reserved);
             }
             let said = headers::granted(&reservation, plan.policy());
             Ok((Admitted { hold: Hold::new(reservation, plan), plan: plan.clone(), demand, took }, said))
@@ -109,9 +108,9 @@ impl Admitted {
         if self.plan.counts_tokens() {
             let reserved = self.demand.input.saturating_add(self.demand.output);
             let tokens = used.usage.prompt.saturating_add(used.usage.completion);
-            metrics.rate_limit_tokens.get_or_create(&ByKind { kind: "used" }).inc_by(tokens);
+            metrics.rate_limit_tokens.used.inc_by(tokens);
             let returned = reserved.saturating_sub(tokens);
-            metrics.rate_limit_tokens.get_or_create(&ByKind { kind: "returned" }).inc_by(returned);
+            metrics.rate_limit_tokens.returned.inc_by(returned);
         }
         if let Some(reservation) = self.hold.take() {
             let amounts: Vec<u64> =
@@ -119,9 +118,9 @@ impl Admitted {
             let corrections = reservation.settle(&amounts);
             let forgiven: u64 = corrections.iter().map(|correction| correction.forgiven).sum();
             if forgiven > 0 {
-                metrics.rate_limit_tokens.get_or_create(&ByKind { kind: "forgiven" }).inc_by(forgiven);
+                metrics.rate_limit_tokens.forgiven.inc_by(forgiven);
             }
-            metrics.rate_limit_settlements.get_or_create(&ByOutcome { outcome: "settled" }).inc();
+            metrics.rate_limit_settlements.settled.inc();
         }
     }
 
@@ -129,7 +128,7 @@ impl Admitted {
     pub fn refund(self, metrics: &Metrics) {
         if let Some(reservation) = self.hold.take() {
             reservation.refund();
-            metrics.rate_limit_settlements.get_or_create(&ByOutcome { outcome: "refunded" }).inc();
+            metrics.rate_limit_settlements.refunded.inc();
         }
     }
 }

@@ -13,13 +13,11 @@ use http::{Method, StatusCode};
 use tokio_util::sync::CancellationToken;
 use tollgate_limiter::Denial;
 
-use crate::admission::{self, Admitted, Used};
+use crate::admission::{self, Admitted, Plan, Used};
 use crate::config::{Key, TokenWeights};
 use crate::dialect::Usage;
 use crate::log::{Line, Log};
-use crate::metrics::{
-    ByEndpoint, ByEndpointCode, ByEndpointModel, ByProvider, ByTokens, ByWhom, Gauge, Metrics, Name, OTHER,
-};
+use crate::metrics::{ByEndpointCode, ByWhom, Metrics, Name, OTHER, RouteSeries};
 use crate::refusals::Refusals;
 use crate::route::Attempts;
 
@@ -94,10 +92,8 @@ pub struct Ledger {
 /// One request from head to end. See the module.
 pub struct Entry {
     ledger: Ledger,
-    in_flight: Gauge,
+    route: Arc<RouteSeries>,
     started: Instant,
-    /// The canonical route, or `other`.
-    pub endpoint: &'static str,
     method: &'static str,
     /// Returned to the caller as `x-request-id`.
     pub request_id: Name,
@@ -129,7 +125,9 @@ pub struct Entry {
     pub first_byte: Option<Duration>,
     /// When the body was complete: our own work is counted from here.
     pub received: Option<Instant>,
-    /// What it holds of the limits it met.
+    /// What limits it met.
+    pub plan: Option<Arc<Plan>>,
+    /// What it holds of them.
     pub admitted: Option<Admitted>,
     /// How much special tokens count.
     pub weights: TokenWeights,
@@ -147,14 +145,13 @@ impl Entry {
         trace_id: Name,
         address: IpAddr,
     ) -> Self {
-        let in_flight = ledger.metrics.http_requests_in_flight.get_or_create_owned(&ByEndpoint { endpoint });
-        in_flight.inc();
+        let route = ledger.metrics.route(endpoint).clone();
+        route.in_flight.inc();
         let started = Instant::now();
         Self {
             ledger: ledger.clone(),
-            in_flight,
+            route,
             started,
-            endpoint,
             method: method.map_or("-", known),
             request_id,
             trace_id,
@@ -171,6 +168,7 @@ impl Entry {
             cost: 0,
             first_byte: None,
             received: None,
+            plan: None,
             admitted: None,
             weights: TokenWeights::default(),
             first_event: None,
@@ -209,9 +207,7 @@ impl Entry {
     pub fn answer_starts(&mut self, status: StatusCode) {
         self.status = Some(status);
         let ours = self.received.unwrap_or(self.started).elapsed().saturating_sub(self.attempts.waited);
-        let endpoint = self.endpoint;
-        let overhead = self.ledger.metrics.overhead_duration.get_or_create(&ByEndpoint { endpoint });
-        overhead.observe(ours.as_secs_f64());
+        self.route.overhead.observe(ours.as_secs_f64());
     }
 
     fn outcome_at_end(&self) -> Outcome {
@@ -244,38 +240,34 @@ impl Entry {
 
     fn count(&self, outcome: Outcome, status: u16, latency: Duration) {
         let metrics = &self.ledger.metrics;
-        let endpoint = self.endpoint;
-        self.in_flight.dec();
-        metrics.http_requests.get_or_create(&ByEndpointCode { endpoint, code: status }).inc();
-        let model = self.model.clone().unwrap_or_else(|| Name::from(OTHER));
-        let by_model = ByEndpointModel { endpoint, model };
-        metrics.http_request_duration.get_or_create(&by_model).observe(latency.as_secs_f64());
+        let endpoint = self.route.endpoint;
+        self.route.in_flight.dec();
+        match status {
+            200 => self.route.ok.inc(),
+            code => metrics.http_requests.get_or_create(&ByEndpointCode { endpoint, code }).inc(),
+        };
+        match (&self.plan, &self.model) {
+            (Some(plan), _) => plan.duration.observe(latency.as_secs_f64()),
+            (None, model) => {
+                let model = model.clone().unwrap_or_else(|| Name::from(OTHER));
+                metrics.durations(endpoint, &model).observe(latency.as_secs_f64());
+            }
+        }
         if let (true, Some(by)) = (self.streamed, outcome.aborted_by()) {
             metrics.streams_aborted.get_or_create(&ByWhom { by }).inc();
         }
         let (Some(asked), Some(tokens)) = (&self.attempts.asked, self.tokens) else {
             return;
         };
-        for (r#type, amount) in [
-            ("prompt", tokens.usage.prompt),
-            ("completion", tokens.usage.completion),
-            ("cached", tokens.usage.cached),
-            ("reasoning", tokens.usage.reasoning),
-        ] {
-            if amount > 0 {
-                let ByProvider { model, provider } = asked.clone();
-                let by = ByTokens { model, provider, r#type };
-                metrics.tokens.get_or_create(&by).inc_by(amount);
-            }
-        }
+        asked.count_tokens(&tokens.usage);
         if self.cost > 0 {
-            metrics.cost.get_or_create(asked).inc_by(self.cost as f64 / 1e6);
+            asked.cost.inc_by(self.cost as f64 / 1e6);
         }
         let Some(first) = self.first_event.filter(|_| tokens.usage.completion > 1) else {
             return;
         };
         let pace = first.elapsed().as_secs_f64() / (tokens.usage.completion - 1) as f64;
-        metrics.time_per_output_token.get_or_create(asked).observe(pace);
+        asked.pace.observe(pace);
     }
 }
 
@@ -300,7 +292,7 @@ impl Entry {
         line.text("request_id", &self.request_id);
         line.text("trace_id", &self.trace_id);
         line.text("method", self.method);
-        line.text("endpoint", self.endpoint);
+        line.text("endpoint", self.route.endpoint);
         line.number("status", u64::from(status));
         line.text("outcome", outcome.as_str());
         let key = self.key.as_deref();
@@ -317,9 +309,9 @@ impl Entry {
         }
         line.display("ip", &self.address);
         if let Some(asked) = &self.attempts.asked {
-            line.text("provider", &asked.provider);
-            if self.model.as_ref() != Some(&asked.model) {
-                line.text("fallback_model", &asked.model);
+            line.text("provider", &asked.label.provider);
+            if self.model.as_ref() != Some(&asked.label.model) {
+                line.text("fallback_model", &asked.label.model);
             }
         }
         line.number("attempts", u64::from(self.attempts.count));

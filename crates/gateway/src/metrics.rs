@@ -4,23 +4,28 @@
 //! configuration, codes are HTTP statuses. Nothing a caller sends becomes a label; unknown models are [`OTHER`].
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-use tollgate_limiter::Limit;
+use tollgate_limiter::{Limit, Source};
 
-/// The label of whatever is not ours: unknown paths, unknown models.
-pub const OTHER: &str = "other";
+use crate::dialect::Usage;
+use crate::router;
+pub use crate::router::OTHER;
 
 /// A figure that goes up and down.
 pub type Gauge = prometheus_client::metrics::gauge::Gauge;
+
+/// How figures are spread.
+pub type Histogram = prometheus_client::metrics::histogram::Histogram;
 
 /// A label value: the configuration's own string, shared.
 pub type Name = std::sync::Arc<str>;
@@ -150,7 +155,7 @@ pub struct Metrics {
     /// Requests by route and status.
     pub http_requests: Family<ByEndpointCode, Counter>,
     /// From the request's head to the last byte handed over.
-    pub http_request_duration: Family<ByEndpointModel, Histogram, Buckets>,
+    http_request_duration: Family<ByEndpointModel, Histogram, Buckets>,
     /// Requests between head and end.
     pub http_requests_in_flight: Family<ByEndpoint, Gauge>,
     /// What the gateway itself adds before an answer starts.
@@ -174,11 +179,13 @@ pub struct Metrics {
     /// Refusals by limit.
     pub rate_limit_blocked: Family<ByRuleUnit, Counter>,
     /// What a decision took, by who decided.
-    pub rate_limit_decision_duration: Family<BySource, Histogram, Buckets>,
+    rate_limit_decision_duration: Family<BySource, Histogram, Buckets>,
+    decisions: Vec<(Source, Histogram)>,
+    routes: Vec<Arc<RouteSeries>>,
     /// Tokens reserved, used, returned, forgiven.
-    pub rate_limit_tokens: Family<ByKind, Counter>,
+    pub rate_limit_tokens: TokenCounters,
     /// Reservations settled, refunded, lost.
-    pub rate_limit_settlements: Family<ByOutcome, Counter>,
+    pub rate_limit_settlements: SettlementCounters,
     /// Failed calls of Redis.
     pub rate_limit_redis_errors: Family<ByKind, Counter>,
     /// 1 while counters are kept in Redis and it answers.
@@ -202,6 +209,10 @@ impl Metrics {
     /// All series, registered under `tollgate_`.
     pub fn new(log: crate::log::Log) -> Self {
         let mut registry = Registry::with_prefix("tollgate");
+        let tokens = Family::<ByKind, Counter>::default();
+        let settlements = Family::<ByOutcome, Counter>::default();
+        let token = |kind| tokens.get_or_create_owned(&ByKind { kind });
+        let settlement = |outcome| settlements.get_or_create_owned(&ByOutcome { outcome });
         let mut this = Self {
             http_requests: Family::default(),
             http_request_duration: Family::new_with_constructor(LATENCY),
@@ -217,8 +228,18 @@ impl Metrics {
             rate_limit_requests: Family::default(),
             rate_limit_blocked: Family::default(),
             rate_limit_decision_duration: Family::new_with_constructor(DECISION),
-            rate_limit_tokens: Family::default(),
-            rate_limit_settlements: Family::default(),
+            decisions: Vec::new(),
+            routes: Vec::new(),
+            rate_limit_tokens: TokenCounters {
+                reserved: token("reserved"),
+                used: token("used"),
+                returned: token("returned"),
+                forgiven: token("forgiven"),
+            },
+            rate_limit_settlements: SettlementCounters {
+                settled: settlement("settled"),
+                refunded: settlement("refunded"),
+            },
             rate_limit_redis_errors: Family::default(),
             rate_limit_redis_connected: Gauge::default(),
             rate_limit_degraded: Gauge::default(),
@@ -260,6 +281,10 @@ impl Metrics {
         r.register("tokens", "Tokens by kind", this.tokens.clone());
         r.register("cost", "What answers cost, by the prices of the configuration", this.cost.clone());
         this.register_limits(r);
+        let r = registry.sub_registry_with_prefix("rate_limit");
+        r.register("tokens", "Tokens of requests that met limits in tokens", tokens);
+        r.register("settlements", "Reservations and how they ended", settlements);
+        let r = &mut registry;
         r.register("streams_aborted", "Streams that ended early, by whom", this.streams_aborted.clone());
         let refused = "Connections refused or closed before a request was understood";
         r.register("connections_refused", refused, this.connections_refused.clone());
@@ -271,6 +296,14 @@ impl Metrics {
         r.register("build", "What is running", build);
         r.register_collector(Box::new(DroppedLines(log)));
         this.config_last_reload_successful.set(1);
+        let decision = |source: Source| {
+            let by = BySource { source: source.as_str() };
+            (source, this.rate_limit_decision_duration.get_or_create_owned(&by))
+        };
+        this.decisions =
+            [Source::Memory, Source::Redis, Source::DenialMemory].into_iter().map(decision).collect();
+        this.routes =
+            router::NAMES.into_iter().map(|endpoint| Arc::new(this.route_series(endpoint))).collect();
         this.registry = registry;
         this
     }
@@ -283,8 +316,6 @@ impl Metrics {
         let took = "From asking for a decision to having it";
         let family = self.rate_limit_decision_duration.clone();
         r.register_with_unit("decision_duration", took, Unit::Seconds, family);
-        r.register("tokens", "Tokens of requests that met limits in tokens", self.rate_limit_tokens.clone());
-        r.register("settlements", "Reservations and how they ended", self.rate_limit_settlements.clone());
         r.register("redis_errors", "Failed calls of Redis", self.rate_limit_redis_errors.clone());
         let connected = "1 while counters are kept in Redis and it answers";
         r.register("redis_connected", connected, self.rate_limit_redis_connected.clone());
@@ -292,6 +323,61 @@ impl Metrics {
         r.register("degraded", degraded, self.rate_limit_degraded.clone());
         let updates = "Configurations to take over, by where they came from";
         r.register("config_updates", updates, self.rate_limit_config_updates.clone());
+    }
+
+    fn route_series(&self, endpoint: &'static str) -> RouteSeries {
+        let by = ByEndpoint { endpoint };
+        RouteSeries {
+            endpoint,
+            ok: self.http_requests.get_or_create_owned(&ByEndpointCode { endpoint, code: 200 }),
+            in_flight: self.http_requests_in_flight.get_or_create_owned(&by),
+            overhead: self.overhead_duration.get_or_create_owned(&by),
+        }
+    }
+
+    /// The series of a route; what is none of ours is `other`.
+    pub fn route(&self, endpoint: &str) -> &Arc<RouteSeries> {
+        let own = self.routes.iter().find(|route| route.endpoint == endpoint);
+        own.or(self.routes.last()).expect("there is a series for every route, `other` being the last")
+    }
+
+    /// Durations of requests to a route for a model.
+    pub fn durations(&self, endpoint: &'static str, model: &Name) -> Histogram {
+        self.http_request_duration.get_or_create_owned(&ByEndpointModel { endpoint, model: model.clone() })
+    }
+
+    /// The series of a provider of a model.
+    pub fn provider(&self, label: ByProvider) -> ProviderSeries {
+        let ByProvider { model, provider } = &label;
+        let tokens = |r#type| {
+            let (model, provider) = (model.clone(), provider.clone());
+            self.tokens.get_or_create_owned(&ByTokens { model, provider, r#type })
+        };
+        let (model, provider) = (model.clone(), provider.clone());
+        let ok = ByProviderCode { model, provider, code: "200".to_owned() };
+        ProviderSeries {
+            ok: self.upstream_requests.get_or_create_owned(&ok),
+            duration: self.upstream_request_duration.get_or_create_owned(&label),
+            first_token: self.time_to_first_token.get_or_create_owned(&label),
+            pace: self.time_per_output_token.get_or_create_owned(&label),
+            cost: self.cost.get_or_create_owned(&label),
+            prompt: tokens("prompt"),
+            completion: tokens("completion"),
+            cached: tokens("cached"),
+            reasoning: tokens("reasoning"),
+            label,
+        }
+    }
+
+    /// How long a decision took.
+    pub fn decided(&self, source: Source, took: Duration) {
+        match self.decisions.iter().find(|(of, _)| *of == source) {
+            Some((_, series)) => series.observe(took.as_secs_f64()),
+            None => {
+                let by = BySource { source: source.as_str() };
+                self.rate_limit_decision_duration.get_or_create(&by).observe(took.as_secs_f64());
+            }
+        }
     }
 
     /// Where the answers of one limit are counted.
@@ -335,6 +421,78 @@ pub struct LimitSeries {
     pub error: Counter,
     /// Requests that it refused: one limit for each.
     pub refusals: Counter,
+}
+
+/// What is counted of one provider, looked up once.
+#[derive(Debug)]
+pub struct ProviderSeries {
+    /// Model and provider.
+    pub label: ByProvider,
+    /// Attempts that were answered with a 200.
+    pub ok: Counter,
+    /// Duration of attempts that were answered.
+    pub duration: Histogram,
+    /// From sending a streamed request to its first event.
+    pub first_token: Histogram,
+    /// Mean time per token after the first event.
+    pub pace: Histogram,
+    /// Money.
+    pub cost: Counter<f64, AtomicU64>,
+    prompt: Counter,
+    completion: Counter,
+    cached: Counter,
+    reasoning: Counter,
+}
+
+impl ProviderSeries {
+    /// Counts the tokens of one answer.
+    pub fn count_tokens(&self, usage: &Usage) {
+        for (series, amount) in [
+            (&self.prompt, usage.prompt),
+            (&self.completion, usage.completion),
+            (&self.cached, usage.cached),
+            (&self.reasoning, usage.reasoning),
+        ] {
+            if amount > 0 {
+                series.inc_by(amount);
+            }
+        }
+    }
+}
+
+/// What is counted of one route, looked up once.
+#[derive(Debug)]
+pub struct RouteSeries {
+    /// Canonical route or `other`.
+    pub endpoint: &'static str,
+    /// Requests answered with a 200.
+    pub ok: Counter,
+    /// Requests between head and end.
+    pub in_flight: Gauge,
+    /// What the gateway adds before an answer starts.
+    pub overhead: Histogram,
+}
+
+/// Counters of a few kinds that are all known beforehand.
+#[derive(Debug)]
+pub struct TokenCounters {
+    /// Taken before.
+    pub reserved: Counter,
+    /// Used.
+    pub used: Counter,
+    /// Reserved and not used.
+    pub returned: Counter,
+    /// Used beyond what a limit remembers.
+    pub forgiven: Counter,
+}
+
+/// How reservations ended.
+#[derive(Debug)]
+pub struct SettlementCounters {
+    /// By what was used.
+    pub settled: Counter,
+    /// Given back: nobody answered.
+    pub refunded: Counter,
 }
 
 /// Histogram constructor with fixed bounds, in seconds.

@@ -120,6 +120,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
         admission::admit(&gateway.limits, gateway.metrics(), &plan, &caller, demand).await?;
     let limit_took = admitted.took();
     entry.weights = model.token_weights;
+    entry.plan = Some(plan);
     entry.admitted = Some(admitted);
 
     let request_id = entry.request_id.clone();
@@ -188,13 +189,11 @@ fn relay(
     mut entry: Box<Entry>,
     gateway: &Gateway,
 ) -> Body {
-    let label = deployment.label();
     let events = is_event_stream(&answer.headers);
     let waited = entry.attempts.last_asked.elapsed();
-    let metrics = entry.metrics();
-    metrics.upstream_request_duration.get_or_create(&label).observe(waited.as_secs_f64());
+    deployment.series.duration.observe(waited.as_secs_f64());
     if events {
-        metrics.time_to_first_token.get_or_create(&label).observe(waited.as_secs_f64());
+        deployment.series.first_token.observe(waited.as_secs_f64());
         entry.first_event = Some(Instant::now());
     }
     match answer.body {

@@ -7,7 +7,7 @@ use http::StatusCode;
 
 use crate::config::Price;
 use crate::error::{Error, Tried};
-use crate::metrics::{ByProvider, Metrics};
+use crate::metrics::{Metrics, ProviderSeries};
 use crate::upstream::{Answer, Deployment, Failure, Question};
 
 /// Providers asked for one request at most.
@@ -60,7 +60,7 @@ pub struct Attempts {
     /// How many.
     pub count: u32,
     /// The last one asked; the model differs from the request's after a fallback.
-    pub asked: Option<ByProvider>,
+    pub asked: Option<Arc<ProviderSeries>>,
     /// What it charges.
     pub price: Option<Price>,
     /// When it was asked.
@@ -83,7 +83,7 @@ impl Attempts {
         metrics: &Metrics,
     ) -> Result<Answer, Failure> {
         self.count += 1;
-        self.asked = Some(deployment.label());
+        self.asked = Some(deployment.series.clone());
         self.price = deployment.provider.price;
         self.last_asked = Instant::now();
         let result = deployment.ask(question, metrics).await;

@@ -21,6 +21,23 @@ pub enum Route {
 /// Older clients' path for chat completions; counted as the same.
 const CHAT_ALIAS: &str = "/api/v1/chat";
 
+/// Every route's name, and that of what is none of them, which is the last.
+pub const NAMES: [&str; Endpoint::ALL.len() + 4] = {
+    let mut names = [OTHER; Endpoint::ALL.len() + 4];
+    let mut at = 0;
+    while at < Endpoint::ALL.len() {
+        names[at] = Endpoint::ALL[at].route();
+        at += 1;
+    }
+    names[at] = "/v1/models";
+    names[at + 1] = "/v1/models/{id}";
+    names[at + 2] = "/v1/limits";
+    names
+};
+
+/// The label of whatever is not ours: unknown paths, unknown models.
+pub const OTHER: &str = "other";
+
 /// Bytes of method and path quoted back in an error.
 const QUOTED_BYTES_MAX: usize = 200;
 

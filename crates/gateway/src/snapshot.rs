@@ -124,7 +124,7 @@ impl Snapshot {
         };
         let mine = self.listed.iter().flat_map(|(_, model)| &model.deployments);
         for gone in mine.filter(|old| !kept(old)) {
-            metrics.upstream_healthy.remove(&gone.label());
+            metrics.upstream_healthy.remove(gone.label());
         }
     }
 }

@@ -11,7 +11,7 @@ use super::Demand;
 use crate::config::{Config, Match};
 use crate::headers;
 use crate::identity::Caller;
-use crate::metrics::{LimitSeries, Metrics, Name};
+use crate::metrics::{Histogram, LimitSeries, Metrics, Name};
 
 /// Plans kept of one configuration; past it they are worked out each time.
 const PLANS_MAX: usize = 65_536;
@@ -22,6 +22,8 @@ pub struct Plan {
     model: Name,
     met: Vec<Met>,
     denied: Option<Name>,
+    /// From such a request's head to the last byte handed over.
+    pub duration: Histogram,
     policy: HeaderValue,
     holds_calls: bool,
     counts_tokens: bool,
@@ -54,6 +56,7 @@ impl Plan {
         Self {
             route,
             model: model.clone(),
+            duration: metrics.durations(route, model),
             denied: rules().find(|rule| rule.deny).map(|rule| Name::from(rule.name.as_str())),
             policy: headers::policy(met.iter().map(|met| &*met.limit)),
             holds_calls: any(|unit| unit == Unit::Concurrency),

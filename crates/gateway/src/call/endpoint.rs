@@ -52,7 +52,7 @@ impl Endpoint {
     ];
 
     /// The canonical path, as limits and metrics name it.
-    pub fn route(self) -> &'static str {
+    pub const fn route(self) -> &'static str {
         match self {
             Endpoint::ChatCompletions => "/v1/chat/completions",
             Endpoint::Completions => "/v1/completions",

@@ -121,7 +121,9 @@ impl Meter {
             Self::Plain { kept, too_long: false, estimate } => {
                 estimate.settle(openai::usage_of_answer(kept), || openai::answer_content_bytes(kept))
             }
-            Self::Plain { kept, too_long: true, estimate } => estimate.settle(usage_at_end(kept), || 0),
+            Self::Plain { kept, too_long: true, estimate } => {
+                estimate.settle(openai::usage_of_answer(kept), || 0)
+            }
         }
     }
 }
@@ -136,12 +138,6 @@ impl Counted {
         self.estimate.add(delta.content_bytes);
         !(self.hide_usage && delta.usage_only)
     }
-}
-
-/// The `usage` of a long answer: its last member, as a rule.
-fn usage_at_end(end: &[u8]) -> Option<Usage> {
-    let at = memchr::memmem::rfind(end, br#""usage""#)?;
-    openai::usage_of_answer(&[b"{", &end[at..]].concat())
 }
 
 /// What is counted here when the provider does not say.
