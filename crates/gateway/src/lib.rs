@@ -7,7 +7,7 @@
 //! | 5 processes, sockets, signals | [`cli`] [`edge`] [`admin`] |
 //! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`reload`] |
 //! | 3 one outside world each | [`snapshot`] [`identity`] [`admission`] [`route`] [`upstream`] [`simulated`] |
-//! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] |
+//! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] |
 //! | 1 bytes and values | [`call`] [`dialect`] [`sse`] |
 //! | 0 the engine | [`tollgate_limiter`] |
 
@@ -19,6 +19,7 @@ pub mod config;
 pub mod dialect;
 pub mod edge;
 pub mod error;
+pub mod estimate;
 pub mod headers;
 pub mod identity;
 pub mod ledger;

@@ -79,6 +79,13 @@ pub struct ByTokens {
     pub r#type: &'static str,
 }
 
+/// `{model}`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ByModel {
+    /// Name of a configured model or `other`.
+    pub model: Name,
+}
+
 /// `{by}`: who ended a stream before its end.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ByWhom {
@@ -115,6 +122,8 @@ pub struct Metrics {
     pub time_per_output_token: Family<ByProvider, Histogram, Buckets>,
     /// Tokens by kind.
     pub tokens: Family<ByTokens, Counter>,
+    /// How many times what a request used was reserved for it.
+    pub estimate_error_ratio: Family<ByModel, Histogram, Buckets>,
     /// Streams that ended early.
     pub streams_aborted: Family<ByWhom, Counter>,
     /// Connections refused before a request.
@@ -141,6 +150,7 @@ impl Metrics {
             time_to_first_token: Family::new_with_constructor(LATENCY),
             time_per_output_token: Family::new_with_constructor(PACE),
             tokens: Family::default(),
+            estimate_error_ratio: Family::new_with_constructor(ERROR_RATIO),
             streams_aborted: Family::default(),
             connections_refused: Family::default(),
             connections: Gauge::default(),
@@ -176,6 +186,8 @@ impl Metrics {
             this.time_per_output_token.clone(),
         );
         r.register("tokens", "Tokens by kind", this.tokens.clone());
+        let ratio = "Tokens estimated before a request, divided by those it used";
+        r.register("estimate_error_ratio", ratio, this.estimate_error_ratio.clone());
         r.register("streams_aborted", "Streams that ended early, by whom", this.streams_aborted.clone());
         let refused = "Connections refused or closed before a request was understood";
         r.register("connections_refused", refused, this.connections_refused.clone());
@@ -191,6 +203,11 @@ impl Metrics {
         this
     }
 
+    /// One request's estimate, divided by what it used; `model` is a configured one or [`OTHER`].
+    pub fn observe_estimate(&self, model: &Name, ratio: f64) {
+        self.estimate_error_ratio.get_or_create(&ByModel { model: model.clone() }).observe(ratio);
+    }
+
     /// The scrape: OpenMetrics text.
     pub fn encode(&self) -> String {
         let mut text = String::with_capacity(16 * 1024);
@@ -203,7 +220,7 @@ impl Metrics {
     }
 }
 
-/// Histogram constructor with fixed bounds, in seconds.
+/// Histogram constructor with fixed bounds, of durations in seconds.
 #[derive(Clone, Copy)]
 pub struct Buckets(&'static [f64]);
 
@@ -215,6 +232,9 @@ const OVERHEAD: Buckets =
     Buckets(&[1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.05, 0.25, 1.0]);
 /// Between tokens: 1 ms to 1 s.
 const PACE: Buckets = Buckets(&[0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0]);
+
+/// Estimated by used: a quarter to eight times.
+const ERROR_RATIO: Buckets = Buckets(&[0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 8.0]);
 
 impl MetricConstructor<Histogram> for Buckets {
     fn new_metric(&self) -> Histogram {
