@@ -61,7 +61,7 @@ pub struct Content {
 pub struct Text<'a> {
     /// The member of the request that it stands in.
     pub member: &'static str,
-    /// The member that it is the value of, as written; empty in a list of texts.
+    /// The nearest member's name before it, as written: as a rule the one it is the value of. Empty: none in `member`.
     pub name: &'a str,
     /// What it says.
     pub text: Cow<'a, str>,
