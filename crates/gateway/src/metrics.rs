@@ -311,3 +311,22 @@ impl ProcessUsage {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LogFormat;
+
+    #[test]
+    fn errors_of_estimates_are_shown_by_model() {
+        let metrics = Metrics::new(crate::log::Log::to(std::io::sink(), LogFormat::Json));
+        metrics.observe_estimate(&Name::from("chat"), 1.9);
+        metrics.observe_estimate(&Name::from("chat"), 1e18);
+        let text = metrics.encode();
+        for (bound, count) in [("0.25", 0), ("1.5", 0), ("2.0", 1), ("8.0", 1), ("+Inf", 2)] {
+            let series =
+                format!("tollgate_estimate_error_ratio_bucket{{le=\"{bound}\",model=\"chat\"}} {count}\n");
+            assert!(text.contains(&series), "{series}{text}");
+        }
+    }
+}
