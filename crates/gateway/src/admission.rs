@@ -51,8 +51,7 @@ pub async fn admit(
         Decision::Granted(reservation) => {
             plan.count_granted(reservation.standings());
             if plan.counts_tokens() {
-                let reserved = demand.input.saturating_add(demand.output);
-                metrics.rate_limit_tokens.reserved.inc_by(reserved);
+                metrics.rate_limit_tokens.reserved.inc_by(demand.estimate.total());
             }
             let said = headers::granted(&reservation, plan.policy());
             Ok((Admitted { hold: Hold::new(reservation, plan), plan: plan.clone(), demand, took }, said))
@@ -106,7 +105,7 @@ impl Admitted {
     /// Replaces the estimates by what was used. Sent, not waited for.
     pub fn settle(self, used: &Used, metrics: &Metrics) {
         if self.plan.counts_tokens() {
-            let reserved = self.demand.input.saturating_add(self.demand.output);
+            let reserved = self.demand.estimate.total();
             let tokens = used.usage.prompt.saturating_add(used.usage.completion);
             metrics.rate_limit_tokens.used.inc_by(tokens);
             let returned = reserved.saturating_sub(tokens);

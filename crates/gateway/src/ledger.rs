@@ -14,8 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tollgate_limiter::Denial;
 
 use crate::admission::{self, Admitted, Plan, Used};
+use crate::call::Content;
 use crate::config::{Key, TokenWeights};
 use crate::dialect::Usage;
+use crate::estimate::{Estimate, Estimates};
 use crate::log::{Line, Log};
 use crate::metrics::{ByEndpointCode, ByWhom, Metrics, Name, OTHER, RouteSeries};
 use crate::refusals::Refusals;
@@ -83,7 +85,9 @@ pub struct Ledger {
     pub metrics: Arc<Metrics>,
     /// Where it is written down.
     pub log: Log,
-    /// How often refusals are.
+    /// What is learned from it.
+    pub estimates: Arc<Estimates>,
+    /// How often refusals are written down.
     pub refusals: Arc<Refusals>,
     /// Cancelled when requests must end because the process does.
     pub ending: CancellationToken,
@@ -125,6 +129,8 @@ pub struct Entry {
     pub first_byte: Option<Duration>,
     /// When the body was complete: our own work is counted from here.
     pub received: Option<Instant>,
+    /// What was asked.
+    pub content: Option<Content>,
     /// What limits it met.
     pub plan: Option<Arc<Plan>>,
     /// What it holds of them.
@@ -168,6 +174,7 @@ impl Entry {
             cost: 0,
             first_byte: None,
             received: None,
+            content: None,
             plan: None,
             admitted: None,
             weights: TokenWeights::default(),
@@ -187,9 +194,15 @@ impl Entry {
         }
     }
 
-    /// What its prompt was taken to be, tokens.
-    pub fn expected_prompt(&self) -> u64 {
-        self.admitted.as_ref().map_or(0, |admitted| admitted.demand().input)
+    /// What its prompt was taken to be, tokens; `None` where no tokens of text are counted.
+    pub fn expected_prompt(&self) -> Option<u64> {
+        self.content.filter(|content| content.endpoint.reads_text())?;
+        Some(self.admitted.as_ref()?.demand().estimate.input)
+    }
+
+    /// What text that its model wrote is taken to be, tokens.
+    pub fn tokens_of_text(&self, bytes: u64) -> u64 {
+        self.ledger.estimates.tokens_of_text(self.model.as_deref().unwrap_or(OTHER), bytes)
     }
 
     /// A limit refused it.
@@ -228,14 +241,29 @@ impl Entry {
         }
         let cut = !matches!(outcome, Outcome::Done | Outcome::Refused);
         if cut && self.tokens.is_none() && self.status.is_none_or(|status| status.is_success()) {
-            let prompt = admitted.demand().input;
+            let prompt = admitted.demand().estimate.input;
             let usage = Usage { prompt, total: prompt, ..Usage::default() };
             self.tokens = (prompt > 0).then_some(Tokens { usage, estimated: true });
         }
+        self.learn(&admitted.demand().estimate);
         let usage = self.tokens.map(|tokens| tokens.usage).unwrap_or_default();
         self.cost = self.attempts.price.map_or(0, |price| admission::cost(&price, &usage));
         let used = Used { usage, weights: self.weights, cost: self.cost };
         admitted.settle(&used, &self.ledger.metrics);
+    }
+
+    /// The next estimate is the better for it, where the provider itself said what was used.
+    fn learn(&self, estimate: &Estimate) {
+        let (Some(Tokens { usage, estimated: false }), Some(content), Some(model)) =
+            (self.tokens, &self.content, &self.model)
+        else {
+            return;
+        };
+        let key = self.key.as_ref().map(|key| key.id.as_str());
+        self.ledger.estimates.learn(key, model, content, &usage);
+        if let Some(ratio) = estimate.error_ratio(&usage) {
+            self.ledger.metrics.observe_estimate(model, ratio);
+        }
     }
 
     fn count(&self, outcome: Outcome, status: u16, latency: Duration) {

@@ -7,7 +7,7 @@
 //! | 5 processes, sockets, signals | [`cli`] [`edge`] [`admin`] |
 //! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] |
 //! | 3 one outside world each | [`snapshot`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] |
-//! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] |
+//! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] |
 //! | 1 bytes and values | [`call`] [`dialect`] [`sse`] |
 //! | 0 the engine | [`tollgate_limiter`] |
 
@@ -19,6 +19,7 @@ pub mod config;
 pub mod dialect;
 pub mod edge;
 pub mod error;
+pub mod estimate;
 pub mod headers;
 pub mod identity;
 pub mod ledger;
@@ -76,7 +77,13 @@ impl Gateway {
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             limits,
-            ledger: Ledger { metrics, log, refusals: Arc::default(), ending: ending.clone() },
+            ledger: Ledger {
+                metrics,
+                log,
+                estimates: Arc::default(),
+                refusals: Arc::default(),
+                ending: ending.clone(),
+            },
             retries: RetryBudget::default(),
             leaving: CancellationToken::new(),
             closing: CancellationToken::new(),

@@ -136,6 +136,13 @@ pub struct ByUpdate {
     pub result: &'static str,
 }
 
+/// `{model}`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ByModel {
+    /// Name of a configured model or `other`.
+    pub model: Name,
+}
+
 /// `{by}`: who ended a stream before its end.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ByWhom {
@@ -194,6 +201,8 @@ pub struct Metrics {
     pub rate_limit_degraded: Gauge,
     /// Configurations that were to be taken over.
     pub rate_limit_config_updates: Family<ByUpdate, Counter>,
+    /// How many times what a request used was reserved for it.
+    pub estimate_error_ratio: Family<ByModel, Histogram, Buckets>,
     /// Streams that ended early.
     pub streams_aborted: Family<ByWhom, Counter>,
     /// Connections refused before a request.
@@ -244,6 +253,7 @@ impl Metrics {
             rate_limit_redis_connected: Gauge::default(),
             rate_limit_degraded: Gauge::default(),
             rate_limit_config_updates: Family::default(),
+            estimate_error_ratio: Family::new_with_constructor(ERROR_RATIO),
             streams_aborted: Family::default(),
             connections_refused: Family::default(),
             connections: Gauge::default(),
@@ -285,6 +295,8 @@ impl Metrics {
         r.register("tokens", "Tokens of requests that met limits in tokens", tokens);
         r.register("settlements", "Reservations and how they ended", settlements);
         let r = &mut registry;
+        let ratio = "Tokens estimated before a request, divided by those it used";
+        r.register("estimate_error_ratio", ratio, this.estimate_error_ratio.clone());
         r.register("streams_aborted", "Streams that ended early, by whom", this.streams_aborted.clone());
         let refused = "Connections refused or closed before a request was understood";
         r.register("connections_refused", refused, this.connections_refused.clone());
@@ -397,6 +409,11 @@ impl Metrics {
         }
     }
 
+    /// One request's estimate, divided by what it used; `model` is a configured one or [`OTHER`].
+    pub fn observe_estimate(&self, model: &Name, ratio: f64) {
+        self.estimate_error_ratio.get_or_create(&ByModel { model: model.clone() }).observe(ratio);
+    }
+
     /// The scrape: OpenMetrics text.
     pub fn encode(&self) -> String {
         let mut text = String::with_capacity(16 * 1024);
@@ -496,6 +513,7 @@ pub struct SettlementCounters {
 }
 
 /// Histogram constructor with fixed bounds, in seconds.
+/// Histogram constructor with fixed bounds, of durations in seconds.
 #[derive(Clone, Copy)]
 pub struct Buckets(&'static [f64]);
 
@@ -511,6 +529,9 @@ const DECISION: Buckets = Buckets(&[
 ]);
 /// Between tokens: 1 ms to 1 s.
 const PACE: Buckets = Buckets(&[0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0]);
+
+/// Estimated by used: a quarter to eight times.
+const ERROR_RATIO: Buckets = Buckets(&[0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 8.0]);
 
 impl MetricConstructor<Histogram> for Buckets {
     fn new_metric(&self) -> Histogram {
@@ -585,5 +606,24 @@ impl ProcessUsage {
                 .map_or(f64::INFINITY, |limit| limit as f64),
             threads: field(20)?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LogFormat;
+
+    #[test]
+    fn errors_of_estimates_are_shown_by_model() {
+        let metrics = Metrics::new(crate::log::Log::to(std::io::sink(), LogFormat::Json));
+        metrics.observe_estimate(&Name::from("chat"), 1.9);
+        metrics.observe_estimate(&Name::from("chat"), 1e18);
+        let text = metrics.encode();
+        for (bound, count) in [("0.25", 0), ("1.5", 0), ("2.0", 1), ("8.0", 1), ("+Inf", 2)] {
+            let series =
+                format!("tollgate_estimate_error_ratio_bucket{{le=\"{bound}\",model=\"chat\"}} {count}\n");
+            assert!(text.contains(&series), "{series}{text}");
+        }
     }
 }

@@ -16,12 +16,13 @@ use serde_json::json;
 
 use crate::admission::{Counters, Demand};
 use crate::call::{Call, Endpoint, Form};
+use crate::config::Count;
 use crate::dialect::Usage;
 use crate::error::{BodyError, Error};
 use crate::identity::{Caller, client_address, identify};
 use crate::ledger::{Entry, Outcome};
 use crate::metrics::{Name, OTHER};
-use crate::relay::{Body, Relay, Terms, tokens_of_answer};
+use crate::relay::{Basis, Body, Relay, Terms, tokens_of_answer};
 use crate::router::{self, Route};
 use crate::snapshot::{EVERY_MODEL, Model, Snapshot};
 use crate::upstream::{Answer, AnswerBody, Deployment, Lane, Question, is_event_stream};
@@ -115,12 +116,13 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     }
 
     let plan = now.plans.plan(&now.config, gateway.metrics(), &caller, endpoint.route(), &model.name);
-    let demand = demand(&call, &deployments);
+    let demand = expect(gateway, now, &caller, model, &call, &deployments).await;
     let (admitted, said) =
         admission::admit(&gateway.limits, gateway.metrics(), &plan, &caller, demand).await?;
     let limit_took = admitted.took();
     entry.weights = model.token_weights;
     entry.plan = Some(plan);
+    entry.content = Some(call.content());
     entry.admitted = Some(admitted);
 
     let request_id = entry.request_id.clone();
@@ -196,17 +198,17 @@ fn relay(
         deployment.series.first_token.observe(waited.as_secs_f64());
         entry.first_event = Some(Instant::now());
     }
+    let basis = Basis { prompt: entry.expected_prompt(), counts_deltas: deployment.counts_deltas() };
     match answer.body {
         AnswerBody::Whole(bytes) => {
             if answer.status.is_success() {
-                entry.tokens =
-                    tokens_of_answer(call, entry.expected_prompt(), deployment.counts_deltas(), &bytes);
+                entry.tokens = tokens_of_answer(basis, &bytes, |bytes| entry.tokens_of_text(bytes));
             }
             Body::whole(bytes, entry)
         }
         AnswerBody::Open { head, rest } => {
             let deadline = entry.attempts.last_asked + deployment.provider.deadlines.total;
-            let terms = Terms { call, deployment, events, deadline, ending: &gateway.ending };
+            let terms = Terms { call, deployment, basis, events, deadline, ending: &gateway.ending };
             Body::Relay(Box::pin(Relay::new(terms, head, rest, entry)))
         }
     }
@@ -234,15 +236,27 @@ fn refuse(mut entry: Box<Entry>, error: &Error) -> Response<Body> {
     response
 }
 
-/// What a call may use.
-fn demand(call: &Call, deployments: &[&Arc<Deployment>]) -> Demand {
-    let prompt = call.prompt();
-    let input = prompt.text_bytes.div_ceil(3) + prompt.token_ids + 1_000 * prompt.images;
-    let output = call.output_max().unwrap_or(512).saturating_mul(call.n());
-    let usage = Usage { prompt: input, completion: output, ..Usage::default() };
+/// What a call will use, and what that may cost at the dearest provider that could answer it.
+async fn expect(
+    gateway: &Gateway,
+    now: &Snapshot,
+    caller: &Caller,
+    model: &Model,
+    call: &Call,
+    deployments: &[&Arc<Deployment>],
+) -> Demand {
+    let counted = match (model.count, deployments.first()) {
+        (Count::Exact, Some(first)) => {
+            now.tokenizers.count(first.provider.model_name.as_deref().unwrap_or(call.model()), call).await
+        }
+        _ => None,
+    };
+    let key = caller.key.as_ref().map(|key| key.id.as_str());
+    let estimate = gateway.ledger.estimates.before(key, &model.name, &call.content(), counted);
+    let usage = Usage { prompt: estimate.input, completion: estimate.output, ..Usage::default() };
     let prices = deployments.iter().filter_map(|deployment| deployment.provider.price.as_ref());
     let cost = prices.map(|price| admission::cost(price, &usage)).max().unwrap_or(0);
-    Demand { input, output, exact: false, cost }
+    Demand { estimate, cost }
 }
 
 /// The model of this name, where the caller may use it. One it may not use is a 403, not a 404: it is told apart from a

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::admission::Plans;
 use crate::config::{Config, Count, Key, TokenWeights};
+use crate::estimate::Tokenizers;
 use crate::identity::Caller;
 use crate::metrics::{Metrics, Name};
 use crate::upstream::{Deployment, Trust};
@@ -21,6 +22,8 @@ pub struct Snapshot {
     keys: HashMap<[u8; 32], Arc<Key>>,
     /// Names and aliases to models.
     models: HashMap<String, Arc<Model>>,
+    /// What counts prompts of models that want it exact.
+    pub tokenizers: Tokenizers,
     /// What callers meet.
     pub plans: Plans,
     /// Requests counted and priced, resolved name first.
@@ -75,7 +78,12 @@ impl Snapshot {
             }
         }
         let plans = Plans::of(&config);
-        let now = Self { config, keys, models, plans, listed };
+        let exact = config.models.iter().filter(|model| model.count == Count::Exact);
+        let exact = exact.flat_map(|model| {
+            model.providers.iter().map(|provider| provider.model_name.as_deref().unwrap_or(&model.name))
+        });
+        let tokenizers = Tokenizers::load(exact, previous.map(|previous| &previous.tokenizers));
+        let now = Self { config, keys, models, tokenizers, plans, listed };
         if let Some(previous) = previous {
             previous.forget_deployments_not_in(&now, metrics);
         }

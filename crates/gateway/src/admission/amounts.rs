@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::config::{Price, TokenWeights};
 use crate::dialect::Usage;
+use crate::estimate::Estimate;
 
 /// 10⁻¹² of the unit of money in one micro-unit, which is what limits in money count.
 const PICO_PER_MICRO: u128 = 1_000_000;
@@ -13,12 +14,9 @@ const PICO_PER_MICRO: u128 = 1_000_000;
 /// What a request may use, before it is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
-    /// Prompt tokens.
-    pub input: u64,
-    /// Completion tokens, of all answers.
-    pub output: u64,
-    /// The prompt was counted by a tokenizer: more than a limit ever allows is refused for ever, not clamped.
-    pub exact: bool,
+    /// Tokens. A prompt that was counted, and is more than a limit ever allows, is refused for ever; what was estimated is
+    /// clamped.
+    pub estimate: Estimate,
     /// Money at the dearest provider that could answer, micro-units.
     pub cost: u64,
 }
@@ -26,14 +24,15 @@ pub struct Demand {
 impl Demand {
     /// The charge of one limit.
     pub(super) fn charge(&self, limit: &Arc<Limit>, subject: Subject) -> Charge {
-        let (limit, tokens) = (limit.clone(), self.input.saturating_add(self.output));
-        let never = self.exact && self.input > limit.capacity();
+        let (limit, Estimate { input, output, input_exact, .. }) = (limit.clone(), self.estimate);
+        let tokens = self.estimate.total();
+        let never = input_exact && input > limit.capacity();
         match limit.unit() {
             Unit::Tokens if never => Charge::new(limit, subject, tokens),
-            Unit::InputTokens if never => Charge::new(limit, subject, self.input),
+            Unit::InputTokens if never => Charge::new(limit, subject, input),
             Unit::Tokens => Charge::estimate(limit, subject, tokens),
-            Unit::InputTokens => Charge::estimate(limit, subject, self.input),
-            Unit::OutputTokens => Charge::estimate(limit, subject, self.output),
+            Unit::InputTokens => Charge::estimate(limit, subject, input),
+            Unit::OutputTokens => Charge::estimate(limit, subject, output),
             Unit::Cost => Charge::estimate(limit, subject, self.cost),
             _ => Charge::new(limit, subject, 1),
         }

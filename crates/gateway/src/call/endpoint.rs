@@ -85,4 +85,25 @@ impl Endpoint {
     pub fn streams(self) -> bool {
         matches!(self, Endpoint::ChatCompletions | Endpoint::Completions)
     }
+
+    /// Whether a model reads text here and is paid by the token; audio, images and video reserve none.
+    pub fn reads_text(self) -> bool {
+        match self {
+            Endpoint::ChatCompletions
+            | Endpoint::Completions
+            | Endpoint::Embeddings
+            | Endpoint::Moderations
+            | Endpoint::Rerank => true,
+            Endpoint::ImagesGenerations
+            | Endpoint::ImagesEdits
+            | Endpoint::AudioTranscriptions
+            | Endpoint::AudioTranslations
+            | Endpoint::AudioSpeech => false,
+        }
+    }
+
+    /// Whether a model writes text here.
+    pub fn writes_text(self) -> bool {
+        matches!(self, Endpoint::ChatCompletions | Endpoint::Completions)
+    }
 }
