@@ -94,7 +94,8 @@ def markdown(result, proxies):
     lines += ["", row("CPU per request, ratio within a round", "median", "wanted"), "|---|---|---|"]
     lines += [row(each["title"], f"{each['ratio']:.2f}", each["wanted"]) for each in result["ratios"]]
     loads = result["load"]
-    direct = ", ".join(f"{load.title} {loads[load.name]['direct']['requests_per_s']:,.0f}/s" for load in LOADS if not load.refused)
+    direct = ", ".join(f"{load.title} {loads[load.name]['direct']['requests_per_s']:,.0f}/s"
+                       for load in LOADS if not load.refused)
     return "\n".join([*lines, "", f"Direct, without a proxy: {direct}."]) + "\n"
 
 
