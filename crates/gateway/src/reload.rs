@@ -107,6 +107,12 @@ pub fn apply(gateway: &Gateway, config: Config) {
             tracing::warn!(%was, %is, "{what} takes effect at the next start");
         }
     }
+    if before.config.redis != config.redis {
+        let address =
+            |config: &Config| config.redis.as_ref().map_or("none", |redis| &redis.address).to_owned();
+        let (was, is) = (address(&before.config), address(&config));
+        tracing::warn!(%was, %is, "dependencies.redis takes effect at the next start");
+    }
     gateway.snapshot.store(Arc::new(Snapshot::new(config, Some(&before), gateway.metrics())));
 }
 

@@ -11,9 +11,12 @@ mod keys;
 mod kind;
 mod load;
 mod parse;
+mod pem;
 mod problem;
+mod redis_url;
 mod resolve;
 mod resolve_models;
+mod resolve_redis;
 mod resolve_rules;
 mod resolve_users;
 mod review;
@@ -93,15 +96,18 @@ pub struct Server {
 /// `dependencies.redis`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redis {
-    /// Where it is, with user and password: `redis://user:password@host:port/db`.
+    /// Where it is, with user and password, percent-encoded, ports and database written out:
+    /// `redis://user:password@host:6379/0`, `unix:///path?db=1&user=u&pass=p`,
+    /// `redis+sentinel://user:password@h1:26379,h2:26379/master/0`, `redis+cluster://user:password@h1:6379,h2:6379`.
+    /// `rediss` in place of `redis`, also before `+`, is over TLS; an IPv6 address stands in brackets.
     pub url: Secret,
     /// Where it is, for people: the URL without user and password.
     pub address: String,
-    /// Of `rediss://`: PEM files, read when the configuration is.
+    /// Of a URL that begins with `rediss`: PEM files, each looked at when the configuration was read.
     pub tls: RedisTls,
-    /// Of one limiter call.
+    /// Of one limiter call; 1 ms to 10 s.
     pub timeout: Duration,
-    /// What every key begins with.
+    /// What every key begins with: 1 to 64 bytes without braces, spaces and control characters.
     pub prefix: String,
 }
 
@@ -152,7 +158,7 @@ pub struct Rule {
     pub per: Scope,
     /// Its limits; id `<rule>-<unit>-<window>`. Empty for `unlimited`, and where `deny` is set.
     pub limits: Vec<Arc<Limit>>,
-    /// Refuses what it matches.
+    /// Refuses what it matches. `per` says nothing then.
     pub deny: bool,
 }
 
@@ -263,7 +269,8 @@ pub struct Provider {
     pub price: Option<Price>,
 }
 
-/// `price` of a provider, in 10⁻¹² of the unit of money per token: 0.15 per million tokens are 150,000.
+/// `price` of a provider, in 10⁻¹² of the unit of money per token: 0.15 per million tokens are 150,000. At most 10¹²,
+/// so that a price times a number of tokens below 2²⁴ fits 64 bits; who multiplies more needs 128.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Price {
     /// Prompt tokens.
