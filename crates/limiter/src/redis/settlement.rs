@@ -59,7 +59,7 @@ impl Hold for Held {
         let store = self.store.clone();
         drop(self.store.0.connection.runtime().spawn(async move {
             let corrections = store.correct(&plan, &settlements, charges).await;
-            if corrections.is_err() {
+            if corrections.as_ref().is_err_and(|error| !super::spread::is_split(error)) {
                 store.0.settlements_lost.fetch_add(1, Ordering::Relaxed);
             }
             // Nobody who wants to know is the usual case.
