@@ -6,7 +6,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::fleet::{Authority, Instance, free_port, until, write};
+use support::fleet::{Authority, Instance, free_port, until};
 use support::server::Server;
 use support::{charge, granted, limit};
 use tollgate_limiter::{Algorithm, RedisOptions, RedisStore, Store, StoreError, Tls, Topology};
@@ -36,13 +36,10 @@ struct Encrypted {
 impl Encrypted {
     fn start(name: &str, clients: &str) -> Encrypted {
         let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
-        let (cert, key) = authority.sign(name);
-        write(folder.path(), "ca.pem", &authority.pem());
-        write(folder.path(), "cert.pem", &cert);
-        write(folder.path(), "key.pem", &key);
+        let files = authority.files(folder.path(), name);
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
         let port = free_port();
         let number = port.to_string();
-        let files = ["--tls-ca-cert-file", "ca.pem", "--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem"];
         let more = ["--port", "0", "--tls-port", &number, "--tls-auth-clients", clients];
         Encrypted { server: Instance::spawn_in(folder, port, &[&more[..], &files[..]].concat()), authority }
     }
@@ -62,7 +59,9 @@ async fn encrypted_connections_check_names_and_signatures() {
     assert_eq!(store.status().address, format!("localhost:{}", redis.server.port));
     // Another name than the certificate's, another signature, and the system's authorities.
     let named = redis.store("127.0.0.1", tls(redis.authority.pem()));
-    assert!(problem(&named).await.contains("NotValidForName") || problem(&named).await.contains("not valid for"));
+    assert!(
+        problem(&named).await.contains("NotValidForName") || problem(&named).await.contains("not valid for")
+    );
     for ca in [Some(Authority::new().pem()), None] {
         let strange = redis.store("localhost", Tls { ca, ..Tls::default() });
         assert!(problem(&strange).await.contains("UnknownIssuer"), "{:?}", strange.status());
@@ -114,7 +113,9 @@ async fn users_are_those_of_the_server_s_list() {
     let wrong = open(&url("gate", "hunter2"));
     let told = problem(&wrong).await;
     assert!(!told.contains("hunter2"), "{told}");
-    assert!(!format!("{:?} {:?}", wrong.status(), RedisOptions::new(&url("gate", "hunter2"))).contains("hunter2"));
+    assert!(
+        !format!("{:?} {:?}", wrong.status(), RedisOptions::new(&url("gate", "hunter2"))).contains("hunter2")
+    );
 }
 
 #[tokio::test]
@@ -151,6 +152,17 @@ async fn it_is_told_how_a_store_is_connected() {
     drop(replica);
 }
 
+#[tokio::test]
+async fn a_store_that_is_dropped_leaves_no_connection() {
+    let server = Instance::start(&[]).await;
+    let store = RedisStore::open(RedisOptions::new(&format!("redis://{}", server.address()))).unwrap();
+    until("it is connected", async || store.ping().await.is_ok()).await;
+    let clients = async || server.ask::<String>("CLIENT LIST").await.lines().count();
+    until("there is its connection and that of the test", async || clients().await == 2).await;
+    drop(store);
+    until("only that of the test is left", async || clients().await == 1).await;
+}
+
 /// As when a name means another server after a failover: what was certainly not done is asked again.
 #[tokio::test]
 async fn a_server_that_is_no_master_any_more_is_left() {
@@ -184,7 +196,8 @@ async fn a_frozen_server_gets_few_connections() {
     let sockets = || {
         let mine = format!("/proc/{}/fd", std::process::id());
         std::fs::read_dir(mine).map_or(0, |open| {
-            let target = |entry: std::io::Result<std::fs::DirEntry>| std::fs::read_link(entry.ok()?.path()).ok();
+            let target =
+                |entry: std::io::Result<std::fs::DirEntry>| std::fs::read_link(entry.ok()?.path()).ok();
             open.filter_map(target).filter(|path| path.to_string_lossy().starts_with("socket:")).count()
         })
     };

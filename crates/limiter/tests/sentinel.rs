@@ -7,7 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use support::fleet::{Instance, addresses, sentinel, sentinels, until};
+use support::fleet::{Instance, addresses, sentinel, sentinel_with, sentinels, until};
 use support::{charge, limit};
 use tollgate_limiter::{Algorithm, Limit, RedisOptions, RedisStore, Store, StoreError, Topology};
 
@@ -118,15 +118,20 @@ async fn a_killed_master_is_replaced() {
 /// The old master still calls itself one, and takes every write.
 #[tokio::test]
 async fn a_deposed_master_is_left() {
-    let (old, new) = (Instance::start(&[]).await, Instance::start(&[]).await);
-    let sentinels = sentinels(1, &old, 1).await;
-    let store = open(&sentinels);
+    let secret = ["--requirepass", "m"];
+    let (mut old, mut new) = (Instance::start(&secret).await, Instance::start(&secret).await);
+    (old.password, new.password) = ("m", "m");
+    let more = "requirepass s\nsentinel auth-pass mymaster m\n";
+    let mut sentinel = sentinel_with(&old, 1, 0, more).await;
+    sentinel.password = "s";
+    let url = format!("redis+sentinel://:m@{}/mymaster?sentinel_password=s", sentinel.address());
+    let store = RedisStore::open(RedisOptions::new(&url).deadline(DEADLINE)).unwrap();
     until("it counts", async || answers(&store).await).await;
     assert_eq!(store.status().address, old.address());
     for (from, to) in [(&old, &new), (&new, &old)] {
-        sentinels[0].ask::<()>("SENTINEL REMOVE mymaster").await;
+        sentinel.ask::<()>("SENTINEL REMOVE mymaster").await;
         assert!(answers(&store).await, "nobody else is known");
-        sentinels[0].ask::<()>(&format!("SENTINEL MONITOR mymaster 127.0.0.1 {} 1", to.port)).await;
+        sentinel.ask::<()>(&format!("SENTINEL MONITOR mymaster 127.0.0.1 {} 1", to.port)).await;
         let start = Instant::now();
         longest_gap(&store, &from.address()).await;
         println!("moved {:?} after the sentinel knew", start.elapsed());
@@ -155,7 +160,8 @@ async fn the_latest_failover_counts() {
     let unknown = url.replace("mymaster", "nomaster");
     let store = RedisStore::open(RedisOptions::new(&unknown).deadline(DEADLINE)).unwrap();
     let failed = store.reserve(charge(&counter(), "alice", 1)).await.unwrap_err();
-    assert_eq!(failed, StoreError::Unreachable);
+    // On a machine too busy to say why in time it is a timeout, which claims less.
+    assert!(matches!(failed, StoreError::Unreachable | StoreError::Timeout), "{failed:?}");
     until("it is told why", async || {
         let problem = store.status().problem.unwrap_or_default();
         problem.contains("it knows no master named `nomaster`") && problem.contains("127.0.0.1:1: ")

@@ -161,7 +161,8 @@ fn number(text: &str) -> Result<i64, String> {
 }
 
 fn endpoints(text: &str, port: u16) -> Result<Vec<Endpoint>, String> {
-    let endpoints: Vec<Endpoint> = text.split(',').map(|one| endpoint(one, port)).collect::<Result<_, _>>()?;
+    let endpoints: Vec<Endpoint> =
+        text.split(',').map(|one| endpoint(one, port)).collect::<Result<_, _>>()?;
     if endpoints.len() > SERVERS_MAX {
         return Err(format!("it names {} servers; at most {SERVERS_MAX} are allowed", endpoints.len()));
     }
@@ -182,7 +183,8 @@ fn endpoint(text: &str, default: u16) -> Result<Endpoint, String> {
     }
     let port = if port.is_empty() { Some(default) } else { port.parse().ok().filter(|port| *port > 0) };
     // What stands there may be a piece of a password: it is not repeated.
-    let port = port.ok_or("a port is a number from 1 to 65535; in a password write `/` as %2F, `?` as %3F")?;
+    let port =
+        port.ok_or("a port is a number from 1 to 65535; in a password write `/` as %2F, `?` as %3F")?;
     Ok(Endpoint::Tcp(host.to_string(), port))
 }
 

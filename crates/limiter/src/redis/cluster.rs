@@ -349,11 +349,10 @@ mod tests {
         let ranges = vec![range(0, 9, text("a"), 1), range(10, 20, text(""), 2), range(30, 40, text("a"), 1)];
         let map = Map::read(&Value::Array(ranges), &from).expect("it is read");
         assert_eq!(map.masters, [tcp("a", 1), tcp("asked", 2)]);
-        assert_eq!([0, 20, 30].map(|slot| map.owner(slot).cloned()), [
-            Some(tcp("a", 1)),
-            Some(tcp("asked", 2)),
-            Some(tcp("a", 1))
-        ]);
+        assert_eq!(
+            [0, 20, 30].map(|slot| map.owner(slot).cloned()),
+            [Some(tcp("a", 1)), Some(tcp("asked", 2)), Some(tcp("a", 1))]
+        );
         assert_eq!((map.owner(25), map.slots[25]), (None, NOBODY));
         assert_eq!(map.with(25, &tcp("b", 3)).owner(25), Some(&tcp("b", 3)));
         for wrong in [range(0, 16_384, text("a"), 1), range(5, 4_000, Value::Nil, 70_000), Value::Okay] {

@@ -161,7 +161,11 @@ impl Connection {
             topology: self.topology,
             address: if names.is_empty() { self.asked_for.clone() } else { names.join(",") },
             since: since.unwrap_or(self.ground.began),
-            problem: if connected { None } else { concerned.filter_map(|(l, _)| l.problem.clone()).next().or(problem) },
+            problem: if connected {
+                None
+            } else {
+                concerned.filter_map(|(l, _)| l.problem.clone()).next().or(problem)
+            },
             version: first.and_then(|link| link.version.clone()),
             role: first.and_then(|link| link.role.clone()),
         }

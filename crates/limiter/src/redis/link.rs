@@ -111,8 +111,7 @@ impl Link {
 
     /// Says whether it answers again.
     pub(super) fn has_answered(&self) -> bool {
-        self.timeouts.load(Ordering::Relaxed) > 0
-            && self.timeouts.swap(0, Ordering::Relaxed) >= TIMEOUTS_MAX
+        self.timeouts.load(Ordering::Relaxed) > 0 && self.timeouts.swap(0, Ordering::Relaxed) >= TIMEOUTS_MAX
     }
 
     /// Says whether that was once too often.

@@ -100,7 +100,11 @@ impl Sentinels {
     }
 
     /// Does something as long as this one is the master.
-    pub(super) async fn unless_moved<T>(&self, master: &Endpoint, work: impl Future<Output = T>) -> Option<T> {
+    pub(super) async fn unless_moved<T>(
+        &self,
+        master: &Endpoint,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
         let mut named = self.master();
         let moved = async { named.wait_for(|named| named.as_ref() != Some(master)).await.is_ok() };
         let (mut work, mut moved) = (pin!(work), pin!(moved));

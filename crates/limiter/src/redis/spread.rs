@@ -89,13 +89,19 @@ impl RedisStore {
             Err(error) if is_split(&error) => self.ask_parts(self.parts(&charges, By::Key)?, false).await,
             answer => answer,
         };
-        Ok(in_order(answered?.into_iter().map(|a| (a.part.indexes, a.before.stand(&a.part.plan, a.part.charges)))))
+        Ok(in_order(
+            answered?.into_iter().map(|a| (a.part.indexes, a.before.stand(&a.part.plan, a.part.charges))),
+        ))
     }
 
     fn parts(&self, charges: &[Charge], by: By) -> Result<Vec<Part>, StoreError> {
-        // All of them may be too many where none of the parts is.
-        Plan::of_charges(&self.0.prefix, charges)?;
+        // Of all of them, also to tell what is wrong with them together.
+        let whole = Plan::of_charges(&self.0.prefix, charges)?;
         let groups = groups(&self.0.prefix, charges.iter().map(Charge::subject), by);
+        if let [indexes] = &groups[..] {
+            let (indexes, charges) = (indexes.clone(), charges.to_vec());
+            return Ok(vec![Part { indexes, charges, plan: Arc::new(whole) }]);
+        }
         let part = |indexes: Vec<usize>| {
             let charges: Vec<Charge> = indexes.iter().map(|index| charges[*index].clone()).collect();
             let plan = Arc::new(Plan::of_charges(&self.0.prefix, &charges)?);
@@ -313,7 +319,8 @@ impl Hold for Spread {
 
     fn settled(&self, standings: &[Standing], actual: &[u64]) -> Answer<'static, Vec<Correction>> {
         // Without an amount, what was taken stays.
-        let amount = |(index, standing): (usize, &Standing)| *actual.get(index).unwrap_or(&standing.requested);
+        let amount =
+            |(index, standing): (usize, &Standing)| *actual.get(index).unwrap_or(&standing.requested);
         let actual: Vec<u64> = standings.iter().enumerate().map(amount).collect();
         let send = |indexes: Vec<usize>| {
             let (held, standings) = self.part(&indexes, standings);

@@ -114,8 +114,11 @@ impl ServerInfo {
     /// Both together.
     pub(super) fn and(self, other: ServerInfo) -> ServerInfo {
         let sum = |a: Option<u64>, b: Option<u64>| a.zip(b).map(|(a, b)| a.saturating_add(b)).or(a).or(b);
-        let policy =
-            if self.evicts() { self.maxmemory_policy } else { other.maxmemory_policy.or(self.maxmemory_policy) };
+        let policy = if self.evicts() {
+            self.maxmemory_policy
+        } else {
+            other.maxmemory_policy.or(self.maxmemory_policy)
+        };
         ServerInfo {
             version: self.version.or(other.version),
             role: self.role.or(other.role),

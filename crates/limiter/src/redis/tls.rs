@@ -86,6 +86,9 @@ mod tests {
         assert_eq!(refused(Tls { key: key.clone(), ..Tls::default() }), "a key needs its cert");
         let cert = some("nonsense");
         assert!(refused(Tls { cert, key: key.clone(), ..Tls::default() }).starts_with("key: "));
-        assert_eq!(format!("{:?}", Tls { key, ..Tls::default() }), "Tls { ca: false, cert: false, key: true }");
+        assert_eq!(
+            format!("{:?}", Tls { key, ..Tls::default() }),
+            "Tls { ca: false, cert: false, key: true }"
+        );
     }
 }

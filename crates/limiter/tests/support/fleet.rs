@@ -21,6 +21,8 @@ pub(crate) struct Instance {
     process: Child,
     folder: TempDir,
     pub(crate) port: u16,
+    /// Empty: there is none.
+    pub(crate) password: &'static str,
 }
 
 impl Instance {
@@ -39,7 +41,7 @@ impl Instance {
             .stdin(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("redis-server is needed for this test: {error}"));
-        Instance { process, folder, port }
+        Instance { process, folder, port, password: "" }
     }
 
     pub(crate) async fn start_in(folder: TempDir, more: &[&str]) -> Instance {
@@ -60,7 +62,7 @@ impl Instance {
 
     /// A connection of the test's own; waits until the server answers.
     pub(crate) async fn client(&self) -> MultiplexedConnection {
-        let client = redis::Client::open(format!("redis://{}", self.address())).unwrap();
+        let client = redis::Client::open(format!("redis://:{}@{}", self.password, self.address())).unwrap();
         let start = Instant::now();
         loop {
             match client.get_multiplexed_async_connection().await {
@@ -116,11 +118,16 @@ pub(crate) async fn until(what: &str, mut come: impl AsyncFnMut() -> bool) {
 
 /// A sentinel that watches a master called `mymaster`, and has seen so many failovers.
 pub(crate) async fn sentinel(master: &Instance, quorum: usize, epoch: u64) -> Instance {
+    sentinel_with(master, quorum, epoch, "").await
+}
+
+/// With more lines of its file.
+pub(crate) async fn sentinel_with(master: &Instance, quorum: usize, epoch: u64, more: &str) -> Instance {
     let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
     let text = format!(
         "port {port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {} {quorum}\n\
          sentinel down-after-milliseconds mymaster 1000\nsentinel failover-timeout mymaster 4000\n\
-         sentinel config-epoch mymaster {epoch}\nsentinel current-epoch {epoch}\n",
+         sentinel config-epoch mymaster {epoch}\nsentinel current-epoch {epoch}\n{more}",
         master.port
     );
     let file = write(folder.path(), "sentinel.conf", text.as_bytes());
@@ -132,7 +139,7 @@ pub(crate) async fn sentinel(master: &Instance, quorum: usize, epoch: u64) -> In
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
-    let sentinel = Instance { process, folder, port };
+    let sentinel = Instance { process, folder, port, password: "" };
     sentinel.client().await;
     sentinel
 }
@@ -209,6 +216,16 @@ impl Authority {
 
     pub(crate) fn pem(&self) -> Vec<u8> {
         self.certificate.pem().into_bytes()
+    }
+
+    /// Writes what a server needs to be `name`, and says how it is told to use that.
+    pub(crate) fn files(&self, folder: &Path, name: &str) -> Vec<String> {
+        let (cert, key) = self.sign(name);
+        let files = [("ca-cert", self.pem()), ("cert", cert), ("key", key)];
+        let each = |(what, pem): (&str, Vec<u8>)| {
+            [format!("--tls-{what}-file"), write(folder, what, &pem).display().to_string()]
+        };
+        files.into_iter().flat_map(each).collect()
     }
 
     /// A certificate for a name, and its key.
