@@ -201,7 +201,11 @@ async fn a_frozen_server_gets_few_connections() {
             open.filter_map(target).filter(|path| path.to_string_lossy().starts_with("socket:")).count()
         })
     };
-    let before = sockets();
+    let resident = || {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+        pages.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or_default() / 256
+    };
+    let (before, memory) = (sockets(), resident());
     server.signal("STOP");
     let limit = limit("r", "1000000/day", Algorithm::FixedWindow);
     let ask = |number: u64| {
@@ -218,7 +222,8 @@ async fn a_frozen_server_gets_few_connections() {
     }
     server.signal("CONT");
     assert_eq!(failed, 50_000);
-    println!("{most} more sockets at most, {} connections made", store.counts().connections);
+    let more = resident().saturating_sub(memory);
+    println!("{most} more sockets at most, {} connections made, {more} MiB more", store.counts().connections);
     assert!(most <= 7, "{most} more sockets");
     until("it answers", async || store.ping().await.is_ok()).await;
 }
