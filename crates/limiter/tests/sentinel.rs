@@ -33,7 +33,8 @@ async fn longest_gap(store: &RedisStore, before: &str) -> Duration {
         if answers(store).await {
             longest = longest.max(last.elapsed());
             last = Instant::now();
-            if store.status().address != before {
+            let status = store.status();
+            if status.connected && status.address != before {
                 return longest;
             }
         }
