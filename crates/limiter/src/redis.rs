@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ::redis::{Client, Value};
+use ::redis::Value;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -25,15 +25,31 @@ use crate::scope::Subject;
 use crate::spec::Retry;
 use crate::store::{Answer, Source, Store, StoreError};
 
+mod address;
+mod cluster;
 mod connection;
+mod dial;
 mod flights;
+mod link;
+mod node;
 mod pack;
 mod plan;
 mod replay;
 mod scripts;
+mod sentinel;
 mod settlement;
+mod spread;
+mod status;
+#[cfg(feature = "redis-tls")]
+mod tls;
 
+pub use status::{ServerInfo, Status, Topology};
+#[cfg(feature = "redis-tls")]
+pub use tls::Tls;
+
+use address::Address;
 use connection::Connection;
+use dial::Dialer;
 use flights::{Flights, Waiting};
 use pack::Packer;
 use plan::Plan;
@@ -51,9 +67,11 @@ const GRACE: Duration = Duration::from_millis(5);
 const AMOUNT_MAX: u64 = 1 << 52;
 
 /// How a store in Redis is reached, and what it does to spare round trips.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RedisOptions {
     url: String,
+    #[cfg(feature = "redis-tls")]
+    tls: Tls,
     prefix: String,
     deadline: Duration,
     coalescing: bool,
@@ -69,16 +87,33 @@ struct Rehearsal {
 }
 
 impl RedisOptions {
-    /// `redis://[[user]:password@]host[:port][/database]`, or `unix:///path/to/socket`.
+    /// - `redis://[[user]:password@]host[:port][/database]`
+    /// - `unix:///path/to/socket[?db=…&user=…&pass=…]`
+    /// - `redis+sentinel://[[user]:password@]host[:port],…/master[/database]`: the master that these sentinels name,
+    ///   followed through failovers. User and password are the master's; those of the sentinels are
+    ///   `?sentinel_username=…&sentinel_password=…`
+    /// - `redis+cluster://[[user]:password@]host[:port],…`: all masters of a cluster; some servers of it are enough
+    /// - `rediss://…`, `rediss+sentinel://…`, `rediss+cluster://…`: the same, encrypted (feature `redis-tls`).
+    ///   Certificates are checked against the names in the URL, or those that sentinels and servers announce
+    ///
+    /// In user and password, `% / ? # @` are written `%25 %2F %3F %23 %40`.
     pub fn new(url: &str) -> RedisOptions {
         RedisOptions {
             url: url.to_string(),
+            #[cfg(feature = "redis-tls")]
+            tls: Tls::default(),
             prefix: "tollgate".to_string(),
             deadline: Duration::from_millis(50),
             coalescing: true,
             denial_memory: true,
             rehearsal: None,
         }
+    }
+
+    /// Whom an encrypted connection believes, and as whom it shows itself.
+    #[cfg(feature = "redis-tls")]
+    pub fn tls(self, tls: Tls) -> RedisOptions {
+        RedisOptions { tls, ..self }
     }
 
     /// What every key begins with, instead of `tollgate`. No braces: they mark what keeps keys together.
@@ -150,13 +185,23 @@ impl RedisStore {
             let prefix = crate::names::excerpt(&options.prefix);
             return Err(wrong(format!("`{prefix}` cannot begin keys: no braces, nothing invisible")));
         }
-        let client = Client::open(options.url.as_str())
-            .map_err(|error| wrong(format!("this is no address of a Redis: {error}")))?;
+        let address = Address::parse(&options.url)
+            .map_err(|problem| wrong(format!("this is no address of a Redis: {problem}")))?;
         let runtime = Handle::try_current().map_err(|_| wrong("there is no tokio runtime here".into()))?;
+        #[cfg(not(feature = "redis-tls"))]
+        if address.tls {
+            let problem = "an encrypted connection needs the feature `redis-tls` of tollgate-limiter";
+            return Err(wrong(format!("{problem}, which is not built in")));
+        }
+        let dialer = Dialer {
+            runtime,
+            #[cfg(feature = "redis-tls")]
+            tls: address.tls.then(|| options.tls.connector()).transpose().map_err(wrong)?,
+        };
         let scripts = Scripts::new(options.rehearsal.as_ref());
         let hasher = RandomState::new();
         Ok(RedisStore(Arc::new(Inner {
-            connection: Connection::new(client, options.deadline, scripts, runtime),
+            connection: Connection::new(address, dialer, scripts, options.deadline),
             prefix: options.prefix,
             deadline: options.deadline,
             coalescing: options.coalescing,
@@ -180,12 +225,35 @@ impl RedisStore {
         }
     }
 
+    /// How it is connected, as this process sees it: nothing is asked.
+    pub fn status(&self) -> Status {
+        self.0.connection.status()
+    }
+
+    /// How long Redis takes to answer, waiting for a connection included; of a cluster, the slowest master.
+    pub async fn ping(&self) -> Result<Duration, StoreError> {
+        self.0.connection.ping().await
+    }
+
+    /// What Redis says of itself, as far as it does. The deadline is that of a decision.
+    pub async fn info(&self) -> Result<ServerInfo, StoreError> {
+        self.0.connection.info().await
+    }
+
     async fn take(&self, charges: Vec<Charge>) -> Result<Decision, StoreError> {
         if charges.is_empty() {
             // Nothing to ask about; the time of nothing is that of this machine.
             return Ok(Decision::Granted(self.hold(Vec::new(), SystemClock.now(), Vec::new())));
         }
+        if self.0.connection.is_cluster() {
+            return self.take_spread(charges).await;
+        }
         let plan = Arc::new(Plan::of_charges(&self.0.prefix, &charges)?);
+        self.take_together(plan, charges).await
+    }
+
+    /// Decides what one script can.
+    async fn take_together(&self, plan: Arc<Plan>, charges: Vec<Charge>) -> Result<Decision, StoreError> {
         let charges = match self.0.remembered(&plan, charges) {
             Ok(denial) => return Ok(Decision::Denied(denial)),
             Err(charges) => charges,
@@ -264,7 +332,8 @@ impl RedisStore {
         receipts: Vec<Option<crate::spec::Receipt>>,
     ) -> Reservation {
         let held = Held::new(self.clone(), receipts);
-        Reservation::new(standings, now, Box::new(held)).decided_by(Source::Redis)
+        let hold = if self.0.connection.is_cluster() { held.spread() } else { Box::new(held) };
+        Reservation::new(standings, now, hold).decided_by(Source::Redis)
     }
 }
 
@@ -278,6 +347,9 @@ impl Store for RedisStore {
             if charges.is_empty() {
                 return Ok(Vec::new());
             }
+            if self.0.connection.is_cluster() {
+                return self.peek_spread(charges).await;
+            }
             let plan = Plan::of_charges(&self.0.prefix, &charges)?;
             let (_, counters) = self.0.ask(&plan, &charges, Vec::new()).await?;
             Ok(counters.stand(&plan, charges))
@@ -289,10 +361,20 @@ impl Store for RedisStore {
             let key = plan::key(&self.0.prefix, subject);
             self.0.forget(&key);
             let both = [&key, &plan::leases_key(&key)];
-            let answer = self.0.connection.command(::redis::cmd("DEL").arg(&both)).await;
+            let answer = self.0.connection.command(&key, ::redis::cmd("DEL").arg(&both)).await;
             self.0.forget(&key);
             Ok(matches!(answer?, Value::Int(1..)))
         })
+    }
+}
+
+impl fmt::Debug for RedisOptions {
+    /// Without the URL, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RedisOptions { prefix, deadline, coalescing, denial_memory, .. } = self;
+        let mut shown = f.debug_struct("RedisOptions");
+        shown.field("prefix", prefix).field("deadline", deadline);
+        shown.field("coalescing", coalescing).field("denial_memory", denial_memory).finish_non_exhaustive()
     }
 }
 

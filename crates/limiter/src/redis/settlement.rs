@@ -22,8 +22,8 @@ const ACTUAL_MAX: u64 = (1 << 53) - 1;
 
 /// What a reservation holds of a store in Redis.
 pub(super) struct Held {
-    store: RedisStore,
-    receipts: Vec<Option<Receipt>>,
+    pub(super) store: RedisStore,
+    pub(super) receipts: Vec<Option<Receipt>>,
     /// What was sent last. What is sent next waits for it: a heartbeat that overtook the end of its call would hold a
     /// slot that nobody uses.
     sent: Mutex<Option<JoinHandle<()>>>,
@@ -66,7 +66,7 @@ impl Hold for Held {
         sending.plan.keys.iter().for_each(|key| self.store.0.forget(key));
         self.send(async move |store| {
             let corrections = store.correct(&sending, charges).await;
-            if corrections.is_err() {
+            if corrections.as_ref().is_err_and(|error| !super::spread::is_split(error)) {
                 store.0.settlements_lost.fetch_add(1, Ordering::Relaxed);
             }
             corrections

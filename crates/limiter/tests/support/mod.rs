@@ -3,6 +3,8 @@
 
 #[cfg(feature = "redis")]
 pub(crate) mod agreement;
+#[cfg(feature = "redis-tls")]
+pub(crate) mod fleet;
 pub(crate) mod judge;
 #[cfg(feature = "redis")]
 pub(crate) mod proxy;
