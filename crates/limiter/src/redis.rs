@@ -25,6 +25,7 @@ use crate::store::{Answer, Source, Store, StoreError};
 
 mod connection;
 mod flights;
+mod late;
 mod pack;
 mod plan;
 mod replay;
@@ -33,6 +34,7 @@ mod settlement;
 
 use connection::Connection;
 use flights::{Flights, Waiting};
+pub(crate) use late::Late;
 use pack::Packer;
 use plan::Plan;
 use replay::{Counters, Outcome};
