@@ -17,13 +17,14 @@ use crate::spec::{Reading, Retry, State};
 use crate::store::StoreError;
 
 /// Writes an instance among those that live, by the server's time, and counts them. A write, so that a server which
-/// answers but takes no writes (full, a replica) is not taken for one that is well.
+/// answers but takes no writes (full, a replica) is not taken for one that is well; and the first thing, because a
+/// script that has written anything is let through by a server that is full.
 const BEAT: &str = "
 local time = redis.call('TIME')
 local now, live = time[1] * 1000 + math.floor(time[2] / 1000), tonumber(ARGV[2])
+redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - live))
 redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('%.0f', now + live), '+inf')
-redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return { now, redis.call('ZCARD', KEYS[1]) }
 ";

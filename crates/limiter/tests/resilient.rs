@@ -1,0 +1,491 @@
+//! Several processes' stores, one Redis, and everything that happens to it: what is admitted stays within its bounds.
+#![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
+
+mod support;
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use support::proxy::Proxy;
+use support::server::Server;
+use support::{charge, denied, granted, limit};
+use tollgate_limiter::resilient::Failure;
+use tollgate_limiter::{
+    Algorithm, Charge, Circuit, Decision, Limit, RedisOptions, RedisStore, ResilientOptions, ResilientStore,
+    Retry, Source, Store, StoreError, WhenDown,
+};
+
+/// As in production; a machine that is too busy to keep it only fails more often.
+const DEADLINE: Duration = Duration::from_millis(50);
+/// How long anything may take that ends by itself.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn store(url: &str, options: ResilientOptions) -> ResilientStore {
+    let redis = RedisStore::open(RedisOptions::new(url).deadline(DEADLINE)).unwrap();
+    ResilientStore::new(redis, options)
+}
+
+/// Stores that know of each other.
+async fn fleet(url: &str, size: u32) -> Vec<ResilientStore> {
+    let stores: Vec<_> = (0..size).map(|_| store(url, ResilientOptions::default())).collect();
+    for store in &stores {
+        until("all are known", || store.instances().count == size && store.state() == Circuit::Closed).await;
+    }
+    stores
+}
+
+async fn until(what: &str, mut reached: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !reached() {
+        assert!(start.elapsed() < PATIENCE, "{what}: never");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    start.elapsed()
+}
+
+/// Until every store shares again.
+async fn shared(stores: &[ResilientStore]) -> Duration {
+    until("shared again", || stores.iter().all(|store| store.state() == Circuit::Closed)).await
+}
+
+async fn ask(store: &ResilientStore, limit: &Arc<Limit>, amount: u64) -> Decision {
+    store.reserve(charge(limit, "alice", amount)).await.unwrap()
+}
+
+/// Asks every store in turn until all of them refuse. How many were admitted.
+async fn exhaust(stores: &[ResilientStore], limit: &Arc<Limit>) -> u64 {
+    let mut admitted = 0;
+    loop {
+        let mut refused = 0;
+        for store in stores {
+            match ask(store, limit, 1).await {
+                Decision::Granted(_) => admitted += 1,
+                Decision::Denied(_) => refused += 1,
+            }
+        }
+        if refused == stores.len() {
+            return admitted;
+        }
+    }
+}
+
+/// Makes every store see the latest count.
+async fn see(stores: &[ResilientStore], limit: &Arc<Limit>) {
+    for store in stores {
+        assert_eq!(ask(store, limit, 0).await.source(), Source::Redis);
+    }
+}
+
+/// What Redis has counted.
+async fn count(server: &Server, limit: &Arc<Limit>) -> u64 {
+    let store = server.store(server.options()).await;
+    store.peek(charge(limit, "alice", 0)).await.unwrap()[0].used
+}
+
+fn limits(quota: &str) -> [Arc<Limit>; 4] {
+    Algorithm::ALL.map(|algorithm| limit(algorithm.as_str(), quota, algorithm))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frozen_and_back() {
+    const N: u64 = 4;
+    const L: u64 = 103;
+    let server = Server::start();
+    let stores = fleet(&server.url(), N as u32).await;
+    let limits = limits("103/day");
+    let mut admitted = [0; 4];
+    for (limit, admitted) in limits.iter().zip(&mut admitted) {
+        for turn in 0..40 {
+            *admitted += u64::from(ask(&stores[turn % N as usize], limit, 1).await.is_granted());
+        }
+        see(&stores, limit).await;
+    }
+    server.signal("STOP");
+    let asked = Instant::now();
+    let first = ask(&stores[0], &limits[0], 0).await;
+    println!("the first decision took {:?}", asked.elapsed());
+    assert_eq!(first.source(), Source::Share);
+    until("all stopped asking", || stores.iter().all(|store| store.state().is_open())).await;
+    println!("all stopped asking after {:?}", asked.elapsed());
+    for (limit, admitted) in limits.iter().zip(&mut admitted) {
+        *admitted += exhaust(&stores, limit).await;
+        assert!((L..=L + N).contains(admitted), "{limit:?}: {admitted}");
+        let denial = denied(ask(&stores[1], limit, 1).await);
+        assert_eq!(denial.source(), Source::Share);
+        let standing = denial.binding();
+        assert_eq!((standing.limit.capacity(), standing.remaining), (L.div_ceil(N), 0));
+        assert!(matches!(standing.retry, Retry::After(_)));
+    }
+    let took = decisions(&stores[0], &limits[0], 20_000).await;
+    println!("while frozen: half of the decisions within {:?}, 99 % within {:?}", took.0, took.1);
+    server.signal("CONT");
+    println!("shared again {:?} after it went on", shared(&stores).await);
+    for (limit, admitted) in limits.iter().zip(&mut admitted) {
+        let counted = count(&server, limit).await;
+        assert!(counted >= *admitted, "{limit:?}: {counted} of {admitted}");
+        *admitted += exhaust(&stores, limit).await;
+        assert!(*admitted <= L + N, "{limit:?}: {admitted}");
+        assert_ne!(ask(&stores[2], limit, 1).await.source(), Source::Share);
+    }
+    for store in &stores {
+        assert_eq!(store.counts().opened, 1);
+        assert_eq!((store.counts().charges_lost, store.counts().forgotten), (0, 0));
+    }
+}
+
+/// The median and the 99th percentile.
+async fn decisions(store: &ResilientStore, limit: &Arc<Limit>, count: usize) -> (Duration, Duration) {
+    let mut took = Vec::with_capacity(count);
+    for _ in 0..count {
+        let asked = Instant::now();
+        drop(store.reserve(charge(limit, "bob", 1)).await.unwrap());
+        took.push(asked.elapsed());
+    }
+    took.sort();
+    (took[count / 2], took[count * 99 / 100])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_and_started_again() {
+    const N: u64 = 3;
+    const L: u64 = 50;
+    let mut server = Server::start();
+    let stores = fleet(&server.url(), N as u32).await;
+    let limit = limit("r", "50/day", Algorithm::FixedWindow);
+    let before = 20;
+    for turn in 0..before {
+        drop(granted(ask(&stores[turn % 3], &limit, 1).await));
+    }
+    see(&stores, &limit).await;
+    server.crash();
+    let asked = Instant::now();
+    // Nobody waits, nobody fails: the first one already is decided here.
+    let mut admitted = before as u64;
+    for turn in 0..5 {
+        admitted += u64::from(ask(&stores[turn % 3], &limit, 1).await.is_granted());
+    }
+    println!("five decisions took {:?}", asked.elapsed());
+    admitted += exhaust(&stores, &limit).await;
+    assert!((L..=L + N).contains(&admitted), "{admitted}");
+    until("all stopped asking", || stores.iter().all(|store| store.state().is_open())).await;
+    server.again();
+    server.client().await;
+    println!("shared again {:?} after it was there", shared(&stores).await);
+    // What it knew is gone; what was admitted since is not.
+    assert!(count(&server, &limit).await >= admitted - before as u64);
+    assert_eq!(ask(&stores[0], &limit, 0).await.source(), Source::Redis);
+    let late: u64 = stores.iter().map(|store| store.counts().charged_late).sum();
+    assert_eq!(late, admitted - before as u64);
+}
+
+/// Units admitted, by the store's time.
+type Admissions = Arc<Mutex<Vec<u64>>>;
+
+/// Asks every store again and again, for so long.
+async fn load(stores: &[ResilientStore], limit: &Arc<Limit>, during: Duration) -> Admissions {
+    let (admissions, start) = (Admissions::default(), Instant::now());
+    let ask = |store: &ResilientStore| {
+        let (store, limit, admissions) = (store.clone(), Arc::clone(limit), Arc::clone(&admissions));
+        tokio::spawn(async move {
+            while start.elapsed() < during {
+                let decision = ask(&store, &limit, 1).await;
+                if decision.is_granted() {
+                    admissions.lock().unwrap().push(decision.now().get());
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+    };
+    let asking: Vec<_> = stores.iter().map(ask).collect();
+    for asking in asking {
+        asking.await.unwrap();
+    }
+    admissions
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whole_windows_without_redis() {
+    const N: u64 = 4;
+    const L: u64 = 30;
+    const WINDOW: u64 = 1_000;
+    let mut server = Server::start();
+    let stores = fleet(&server.url(), N as u32).await;
+    server.crash();
+    let [fixed, sliding, moving, bucket] = &limits("30/second");
+    let during = Duration::from_millis(3_600);
+    let (fixed, sliding, moving, bucket) = tokio::join!(
+        load(&stores, fixed, during),
+        load(&stores, sliding, during),
+        load(&stores, moving, during),
+        load(&stores, bucket, during),
+    );
+    let sorted = |admissions: Admissions| {
+        let mut times = admissions.lock().unwrap().clone();
+        times.sort_unstable();
+        times
+    };
+    // The clocks of the stores are a few milliseconds apart: so much of a neighbouring window may seem to be in one.
+    let slack = 30;
+    let most = |times: &[u64]| {
+        let within = |from: &u64| times.iter().filter(|t| (*from..from + WINDOW - slack).contains(t)).count();
+        times.iter().map(within).max().unwrap_or(0) as u64
+    };
+    let fixed = sorted(fixed);
+    let mut windows = std::collections::BTreeMap::<u64, u64>::new();
+    fixed.iter().for_each(|time| *windows.entry(time / WINDOW).or_default() += 1);
+    println!("fixed windows: {windows:?}");
+    assert!(windows.values().all(|admitted| *admitted <= L + N + 2), "{windows:?}");
+    let whole = windows.values().skip(1).take(windows.len() - 2);
+    assert!(whole.into_iter().all(|admitted| *admitted >= L - 2), "{windows:?}");
+    let (sliding, moving, bucket) = (most(&sorted(sliding)), most(&sorted(moving)), most(&sorted(bucket)));
+    println!("trailing: sliding {sliding}, moving {moving}, bucket {bucket}");
+    assert!(sliding < 2 * (L + N), "{sliding}");
+    assert!(moving <= L + N, "{moving}");
+    assert!(bucket <= 2 * L + 2 * N, "{bucket}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flapping_admits_no_more() {
+    const N: u64 = 3;
+    const L: u64 = 300;
+    let server = Server::start();
+    let stores = fleet(&server.url(), N as u32).await;
+    for limit in limits("300/day") {
+        let mut admitted = 0;
+        for _ in 0..3 {
+            for _ in 0..10 {
+                for store in &stores {
+                    admitted += u64::from(ask(store, &limit, 1).await.is_granted());
+                }
+            }
+            see(&stores, &limit).await;
+            server.signal("STOP");
+            for _ in 0..25 {
+                for store in &stores {
+                    admitted += u64::from(ask(store, &limit, 1).await.is_granted());
+                }
+            }
+            server.signal("CONT");
+            shared(&stores).await;
+            let counted = count(&server, &limit).await;
+            assert!(counted >= admitted.min(L), "{counted} of {admitted}");
+        }
+        see(&stores, &limit).await;
+        server.signal("STOP");
+        admitted += exhaust(&stores, &limit).await;
+        server.signal("CONT");
+        shared(&stores).await;
+        admitted += exhaust(&stores, &limit).await;
+        println!("{}: {admitted} of {L}", limit.algorithm());
+        assert!(admitted <= L + N, "{limit:?}: {admitted}");
+        // What was asked and never answered may have been taken all the same.
+        assert!(admitted >= L - 4 * 5 * N, "{limit:?}: {admitted}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_and_swallowing_connections() {
+    let server = Server::start();
+    server.client().await;
+    let proxy = Proxy::start(server.socket()).await;
+    let limit = limit("r", "1000000/day", Algorithm::TokenBucket);
+    let stores = fleet(&proxy.url(), 3).await;
+    for fault in ["50 ms", "2 s", "black hole"] {
+        match fault {
+            "50 ms" => proxy.delay(Duration::from_millis(60)),
+            "2 s" => proxy.delay(Duration::from_secs(2)),
+            _ => proxy.swallow(),
+        }
+        let (start, mut slowest) = (Instant::now(), Duration::ZERO);
+        let mut asked = 0;
+        while !stores[0].state().is_open() && (fault != "black hole" || asked < 50) {
+            let question = Instant::now();
+            drop(ask(&stores[0], &limit, 1).await);
+            slowest = slowest.max(question.elapsed());
+            asked += 1;
+            assert!(start.elapsed() < PATIENCE, "{fault}");
+        }
+        println!("{fault}: {asked} decisions within {slowest:?} until nobody asked, {:?}", start.elapsed());
+        assert!(slowest < 10 * DEADLINE, "{fault}: {slowest:?}");
+        if fault != "black hole" {
+            let (_, most) = decisions(&stores[0], &limit, 5_000).await;
+            println!("{fault}: then 99 % within {most:?}");
+        }
+        proxy.delay(Duration::ZERO);
+        println!("{fault}: shared again after {:?}", shared(&stores).await);
+        let again = Instant::now();
+        while ask(&stores[0], &limit, 1).await.source() != Source::Redis {
+            assert!(again.elapsed() < PATIENCE, "{fault}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn absent_at_the_start() {
+    const N: u64 = 4;
+    const L: u64 = 50;
+    let mut server = Server::absent();
+    let changes = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&changes);
+    let options = ResilientOptions::default().instances(N as u32);
+    let mut stores =
+        vec![store(&server.url(), options.clone().on_change(move |state| told.lock().unwrap().push(state)))];
+    stores.extend((1..N).map(|_| store(&server.url(), options.clone())));
+    let limit = limit("r", "50/day", Algorithm::MovingWindow);
+    let start = Instant::now();
+    let admitted = exhaust(&stores, &limit).await;
+    println!("all was admitted after {:?}", start.elapsed());
+    assert!((L..=L + N).contains(&admitted), "{admitted}");
+    until("all stopped asking", || stores.iter().all(|store| store.state().is_open())).await;
+    assert!(!stores[0].instances().seen);
+    server.again();
+    server.client().await;
+    println!("shared {:?} after it was there", shared(&stores).await);
+    assert_eq!(count(&server, &limit).await, admitted);
+    assert!(stores[0].instances().seen);
+    let changes = changes.lock().unwrap();
+    assert!(
+        matches!(&changes[..], [Circuit::Open { why: Failure::Unreachable, .. }, Circuit::Closed]),
+        "{changes:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_server_settles_and_counts_again_when_it_can() {
+    let server = Server::start();
+    let mut client = server.client().await;
+    let stores = fleet(&server.url(), 3).await;
+    let limit = limit("r", "3000/day", Algorithm::FixedWindow);
+    let held = granted(ask(&stores[0], &limit, 100).await);
+    see(&stores, &limit).await;
+    let mut memory = async |bytes: &str| {
+        let set = redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(bytes).clone();
+        set.query_async::<()>(&mut client).await.unwrap();
+    };
+    memory("1").await;
+    let mut admitted = 100;
+    for turn in 0..30 {
+        let decision = ask(&stores[turn % 3], &limit, 1).await;
+        assert_eq!(decision.source(), Source::Share, "{decision:?}");
+        admitted += u64::from(decision.is_granted());
+    }
+    for store in &stores {
+        assert!(
+            matches!(store.state(), Circuit::Open { why: Failure::OutOfMemory, .. }),
+            "{:?}",
+            store.state()
+        );
+        assert!(store.counts().of(Failure::OutOfMemory) >= 5);
+    }
+    held.settled(&[60]).await.unwrap();
+    assert_eq!(count(&server, &limit).await, 60);
+    memory("0").await;
+    println!("shared again after {:?}", shared(&stores).await);
+    assert_eq!(count(&server, &limit).await, admitted - 40);
+}
+
+fn with(limit: &Arc<Limit>, when_down: WhenDown) -> Arc<Limit> {
+    Arc::new(Limit::clone(limit).when_down(when_down))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_limit_does_what_it_says() {
+    let mut server = Server::start();
+    let stores = fleet(&server.url(), 2).await;
+    let store = &stores[0];
+    server.crash();
+    let share = limit("share", "10/day", Algorithm::TokenBucket);
+    let open = with(&limit("open", "7/day", Algorithm::TokenBucket), WhenDown::Open);
+    let closed = with(&limit("closed", "7/day", Algorithm::FixedWindow), WhenDown::Closed);
+    let both = |first: &Arc<Limit>, amount, second: &Arc<Limit>| {
+        let mut charges = charge(first, "alice", amount);
+        charges.extend(charge(second, "alice", 1));
+        charges
+    };
+    for _ in 0..20 {
+        let decision = store.reserve(charge(&open, "alice", 1)).await.unwrap();
+        let standing = &decision.standings()[0];
+        assert_eq!((decision.source(), decision.is_granted(), standing.taken), (Source::Open, true, false));
+        assert_eq!((standing.used, standing.remaining, standing.retry), (0, 7, Retry::Now));
+        let refused = store.reserve(both(&open, 1, &closed)).await.unwrap_err();
+        assert!(matches!(&refused, StoreError::Closed { limit, .. } if limit == closed.id()), "{refused:?}");
+        assert!(!refused.outcome_unknown());
+    }
+    assert_eq!((store.counts().uncounted, store.counts().closed, store.counts().share), (20, 20, 0));
+    // Open and counted together: what counts decides, for both.
+    for left in (0..5).rev() {
+        let decision = store.reserve(both(&open, 9, &share)).await.unwrap();
+        assert_eq!(decision.source(), Source::Share);
+        let [open, share] = decision.standings() else { panic!("{decision:?}") };
+        assert_eq!((open.limit.rule(), share.limit.rule(), share.remaining), ("open", "share", left));
+        let corrections = granted(decision).settle(&[3, 1]);
+        assert_eq!(corrections.len(), 2);
+    }
+    let denial = denied(store.reserve(both(&open, 9, &share)).await.unwrap());
+    assert_eq!((denial.binding_index(), denial.source()), (1, Source::Share));
+    // A closed shadow only says what it would have done.
+    let shadow = Arc::new(Limit::clone(&closed).shadow());
+    let decision = store.reserve(charge(&shadow, "alice", 1)).await.unwrap();
+    assert!(decision.is_granted() && matches!(decision.standings()[0].retry, Retry::After(_)));
+    // More than a share, less than the limit: not now. More than the limit: never.
+    for (amount, retry) in [(6, false), (10, false), (11, true)] {
+        let denial = denied(store.reserve(charge(&share, "bob", amount)).await.unwrap());
+        assert_eq!(denial.retry() == Retry::Never, retry, "{amount}: {denial:?}");
+    }
+    // Several that count: all or none.
+    let small = limit("small", "2/day", Algorithm::MovingWindow);
+    let ask =
+        || charge(&share, "carol", 1).into_iter().chain(charge(&small, "carol", 1)).collect::<Vec<Charge>>();
+    drop(granted(store.reserve(ask()).await.unwrap()));
+    for _ in 0..5 {
+        denied(store.reserve(ask()).await.unwrap());
+    }
+    assert_eq!(store.peek(charge(&share, "carol", 0)).await.unwrap()[0].used, 1);
+    assert_eq!(store.clear(&support::user("carol")).await, Err(StoreError::Unreachable));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settlements_are_sent_once_and_late() {
+    let server = Server::start();
+    let stores = fleet(&server.url(), 2).await;
+    let store = &stores[0];
+    let limit = limit("r", "10000/day", Algorithm::SlidingWindow);
+    let (less, more) = (granted(ask(store, &limit, 100).await), granted(ask(store, &limit, 100).await));
+    server.signal("STOP");
+    until("nobody asks", || stores.iter().all(|store| store.state().is_open())).await;
+    less.settle(&[10]);
+    assert_eq!(more.settled(&[300]).await, Err(StoreError::Unreachable));
+    assert_eq!(store.counts().settlements_waiting, 2);
+    // Granted and settled without Redis; and granted without it, settled with it.
+    let here = granted(ask(store, &limit, 100).await);
+    assert_eq!(here.settle(&[7])[0].returned, 93);
+    let before = granted(ask(store, &limit, 5).await);
+    server.signal("CONT");
+    shared(&stores).await;
+    until("all is settled", || store.counts().settlements_waiting == 0).await;
+    let expected = 10 + 300 + 7 + 5;
+    let start = Instant::now();
+    while count(&server, &limit).await != expected {
+        assert!(start.elapsed() < PATIENCE, "{}", count(&server, &limit).await);
+    }
+    before.settle(&[50]);
+    while count(&server, &limit).await != expected + 45 {
+        assert!(start.elapsed() < PATIENCE, "{}", count(&server, &limit).await);
+    }
+    assert_eq!(store.redis().counts().settlements_lost, 0);
+    assert_eq!(store.counts().settlements_dropped, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_cleared_is_forgotten_here_too() {
+    let server = Server::start();
+    let stores = fleet(&server.url(), 2).await;
+    let limit = limit("r", "10/day", Algorithm::FixedWindow);
+    assert_eq!(exhaust(&stores, &limit).await, 10);
+    assert_eq!(stores[0].clear(&support::user("alice")).await, Ok(true));
+    server.signal("STOP");
+    until("nobody asks", || stores.iter().all(|store| store.state().is_open())).await;
+    assert_eq!(exhaust(&stores[..1], &limit).await, 5, "who cleared it knows");
+    assert_eq!(exhaust(&stores[1..], &limit).await, 0, "who did not saw ten");
+}
