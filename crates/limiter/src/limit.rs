@@ -138,6 +138,14 @@ impl Limit {
         Limit { quota, rate, ..self.clone() }
     }
 
+    /// With room for everything that may have been granted elsewhere. Counts in the same counter.
+    #[cfg(feature = "redis")]
+    pub(crate) fn without_bound(&self) -> Limit {
+        let quota = self.quota.without_bound();
+        let rate = Rate::new(&quota, self.rate.window(), self.rate.algorithm()).unwrap_or(self.rate);
+        Limit { quota, rate, ..self.clone() }
+    }
+
     /// `<rule>-<unit>-<window>`: `free-requests-minute`, `free-requests-15-minutes`, `free-concurrency`.
     pub fn id(&self) -> &str {
         &self.id

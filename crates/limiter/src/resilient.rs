@@ -30,6 +30,7 @@ use crate::scope::Subject;
 use crate::store::{Answer, Source, Store, StoreError};
 
 mod breaker;
+mod calls;
 mod circuit;
 mod clock;
 mod counts;
@@ -45,6 +46,7 @@ pub use counts::ResilientCounts;
 pub use fleet::Instances;
 
 use breaker::Breaker;
+use calls::Calls;
 use clock::StoreClock;
 use counts::{Tally, add};
 use fleet::Fleet;
@@ -111,6 +113,7 @@ struct Inner {
     mirror: Mirror,
     ledger: Ledger<StoreClock>,
     settlements: Settlements,
+    calls: Calls,
     fleet: Mutex<Fleet>,
     /// As in `state`, for those who only want to know whether to ask.
     open: AtomicBool,
@@ -142,6 +145,7 @@ impl ResilientStore {
             ledger: Ledger::new(clock.clone(), options.budgets),
             clock,
             settlements: Settlements::default(),
+            calls: Calls::default(),
             fleet: Mutex::new(Fleet::new(options.instances)),
             open: AtomicBool::new(false),
             suspected: AtomicBool::new(false),
@@ -261,7 +265,8 @@ impl Inner {
             Decision::Granted(reservation) => {
                 let now = reservation.now();
                 let (standings, hold) = reservation.into_parts();
-                let held = Held { store: Arc::clone(self), hold: Arc::from(hold) };
+                let here = calls::Held::of(&standings, &self.ledger.memory);
+                let held = Held { store: Arc::clone(self), hold: Arc::from(hold), here };
                 let reservation = Reservation::new(standings, now, Box::new(held));
                 Decision::Granted(reservation.decided_by(Source::Redis))
             }
@@ -279,7 +284,9 @@ impl Inner {
         let enough = self.state().breaker.failed(Instant::now());
         if enough {
             self.open(error);
-        } else if failure == Failure::Timeout && !self.suspected.swap(true, Ordering::Relaxed) {
+        } else if matches!(failure, Failure::Timeout | Failure::Unreachable)
+            && !self.suspected.swap(true, Ordering::Relaxed)
+        {
             self.wake.notify_one();
         }
     }

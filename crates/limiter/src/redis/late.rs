@@ -1,4 +1,4 @@
-//! For a store that counts by itself while Redis does not answer: who else is there, and charging Redis afterwards.
+//! For a store that counts by itself while Redis does not answer: who else is there, and telling Redis afterwards.
 
 use std::sync::Arc;
 
@@ -9,9 +9,11 @@ use super::RedisStore;
 use super::pack::Packer;
 use super::plan::Plan;
 use super::replay::Counters;
+use super::settlement::Held;
 use crate::clock::{Clock, Millis};
 use crate::limit::Limit;
-use crate::reservation::Standing;
+use crate::quota::Algorithm;
+use crate::reservation::{Hold, Standing};
 use crate::scope::Subject;
 use crate::spec::{Reading, Retry, State};
 use crate::store::StoreError;
@@ -63,6 +65,17 @@ impl RedisStore {
         Ok((now, positive(count)?))
     }
 
+    /// This store's side of calls in flight that somebody else granted: it holds them from their first renewal on,
+    /// whether there is room for them or not.
+    pub(crate) fn adopt(&self, standings: &[Standing]) -> Arc<dyn Hold> {
+        let receipt = |standing: &Standing| {
+            let rate = standing.limit.rate();
+            let granted = standing.taken && rate.algorithm() == Algorithm::Concurrency;
+            granted.then(|| State::new(rate, self.0.life()).charge(rate, Millis::ZERO, standing.requested))
+        };
+        Arc::new(Held { store: self.clone(), receipts: standings.iter().map(receipt).collect() })
+    }
+
     /// Charges unconditionally, like a settlement that used more than was reserved. Sent once. Returns the store's
     /// time, and what each counter says afterwards.
     pub(crate) async fn charge_late(&self, late: &[Late]) -> Result<(Millis, Vec<Reading>), StoreError> {
@@ -70,10 +83,11 @@ impl RedisStore {
         let plan = Plan::of_standings(&self.0.prefix, &standings.iter().collect::<Vec<_>>())?;
         let life = self.0.life();
         let nothing = |rate| State::new(rate, life).charge(rate, Millis::ZERO, 0);
+        let width = late.first().map_or(0, |late| 2 + nothing(late.limit.rate()).numbers().len());
         let mut order = Packer::default();
         order.list(2);
         order.number(life);
-        order.list(8 * late.len());
+        order.list(width * late.len());
         for (late, place) in late.iter().zip(&plan.places) {
             order.number(*place as u64 + 1);
             let receipt = nothing(late.limit.rate());
@@ -88,11 +102,13 @@ impl RedisStore {
         let Value::Array(parts) = reply else {
             return Err(StoreError::Reply("no list".into()));
         };
-        let [Value::Int(now), states @ ..] = &parts[..] else {
+        // The time comes first, the counters last.
+        let states = parts.len().checked_sub(plan.counters).filter(|first| *first > 0);
+        let (Some(Value::Int(now)), Some(states)) = (parts.first(), states) else {
             return Err(StoreError::Reply("not a time and counters".into()));
         };
         let rates = late.iter().map(|late| late.limit.rate());
-        let mut counters = Counters::read(&plan, rates, *now, states, life)?;
+        let mut counters = Counters::read(&plan, rates, *now, &parts[states..], life)?;
         let now = counters.now;
         let readings = late.iter().zip(&plan.places).map(|(late, place)| {
             let rate = late.limit.rate();

@@ -77,7 +77,10 @@ impl Inner {
     /// The store answers.
     async fn recover(self: &Arc<Inner>) {
         match self.settle_up(Instant::now() + SETTLE_UP_MAX).await {
-            Ok(()) => self.close(),
+            Ok(()) => {
+                self.hand_over();
+                self.close();
+            }
             Err(error) if self.is_open() => return self.still_failing(&error),
             Err(error) => return self.failed(&error),
         }

@@ -275,3 +275,6 @@ impl<C: Clock + Clone + 'static> Ledger<C> {
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

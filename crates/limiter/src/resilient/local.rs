@@ -40,7 +40,8 @@ impl Inner {
                 let (standings, hold) = reservation.into_parts();
                 self.touched(standings.iter().filter(|standing| standing.taken));
                 let positions = uncounted.iter().map(|(position, _)| *position).collect();
-                let hold = Held { store: Arc::clone(self), hold, uncounted: positions };
+                let call = self.calls.begin(&standings);
+                let hold = Held { store: Arc::clone(self), hold, uncounted: positions, call };
                 let standings = with(standings, uncounted);
                 Decision::Granted(Reservation::new(standings, now, Box::new(hold)).decided_by(source))
             }
@@ -129,6 +130,8 @@ struct Held {
     hold: Box<dyn Hold>,
     /// Positions of the charges that were not counted.
     uncounted: Vec<usize>,
+    /// Its calls in flight.
+    call: Option<u64>,
 }
 
 impl Held {
@@ -141,6 +144,7 @@ impl Held {
 
 impl Hold for Held {
     fn settle(&self, standings: &[Standing], actual: &[u64]) -> Vec<Correction> {
+        self.call.iter().for_each(|call| self.store.end_call(*call));
         if self.uncounted.is_empty() {
             let corrections = self.hold.settle(standings, actual);
             self.store.touched(changed(standings, &corrections));
@@ -157,6 +161,13 @@ impl Hold for Held {
 
     fn renew(&self, standings: &[Standing]) {
         self.hold.renew(&self.counted(standings));
+        self.call.iter().for_each(|call| self.store.renew_call(*call));
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.call.iter().for_each(|call| self.store.forget_call(*call));
     }
 }
 

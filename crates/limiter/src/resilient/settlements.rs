@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Inner;
+use super::{Inner, calls};
 use crate::quota::Algorithm;
 use crate::reservation::{Hold, Standing};
 use crate::spec::Correction;
@@ -18,6 +18,8 @@ const WAITING_MAX: usize = 16_384;
 pub(super) struct Held {
     pub(super) store: Arc<Inner>,
     pub(super) hold: Arc<dyn Hold>,
+    /// Its calls in flight.
+    pub(super) here: Option<calls::Held>,
 }
 
 /// A settlement that was not sent.
@@ -76,6 +78,9 @@ impl Waiting {
 impl Held {
     /// Whether it went to those that wait.
     fn waits(&self, standings: &[Standing], actual: &[u64]) -> bool {
+        if let Some(here) = &self.here {
+            here.end();
+        }
         for (standing, actual) in standings.iter().zip(actual).filter(|(standing, _)| standing.taken) {
             if let Some(more) = actual.checked_sub(standing.requested).filter(|more| *more > 0) {
                 self.store.mirror.raise(&standing.limit, &standing.subject, more);
@@ -84,10 +89,10 @@ impl Held {
         if !self.store.settlements_wait() {
             return false;
         }
-        let changes = standings.iter().zip(actual).any(|(standing, actual)| {
-            let over = standing.limit.algorithm() == Algorithm::Concurrency;
-            standing.taken && (over || *actual != standing.requested)
-        });
+        let over = |standing: &Standing| standing.limit.algorithm() == Algorithm::Concurrency;
+        let changed = |(standing, actual): (&Standing, &u64)| standing.taken && *actual != standing.requested;
+        let changes = standings.iter().any(|standing| standing.taken && over(standing))
+            || standings.iter().zip(actual).any(changed);
         if changes {
             let (standings, actual) = (standings.to_vec(), actual.to_vec());
             let hold = Arc::clone(&self.hold);
@@ -103,7 +108,12 @@ impl Hold for Held {
     }
 
     fn renew(&self, standings: &[Standing]) {
-        self.hold.renew(standings);
+        if let Some(here) = &self.here {
+            here.renew();
+        }
+        if !self.store.settlements_wait() {
+            self.hold.renew(standings);
+        }
     }
 
     /// When it has to wait, nobody waits with it: the answer is at once that the store cannot be reached.
