@@ -255,7 +255,8 @@ impl Inner {
 
     /// Redis has decided.
     fn answered(self: &Arc<Inner>, decision: Decision) -> Decision {
-        if decision.source() != Source::Redis {
+        // Without charges nobody was asked.
+        if decision.source() != Source::Redis || decision.standings().is_empty() {
             return decision;
         }
         self.clock.set(decision.now());

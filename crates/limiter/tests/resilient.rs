@@ -489,3 +489,55 @@ async fn what_is_cleared_is_forgotten_here_too() {
     assert_eq!(exhaust(&stores[..1], &limit).await, 5, "who cleared it knows");
     assert_eq!(exhaust(&stores[1..], &limit).await, 0, "who did not saw ten");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_three_is_cut_off() {
+    const N: u64 = 3;
+    const L: u64 = 90;
+    let server = Server::start();
+    server.client().await;
+    let proxy = Proxy::start(server.socket()).await;
+    let mut stores: Vec<_> = (1..N).map(|_| store(&server.url(), ResilientOptions::default())).collect();
+    stores.push(store(&proxy.url(), ResilientOptions::default()));
+    for store in &stores {
+        until("all are known", || store.instances().count == N as u32 && store.instances().seen).await;
+    }
+    for algorithm in [Algorithm::SlidingWindow, Algorithm::TokenBucket] {
+        let limit = limit(algorithm.as_str(), "90/day", algorithm);
+        see(&stores, &limit).await;
+        proxy.delay(Duration::from_secs(1));
+        until("it stops asking", || stores[2].state().is_open()).await;
+        let mut admitted = exhaust(&stores, &limit).await;
+        assert!(admitted > L && admitted <= L + L.div_ceil(N), "{algorithm}: {admitted}");
+        assert!(stores[..2].iter().all(|store| store.counts().share == 0));
+        proxy.delay(Duration::ZERO);
+        shared(&stores).await;
+        admitted += exhaust(&stores, &limit).await;
+        assert!(admitted <= L + L.div_ceil(N), "{algorithm}: {admitted}");
+        assert_eq!(count(&server, &limit).await, admitted, "{algorithm}: what is too much is owed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_became_a_replica_refuses_nobody() {
+    let server = Server::start();
+    let mut client = server.client().await;
+    let stores = fleet(&server.url(), 2).await;
+    let limit = limit("r", "1000/day", Algorithm::SlidingWindow);
+    see(&stores, &limit).await;
+    let mut replica_of = async |master: [&str; 2]| {
+        let command = redis::cmd("REPLICAOF").arg(&master).clone();
+        command.query_async::<()>(&mut client).await.unwrap();
+    };
+    replica_of(["127.0.0.1", "1"]).await;
+    for turn in 0..40 {
+        let decision = ask(&stores[turn % 2], &limit, 1).await;
+        assert!(decision.is_granted() && decision.source() == Source::Share, "{decision:?}");
+    }
+    for store in &stores {
+        assert!(matches!(store.state(), Circuit::Open { why: Failure::Refused, .. }), "{:?}", store.state());
+    }
+    replica_of(["NO", "ONE"]).await;
+    println!("shared again after {:?}", shared(&stores).await);
+    assert_eq!(count(&server, &limit).await, 40);
+}

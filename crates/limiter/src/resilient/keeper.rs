@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::Inner;
 use super::circuit::Failure;
@@ -19,6 +19,8 @@ use crate::store::StoreError;
 
 /// Between two heartbeats.
 const BEAT_PAUSE: Duration = Duration::from_secs(1);
+/// Between any two turns, however often somebody wakes the keeper.
+const TURN_PAUSE: Duration = Duration::from_millis(5);
 /// How long an instance counts as alive after one.
 const LIVE: Millis = Millis(5_000);
 /// Between two probes, give or take a fifth, so that instances do not all ask at once.
@@ -44,6 +46,7 @@ pub(super) async fn keep(store: Weak<Inner>, wake: Arc<Notify>) {
                 BEAT_PAUSE
             }
         };
+        sleep(TURN_PAUSE).await;
         // Woken or not, the next turn comes.
         let _ = timeout(pause, wake.notified()).await;
     }
@@ -90,19 +93,25 @@ impl Inner {
                 return;
             }
             let sent: Vec<_> = waiting.iter().map(|settlement| settlement.send()).collect();
+            let mut failed = None;
             for settled in sent {
                 // The store counts those that fail.
-                let _ = settled.await;
+                failed = failed.or(settled.await.err());
+            }
+            if let Some(error) = failed.filter(|error| Failure::of(error).is_some()) {
+                return self.failed(&error);
             }
         }
     }
 
-    /// Charges the store what it is owed.
+    /// Charges the store what it is owed. What it refuses to take for one subject holds up nobody else; it is tried
+    /// again at the next turn.
     async fn settle_up(self: &Arc<Inner>, until: Instant) -> Result<(), StoreError> {
-        loop {
+        let mut refused = Vec::new();
+        let settled = loop {
             let owed = self.ledger.debts(CHARGED_AT_ONCE);
             if owed.is_empty() {
-                return Ok(());
+                break Ok(());
             }
             let mut charging = JoinSet::new();
             for debts in owed {
@@ -111,51 +120,59 @@ impl Inner {
             }
             let mut failed = None;
             while let Some(charged) = charging.join_next().await {
-                failed = failed.or(charged.unwrap_or(Err(StoreError::Lost)).err());
+                match charged.unwrap_or(Err(StoreError::Lost)) {
+                    Ok(debts) => refused.extend(debts),
+                    Err(error) => failed = Some(error),
+                }
             }
             if let Some(error) = failed {
-                return Err(error);
+                break Err(error);
             }
             if Instant::now() >= until {
                 self.wake.notify_one();
-                return Ok(());
+                break Ok(());
             }
-        }
+        };
+        self.owed_again(&refused);
+        settled
     }
 
-    /// Charges the counters of one subject.
-    async fn charge(&self, debts: Vec<Debt>) -> Result<(), StoreError> {
-        let mut result = Ok(());
-        for debts in debts.chunks(COUNTERS_AT_ONCE) {
-            let late: Vec<Late> = debts.iter().map(Late::from).collect();
-            let charged = if result.is_ok() {
-                self.redis.charge_late(&late).await
-            } else {
-                result.clone().map(|()| (Millis::ZERO, Vec::new()))
-            };
-            match charged {
-                Ok((now, readings)) => {
-                    for (debt, reading) in debts.iter().zip(readings) {
-                        self.ledger.paid(debt, now);
-                        self.mirror.put(&debt.limit, &debt.subject, reading.used, now, reading.reset);
+    /// Charges the counters of one subject. Returns those that the store refused to charge.
+    async fn charge(&self, debts: Vec<Debt>) -> Result<Vec<Debt>, StoreError> {
+        let mut rest = &debts[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(COUNTERS_AT_ONCE));
+            let late: Vec<Late> = now.iter().map(Late::from).collect();
+            match self.redis.charge_late(&late).await {
+                Ok((at, readings)) => {
+                    for (debt, reading) in now.iter().zip(readings) {
+                        self.ledger.paid(debt, at);
+                        self.mirror.put(&debt.limit, &debt.subject, reading.used, at, reading.reset);
                         add(&self.tally.charged_late, debt.amount);
                     }
                 }
+                Err(StoreError::Refused { .. }) => {
+                    add(&self.tally.failures[Failure::Refused as usize], 1);
+                    return Ok(rest.to_vec());
+                }
                 Err(error) => {
-                    for debt in debts {
-                        if error.outcome_unknown() {
-                            // It may have been charged: what is sent once is not sent again.
-                            self.ledger.paid(debt, self.clock.now());
-                            add(&self.tally.charges_lost, 1);
-                        } else {
-                            self.ledger.touched(&debt.limit, &debt.subject);
-                        }
+                    let lost = error.outcome_unknown();
+                    if lost {
+                        // It may have been charged: what is sent once is not sent again.
+                        now.iter().for_each(|debt| self.ledger.paid(debt, self.clock.now()));
+                        add(&self.tally.charges_lost, now.len() as u64);
                     }
-                    result = Err(error);
+                    self.owed_again(if lost { later } else { rest });
+                    return Err(error);
                 }
             }
+            rest = later;
         }
-        result
+        Ok(Vec::new())
+    }
+
+    fn owed_again(&self, debts: &[Debt]) {
+        debts.iter().for_each(|debt| self.ledger.touched(&debt.limit, &debt.subject));
     }
 }
 
