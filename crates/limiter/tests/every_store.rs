@@ -10,7 +10,8 @@ use support::agreement::FUTURE;
 use support::server::Server;
 use support::{charge, denied, granted, limit, user};
 use tollgate_limiter::{
-    Algorithm, Charge, Correction, Limit, ManualClock, MemoryStore, Millis, Retry, Standing, Store,
+    Algorithm, Charge, Correction, Limit, ManualClock, MemoryStore, Millis, ResilientStore, Retry, Standing,
+    Store,
 };
 
 const DAY: u64 = 86_400_000;
@@ -63,6 +64,16 @@ macro_rules! on_every_store {
                 let clock = super::ManualClock::at(super::Millis(super::FUTURE));
                 let options = server.options().without_denial_memory().without_coalescing();
                 let store = server.store(options.rehearse(clock.clone(), &[])).await;
+                super::$name(super::Case { store: &store, clock }).await;
+            })*
+        }
+        mod resilient {
+            $(#[tokio::test]
+            async fn $name() {
+                let server = super::Server::start();
+                let clock = super::ManualClock::at(super::Millis(super::FUTURE));
+                let options = server.options().without_denial_memory().rehearse(clock.clone(), &[]);
+                let store = super::ResilientStore::new(server.store(options).await, Default::default());
                 super::$name(super::Case { store: &store, clock }).await;
             })*
         }

@@ -541,3 +541,56 @@ async fn a_master_that_became_a_replica_refuses_nobody() {
     println!("shared again after {:?}", shared(&stores).await);
     assert_eq!(count(&server, &limit).await, 40);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_against_a_frozen_server() {
+    const N: u64 = 2;
+    const L: u64 = 501;
+    let server = Server::start();
+    let stores = fleet(&server.url(), N as u32).await;
+    let limit = limit("r", "501/day", Algorithm::TokenBucket);
+    see(&stores, &limit).await;
+    server.signal("STOP");
+    let ask = |number: usize| {
+        let (store, limit) = (stores[number % 2].clone(), Arc::clone(&limit));
+        tokio::spawn(async move {
+            let asked = Instant::now();
+            (ask(&store, &limit, 1).await.is_granted(), asked.elapsed())
+        })
+    };
+    let asked: Vec<_> = (0..50_000).map(ask).collect();
+    let (mut admitted, mut slowest) = (0, Duration::ZERO);
+    for asked in asked {
+        let (granted, took) = asked.await.unwrap();
+        admitted += u64::from(granted);
+        slowest = slowest.max(took);
+    }
+    println!("50,000 decisions within {slowest:?} each");
+    assert!((L..=L + N).contains(&admitted), "{admitted}");
+    server.signal("CONT");
+    shared(&stores).await;
+    assert!(count(&server, &limit).await >= L);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_charged_holds_up_nobody() {
+    let mut server = Server::start();
+    let stores = fleet(&server.url(), 2).await;
+    let limit = limit("r", "100/day", Algorithm::FixedWindow);
+    server.crash();
+    for name in ["alice", "bob"] {
+        drop(granted(stores[0].reserve(charge(&limit, name, 7)).await.unwrap()));
+    }
+    until("nobody asks", || stores.iter().all(|store| store.state().is_open())).await;
+    server.again();
+    // Before anybody else comes: Bob's counters are no counters.
+    let mut client = server.client().await;
+    let wrong = redis::cmd("SET").arg("tollgate:{bob}:rl:user:bob").arg("x").clone();
+    wrong.query_async::<()>(&mut client).await.unwrap();
+    shared(&stores).await;
+    let right = redis::cmd("DEL").arg("tollgate:{bob}:rl:user:bob").clone();
+    until("Alice is charged", || stores[0].counts().charged_late >= 7).await;
+    right.query_async::<()>(&mut client).await.unwrap();
+    until("so is Bob, when that is possible", || stores[0].counts().charged_late == 14).await;
+    assert_eq!(stores[0].counts().charges_lost, 0);
+}
