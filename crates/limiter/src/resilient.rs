@@ -184,6 +184,12 @@ impl ResilientStore {
         }
     }
 
+    /// Forgets what was seen and counted of a subject in this process: another one has [cleared](Store::clear) it.
+    pub fn forget(&self, subject: &Subject) {
+        self.0.mirror.forget(subject);
+        self.0.ledger.forget(subject);
+    }
+
     /// The store it stands before.
     pub fn redis(&self) -> &RedisStore {
         &self.0.redis
@@ -231,10 +237,7 @@ impl Store for ResilientStore {
         Box::pin(async move {
             let cleared = self.0.redis.clear(subject).await;
             match &cleared {
-                Ok(_) => {
-                    self.0.mirror.forget(subject);
-                    self.0.ledger.forget(subject);
-                }
+                Ok(_) => self.forget(subject),
                 Err(error) => self.0.failed(error),
             }
             cleared

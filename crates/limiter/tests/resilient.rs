@@ -480,14 +480,16 @@ async fn settlements_are_sent_once_and_late() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_cleared_is_forgotten_here_too() {
     let server = Server::start();
-    let stores = fleet(&server.url(), 2).await;
-    let limit = limit("r", "10/day", Algorithm::FixedWindow);
-    assert_eq!(exhaust(&stores, &limit).await, 10);
+    let stores = fleet(&server.url(), 3).await;
+    let limit = limit("r", "12/day", Algorithm::FixedWindow);
+    assert_eq!(exhaust(&stores, &limit).await, 12);
+    stores[2].forget(&support::user("alice"));
     assert_eq!(stores[0].clear(&support::user("alice")).await, Ok(true));
     server.signal("STOP");
     until("nobody asks", || stores.iter().all(|store| store.state().is_open())).await;
-    assert_eq!(exhaust(&stores[..1], &limit).await, 5, "who cleared it knows");
-    assert_eq!(exhaust(&stores[1..], &limit).await, 0, "who did not saw ten");
+    assert_eq!(exhaust(&stores[..1], &limit).await, 4, "who cleared it knows");
+    assert_eq!(exhaust(&stores[1..2], &limit).await, 0, "who was not told saw twelve");
+    assert_eq!(exhaust(&stores[2..], &limit).await, 4, "who was told knows");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,6 +19,9 @@ const GENERATION_MAX: usize = SUBJECTS_MAX / SHARDS / 2;
 /// Counters of one subject: limits that are no more make room for others.
 const COUNTERS_MAX: usize = 32;
 
+/// By how much one reply may overtake another.
+const OVERTAKEN: Millis = Millis(1_000);
+
 /// Levels by subject.
 pub(super) struct Mirror {
     hasher: RandomState,
@@ -115,6 +118,8 @@ fn put(counters: &mut Vec<Seen>, limit: &Arc<Limit>, used: u64, at: Millis, rese
     let same = |seen: &Seen| Arc::ptr_eq(&seen.limit, limit) || seen.limit.same_counter(limit);
     let seen = Seen { limit: Arc::clone(limit), used, at, reset };
     match counters.iter().position(same) {
+        // Replies may overtake each other; what is much older comes from a server whose clock is behind.
+        Some(place) if at < counters[place].at && counters[place].at < at + OVERTAKEN => {}
         Some(place) => counters[place] = seen,
         None => {
             if counters.len() >= COUNTERS_MAX {
@@ -233,6 +238,19 @@ mod tests {
         assert_eq!(mirror.level(&limit, &user("alice"), START), 5);
         mirror.forget(&user("alice"));
         assert_eq!(mirror.level(&limit, &user("alice"), START), 0);
+    }
+
+    #[test]
+    fn the_latest_reply_counts_whenever_it_comes() {
+        let (mirror, limit) = (Mirror::new(), limit("r", "60/minute", Algorithm::FixedWindow));
+        let put = |used, at| {
+            mirror.put(&limit, &user("alice"), used, at, Millis(60_000));
+            mirror.level(&limit, &user("alice"), at)
+        };
+        assert_eq!(put(7, START), 7);
+        assert_eq!(put(6, START - Millis(999)), 7, "overtaken");
+        assert_eq!(put(9, START), 9);
+        assert_eq!(put(2, START - Millis(60_000)), 2, "another clock");
     }
 
     #[test]
