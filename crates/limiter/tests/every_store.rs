@@ -10,8 +10,7 @@ use support::agreement::FUTURE;
 use support::server::Server;
 use support::{charge, denied, granted, limit, user};
 use tollgate_limiter::{
-    Algorithm, Charge, Correction, Limit, ManualClock, MemoryStore, Millis, ResilientStore, Retry, Standing,
-    Store,
+    Algorithm, Charge, Correction, Limit, ManualClock, MemoryStore, Millis, Retry, Standing, Store,
 };
 
 const DAY: u64 = 86_400_000;
@@ -73,7 +72,8 @@ macro_rules! on_every_store {
                 let server = super::Server::start();
                 let clock = super::ManualClock::at(super::Millis(super::FUTURE));
                 let options = server.options().without_denial_memory().rehearse(clock.clone(), &[]);
-                let store = super::ResilientStore::new(server.store(options).await, Default::default());
+                let redis = server.store(options).await;
+                let store = tollgate_limiter::ResilientStore::new(redis, Default::default());
                 super::$name(super::Case { store: &store, clock }).await;
             })*
         }
