@@ -277,4 +277,6 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 }
 
 #[cfg(test)]
+mod fleet;
+#[cfg(test)]
 mod tests;

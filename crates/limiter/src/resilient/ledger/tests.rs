@@ -9,15 +9,15 @@ use crate::quota::Algorithm;
 use crate::resilient::mirror::Mirror;
 use crate::scope::{Dimension, Scope, Subject};
 
-const START: Millis = Millis(1_794_614_400_000);
+pub(super) const START: Millis = Millis(1_794_614_400_000);
 const MINUTE: u64 = 60_000;
 
-fn limit(quota: &str, algorithm: Algorithm) -> Arc<Limit> {
+pub(super) fn limit(quota: &str, algorithm: Algorithm) -> Arc<Limit> {
     let scope = Scope::of([Dimension::User]);
     Arc::new(Limit::new("r", quota.parse().unwrap(), algorithm, scope).unwrap())
 }
 
-fn user(name: &str) -> Subject {
+pub(super) fn user(name: &str) -> Subject {
     Scope::of([Dimension::User]).subject(|_| Cow::Borrowed(name))
 }
 
