@@ -73,7 +73,7 @@ impl RedisStore {
             let granted = standing.taken && rate.algorithm() == Algorithm::Concurrency;
             granted.then(|| State::new(rate, self.0.life()).charge(rate, Millis::ZERO, standing.requested))
         };
-        Arc::new(Held { store: self.clone(), receipts: standings.iter().map(receipt).collect() })
+        Arc::new(Held::new(self.clone(), standings.iter().map(receipt).collect()))
     }
 
     /// Charges unconditionally, like a settlement that used more than was reserved. Sent once. Returns the store's

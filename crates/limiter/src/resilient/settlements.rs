@@ -108,12 +108,18 @@ impl Hold for Held {
     }
 
     fn renew(&self, standings: &[Standing]) {
+        drop(self.renewed(standings));
+    }
+
+    /// While the store does not answer only this process hears it.
+    fn renewed(&self, standings: &[Standing]) -> Answer<'static, ()> {
         if let Some(here) = &self.here {
             here.renew();
         }
-        if !self.store.settlements_wait() {
-            self.hold.renew(standings);
+        if self.store.settlements_wait() {
+            return Box::pin(std::future::ready(Err(StoreError::Unreachable)));
         }
+        self.hold.renewed(standings)
     }
 
     /// When it has to wait, nobody waits with it: the answer is at once that the store cannot be reached.
