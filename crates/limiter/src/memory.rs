@@ -17,6 +17,8 @@ use crate::store::{Answer, Store};
 #[cfg(feature = "persist")]
 pub mod persist;
 mod shard;
+#[cfg(feature = "redis")]
+mod stand_in;
 
 use shard::{Class, Key, Shard};
 

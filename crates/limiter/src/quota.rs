@@ -173,6 +173,19 @@ impl Quota {
         self.burst
     }
 
+    /// The part of one of `instances`, rounded up: never 0.
+    #[cfg(feature = "redis")]
+    pub(crate) fn share(self, instances: u32) -> Quota {
+        let part = |amount: u64| amount.div_ceil(u64::from(instances.max(1)));
+        Quota { amount: part(self.amount), burst: self.burst.map(part), ..self }
+    }
+
+    /// The largest amount that is counted exactly.
+    #[cfg(feature = "redis")]
+    pub(crate) fn without_bound(self) -> Quota {
+        Quota { amount: (EXACT - 1) as u64, ..self }
+    }
+
     /// The gate: the finest time unit, in milliseconds, in which this algorithm counts the quota exactly.
     /// `None`: there is none. Only the sliding window and the bucket multiply amounts by time.
     pub(crate) fn resolution(&self, algorithm: Algorithm) -> Option<u64> {

@@ -93,6 +93,11 @@ impl Denial {
         Denial { source, ..self }
     }
 
+    #[cfg(feature = "redis")]
+    pub(crate) fn into_standings(self) -> Vec<Standing> {
+        self.standings
+    }
+
     /// What each limit says, one per charge, in the order of the charges.
     pub fn standings(&self) -> &[Standing] {
         &self.standings
@@ -146,6 +151,12 @@ impl Reservation {
     #[cfg(feature = "redis")]
     pub(crate) fn decided_by(self, source: Source) -> Reservation {
         Reservation { source, ..self }
+    }
+
+    /// For a store that stands before another: what each limit says, and the other store's side.
+    #[cfg(feature = "redis")]
+    pub(crate) fn into_parts(self) -> (Vec<Standing>, Box<dyn Hold>) {
+        (self.standings, self.hold)
     }
 
     /// What each limit says, one per charge, in the order of the charges.

@@ -66,6 +66,17 @@ macro_rules! on_every_store {
                 super::$name(super::Case { store: &store, clock }).await;
             })*
         }
+        mod resilient {
+            $(#[tokio::test]
+            async fn $name() {
+                let server = super::Server::start();
+                let clock = super::ManualClock::at(super::Millis(super::FUTURE));
+                let options = server.options().without_denial_memory().rehearse(clock.clone(), &[]);
+                let redis = server.store(options).await;
+                let store = tollgate_limiter::ResilientStore::new(redis, Default::default());
+                super::$name(super::Case { store: &store, clock }).await;
+            })*
+        }
     };
 }
 
