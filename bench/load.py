@@ -7,8 +7,9 @@ import subprocess
 import time
 from pathlib import Path
 
+from subjects import KEY
+
 REQUESTS_LUA = Path(__file__).parent / "requests.lua"
-KEY = "sk-bench-4f1d2c7a90be"
 PROMPT = "Who may pass the gate, and when does it open? ".ljust(500, "x")
 
 
@@ -18,7 +19,7 @@ def body(model, stream):
     return json.dumps(request | ({"stream": True} if stream else {}), separators=(",", ":"))
 
 
-def wrk(port, request, connections, seconds, key=KEY):
+def wrk(port, request, connections, seconds, key):
     """Runs wrk with one thread; its counts. Raises when an answer broke off."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s", "-s", str(REQUESTS_LUA),
                f"http://127.0.0.1:{port}/v1/chat/completions"]

@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -31,14 +32,16 @@ def fill(template, into, values):
 class Process:
     """A running server with the workers it forked. What it logs is thrown away: nobody waits for a disk here."""
 
-    def __init__(self, command, env=None):
+    def __init__(self, command, directory, env=None):
         self.command = command
+        self.env = {"PATH": os.environ.get("PATH", ""), **(env or {})}
         self.child = subprocess.Popen(
             command,
+            cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={"PATH": os.environ.get("PATH", ""), **(env or {})},
+            env=self.env,
         )
 
     def running(self):
@@ -89,6 +92,36 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.child.kill()
                 self.child.wait()
+
+
+class Redis(Process):
+    """A Redis that keeps nothing on disk, ready to be asked."""
+
+    def __init__(self, port, directory):
+        self.port = port
+        super().__init__(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+                         directory)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.scripts_run()
+                return
+            except OSError:
+                if not self.running() or time.monotonic() > deadline:
+                    self.stop()
+                    raise
+                time.sleep(0.01)
+
+    def scripts_run(self):
+        """How many scripts and functions it has run so far."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection, connection.makefile("rb") as answer:
+            connection.sendall(b"INFO commandstats\r\n")
+            length = answer.readline()
+            if not length.startswith(b"$"):
+                raise OSError(f"Redis answered {length!r}")
+            statistics = answer.read(int(length[1:])).decode()
+        calls = re.findall(r"^cmdstat_(?:eval|evalsha|fcall)(?:_ro)?:calls=(\d+)", statistics, re.MULTILINE)
+        return sum(int(count) for count in calls)
 
 
 def stat_fields(pid):

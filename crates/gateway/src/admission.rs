@@ -1,42 +1,163 @@
-//! Caller and call → the charges of every limit they meet.
+//! Caller and call → the charges of every limit they meet, and what becomes of them: taken before, settled after.
+//!
+//! What a caller meets on an endpoint for a model is worked out once for each configuration, into a [`Plan`]; a request
+//! fills in amounts, asks the store once, and holds what was taken as [`Admitted`] until it is known what was used.
 
-use std::borrow::Cow;
+mod amounts;
+mod plan;
+mod standings;
 
-use tollgate_limiter::{Charge, Dimension, Scope, Subject};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use http::header::HeaderMap;
+use tollgate_limiter::{Decision, Reservation, StoreError};
+
+pub use self::amounts::{Demand, Used, cost};
+pub use self::plan::{Plan, Plans};
+pub use self::standings::Counters;
+use crate::error::Error;
+use crate::headers;
 use crate::identity::Caller;
-use crate::snapshot::Snapshot;
+use crate::limits::Limits;
+use crate::metrics::{ByKind, Metrics};
 
-/// What a request of `caller` to `route` (canonical) for `model` (resolved) is charged, by rule in the order of the
-/// configuration. Each charge is one request.
-pub fn charges(now: &Snapshot, caller: &Caller, route: &str, model: &str) -> Vec<Charge> {
-    let mut charges = Vec::new();
-    for rule in &now.config.rules {
-        if rule.limits.is_empty() || !rule.matches.holds(caller, route, model) {
-            continue;
-        }
-        let subject = subject(rule.per, caller, route, model);
-        charges.extend(rule.limits.iter().map(|limit| Charge::new(limit.clone(), subject.clone(), 1)));
+/// Calls in flight say that they still run this often; they count for [`tollgate_limiter::LEASE`] after they last did.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// Asks every limit of `plan`, all or none: what is held, and what the limits say as headers.
+///
+/// # Errors
+/// 403 where a rule denies, 429 where a limit has no room, 503 where the store does not answer.
+pub async fn admit(
+    limits: &Limits,
+    metrics: &Metrics,
+    plan: &Arc<Plan>,
+    caller: &Caller,
+    demand: Demand,
+) -> Result<(Admitted, HeaderMap), Error> {
+    if let Some(rule) = plan.denied() {
+        return Err(Error::Denied(rule.clone()));
     }
-    charges
+    let started = Instant::now();
+    let decided = limits.reserve(plan.charges(caller, &demand)).await;
+    let took = started.elapsed();
+    let decision = decided.map_err(|error| {
+        plan.count_failed();
+        failed(metrics, &error)
+    })?;
+    metrics.decided(decision.source(), took);
+    match decision {
+        Decision::Granted(reservation) => {
+            plan.count_granted(reservation.standings());
+            if plan.counts_tokens() {
+                metrics.rate_limit_tokens.reserved.inc_by(demand.estimate.total());
+            }
+            let said = headers::granted(&reservation, plan.policy());
+            Ok((Admitted { hold: Hold::new(reservation, plan), plan: plan.clone(), demand, took }, said))
+        }
+        Decision::Denied(denial) => {
+            plan.count_denied(&denial);
+            Err(Error::Limited(Box::new(denial)))
+        }
+    }
 }
 
-/// A scope filled in. What a caller does not have (a user, a team) is replaced by its key, else by its address: a limit per
-/// user must not be one counter for all who are nobody.
-fn subject(per: Scope, caller: &Caller, route: &str, model: &str) -> Subject {
-    let or_identity = |value: Option<&str>| match value {
-        Some(value) => Cow::Owned(value.to_owned()),
-        None => Cow::Owned(caller.fallback_identity()),
+fn failed(metrics: &Metrics, error: &StoreError) -> Error {
+    let kind = match error {
+        StoreError::Unreachable => "unreachable",
+        StoreError::Busy => "busy",
+        StoreError::Timeout => "timeout",
+        StoreError::Lost => "lost",
+        StoreError::Refused { .. } => "refused",
+        _ => "reply",
     };
-    let subject = per.subject(|dimension| match dimension {
-        Dimension::Ip => Cow::Owned(caller.ip().to_string()),
-        Dimension::Session => Cow::Owned(caller.session()),
-        Dimension::ApiKey => or_identity(caller.key.as_ref().map(|key| key.id.as_str())),
-        Dimension::User => or_identity(caller.user()),
-        Dimension::Team => or_identity(caller.team().or(caller.user())),
-        Dimension::Tier => or_identity(caller.tier()),
-        Dimension::Model => Cow::Owned(model.to_owned()),
-        Dimension::Endpoint => Cow::Owned(route.to_owned()),
-    });
-    if caller.key.is_none() { subject.unauthenticated() } else { subject }
+    metrics.rate_limit_redis_errors.get_or_create(&ByKind { kind }).inc();
+    Error::LimiterUnavailable(None)
+}
+
+/// What a request holds that was let through. Dropped unsettled, its estimates stand.
+#[must_use = "settle it with what was used; dropped, the estimates stand"]
+pub struct Admitted {
+    hold: Hold,
+    plan: Arc<Plan>,
+    demand: Demand,
+    took: Duration,
+}
+
+/// A reservation; with calls in flight, one that is renewed while it is held.
+enum Hold {
+    Plain(Reservation),
+    Renewed { held: Arc<Mutex<Option<Reservation>>>, heartbeat: tokio::task::AbortHandle },
+}
+
+impl Admitted {
+    /// What it was expected to use.
+    pub fn demand(&self) -> &Demand {
+        &self.demand
+    }
+
+    /// How long the decision took.
+    pub fn took(&self) -> Duration {
+        self.took
+    }
+
+    /// Replaces the estimates by what was used. Sent, not waited for.
+    pub fn settle(self, used: &Used, metrics: &Metrics) {
+        if self.plan.counts_tokens() {
+            let reserved = self.demand.estimate.total();
+            let tokens = used.usage.prompt.saturating_add(used.usage.completion);
+            metrics.rate_limit_tokens.used.inc_by(tokens);
+            let returned = reserved.saturating_sub(tokens);
+            metrics.rate_limit_tokens.returned.inc_by(returned);
+        }
+        if let Some(reservation) = self.hold.take() {
+            let amounts: Vec<u64> =
+                reservation.standings().iter().map(|standing| used.amount(standing.limit.unit())).collect();
+            let corrections = reservation.settle(&amounts);
+            let forgiven: u64 = corrections.iter().map(|correction| correction.forgiven).sum();
+            if forgiven > 0 {
+                metrics.rate_limit_tokens.forgiven.inc_by(forgiven);
+            }
+            metrics.rate_limit_settlements.settled.inc();
+        }
+    }
+
+    /// Gives everything back: it reached no provider.
+    pub fn refund(self, metrics: &Metrics) {
+        if let Some(reservation) = self.hold.take() {
+            reservation.refund();
+            metrics.rate_limit_settlements.refunded.inc();
+        }
+    }
+}
+
+impl Hold {
+    fn new(reservation: Reservation, plan: &Plan) -> Self {
+        if !plan.holds_calls() {
+            return Self::Plain(reservation);
+        }
+        let held = Arc::new(Mutex::new(Some(reservation)));
+        let renewed = Arc::downgrade(&held);
+        let beat = async move {
+            loop {
+                tokio::time::sleep(HEARTBEAT).await;
+                let Some(held) = renewed.upgrade() else { return };
+                if let Some(reservation) = &*held.lock().unwrap_or_else(PoisonError::into_inner) {
+                    reservation.renew();
+                }
+            }
+        };
+        Self::Renewed { held, heartbeat: tokio::spawn(beat).abort_handle() }
+    }
+
+    fn take(self) -> Option<Reservation> {
+        match self {
+            Self::Plain(reservation) => Some(reservation),
+            Self::Renewed { held, heartbeat } => {
+                heartbeat.abort();
+                held.lock().unwrap_or_else(PoisonError::into_inner).take()
+            }
+        }
+    }
 }

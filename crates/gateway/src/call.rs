@@ -7,9 +7,11 @@
 mod endpoint;
 mod error;
 mod json;
+mod member;
 mod multipart;
 mod text;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
@@ -35,9 +37,34 @@ pub struct Call {
     streamed: bool,
     usage: UsageReport,
     prompt: Prompt,
+    prompts: u64,
     output_max: Option<u64>,
     answers: u64,
     form: Form,
+}
+
+/// What decides how many tokens a request will use, as far as it is known before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// The endpoint it came to.
+    pub endpoint: Endpoint,
+    /// What the model is given to read.
+    pub prompt: Prompt,
+    /// Most tokens of one answer, if the client set a bound.
+    pub output_max: Option<u64>,
+    /// How many answers the model writes, to all prompts together; at least 1.
+    pub answers: u64,
+}
+
+/// One text of a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text<'a> {
+    /// The member of the request that it stands in.
+    pub member: &'static str,
+    /// The nearest member's name before it, as written: as a rule the one it is the value of. Empty: none in `member`.
+    pub name: &'a str,
+    /// What it says.
+    pub text: Cow<'a, str>,
 }
 
 /// What a request gives a model to read.
@@ -131,6 +158,25 @@ impl Call {
     /// How many answers the model writes, 1 to [`ANSWERS_MAX`]: `n`, or `best_of` when that is more.
     pub fn n(&self) -> u64 {
         self.answers
+    }
+
+    /// What decides how many tokens it will use.
+    pub fn content(&self) -> Content {
+        Content {
+            endpoint: self.endpoint,
+            prompt: self.prompt,
+            output_max: self.output_max,
+            answers: self.answers.saturating_mul(self.prompts),
+        }
+    }
+
+    /// Gives every text of the prompt to `each`, in no promised order, and returns how many messages a chat has. Reads
+    /// the whole body again: not for the path of every request. A form has no text of a prompt.
+    pub fn texts(&self, each: &mut dyn FnMut(Text<'_>)) -> u64 {
+        match self.form {
+            Form::Json | Form::Either => json::texts(&self.body, each),
+            Form::Multipart => 0,
+        }
     }
 
     /// The body for a provider, in the content type it came in: `model` replaced when given, and with `ask_for_usage`

@@ -10,10 +10,11 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use serde_json::Map;
-use tollgate_limiter::Denial;
+use tollgate_limiter::{Denial, Retry, Unit};
 
 use crate::call::CallError;
 use crate::dialect::openai;
+use crate::metrics::Name;
 
 /// Why a request's body ends early.
 #[derive(Debug)]
@@ -57,8 +58,12 @@ pub enum Error {
     BodyTooLarge(usize),
     /// A compressed body: 415.
     CompressedBody,
+    /// A rule that refuses everything it matches: 403, with its name.
+    Denied(Name),
     /// A limit said no: 429.
     Limited(Box<Denial>),
+    /// The counters cannot be reached, and a limit is not to be passed uncounted: 503.
+    LimiterUnavailable(Option<Duration>),
     /// The provider limits us and nobody else could answer: 429, with its own retry time.
     UpstreamLimited(Option<Duration>, Tried),
     /// Nobody answered: 502.
@@ -78,6 +83,8 @@ pub type Tried = Vec<String>;
 
 /// Seconds a caller is told to wait when the process is ending: another instance answers at once.
 const SHUTDOWN_RETRY: Duration = Duration::from_secs(1);
+/// Seconds a caller is told to wait when the counters cannot be reached.
+const STORE_RETRY: Duration = Duration::from_secs(1);
 
 impl Error {
     /// The HTTP status.
@@ -95,6 +102,7 @@ impl Error {
         match self {
             Self::UpstreamLimited(wait, _) => *wait,
             Self::ShuttingDown => Some(SHUTDOWN_RETRY),
+            Self::LimiterUnavailable(wait) => Some(wait.unwrap_or(STORE_RETRY)),
             _ => None,
         }
     }
@@ -154,7 +162,14 @@ impl Error {
             Self::CompressedBody => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, REQUEST, Some("unsupported_encoding"))
             }
-            Self::Limited(_) => (StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded")),
+            Self::Denied(_) => (StatusCode::FORBIDDEN, "permission_error", Some("denied")),
+            Self::Limited(denial) => {
+                let (kind, code) = limited(denial);
+                (StatusCode::TOO_MANY_REQUESTS, kind, Some(code))
+            }
+            Self::LimiterUnavailable(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", Some("limiter_unavailable"))
+            }
             Self::UpstreamLimited(..) => {
                 (StatusCode::TOO_MANY_REQUESTS, "upstream_rate_limit", Some("upstream_rate_limit_exceeded"))
             }
@@ -210,7 +225,12 @@ impl Error {
             Self::CompressedBody => {
                 "Compressed request bodies are not accepted. Send the body without Content-Encoding.".into()
             }
+            Self::Denied(rule) => format!("The rule `{rule}` does not allow this request."),
             Self::Limited(denial) => crate::headers::denial_sentence(denial),
+            Self::LimiterUnavailable(_) => {
+                "The counters of a limit that may not be passed uncounted cannot be reached. Try again."
+                    .into()
+            }
             Self::UpstreamLimited(_, tried) => {
                 format!("Every provider of this model is rate limited. Tried: {}.", tried.join("; "))
             }
@@ -228,6 +248,18 @@ impl Error {
                 "The gateway failed to handle this request. The request id finds it in the log.".into()
             }
         }
+    }
+}
+
+/// Type and code of a 429 of ours.
+fn limited(denial: &Denial) -> (&'static str, &'static str) {
+    let never = denial.retry() == Retry::Never;
+    match denial.binding().limit.unit() {
+        Unit::Concurrency => ("requests", "concurrency_limit_exceeded"),
+        Unit::Cost => ("insufficient_quota", "insufficient_quota"),
+        Unit::Tokens | Unit::InputTokens | Unit::OutputTokens if never => ("tokens", "request_too_large"),
+        Unit::Tokens | Unit::InputTokens | Unit::OutputTokens => ("tokens", "rate_limit_exceeded"),
+        Unit::Requests => ("requests", "rate_limit_exceeded"),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Map, Value};
-use tollgate_limiter::{Denial, Millis, Retry, Standing, Unit};
+use tollgate_limiter::{Denial, Limit, Millis, Reservation, Retry, Source, Standing, Unit};
 
 use crate::metrics::Name;
 
@@ -161,12 +161,15 @@ pub fn retry_after(headers: &mut HeaderMap, wait: Option<Duration>) {
     }
 }
 
-/// The standings of a request that was let through; `now` is the store's time.
-pub fn standings(standings: &[Standing], now: Millis) -> HeaderMap {
+/// What the limits say to a request that was let through; `policy` is that of the same limits.
+pub fn granted(reservation: &Reservation, policy: &HeaderValue) -> HeaderMap {
     // Large enough for all of an answer's headers: nothing is moved later.
-    let mut headers = HeaderMap::with_capacity(24);
-    if let Some(binding) = binding(standings, |unit| unit == Unit::Requests) {
-        limit_families(&mut headers, standings, binding, now);
+    let mut headers = HeaderMap::with_capacity(28);
+    let standings = reservation.standings();
+    if !standings.is_empty() {
+        let families = Families { standings, refusing: None, now: reservation.now() };
+        families.insert(&mut headers, Some(policy));
+        source(&mut headers, reservation.source());
     }
     headers
 }
@@ -174,7 +177,24 @@ pub fn standings(standings: &[Standing], now: Millis) -> HeaderMap {
 /// The headers of a 429.
 pub fn denial(headers: &mut HeaderMap, denial: &Denial) {
     retry_after(headers, wait(denial));
-    limit_families(headers, denial.standings(), denial.binding(), denial.now());
+    let families =
+        Families { standings: denial.standings(), refusing: Some(denial.binding()), now: denial.now() };
+    families.insert(headers, None);
+    source(headers, denial.source());
+}
+
+/// Who decided.
+fn source(headers: &mut HeaderMap, source: Source) {
+    headers.insert(HeaderName::from_static("x-tollgate-source"), HeaderValue::from_static(source.as_str()));
+}
+
+/// `RateLimit-Policy` of these limits (draft-ietf-httpapi-ratelimit-headers).
+pub fn policy<'a>(limits: impl Iterator<Item = &'a Limit>) -> HeaderValue {
+    let mut text = String::new();
+    for (index, limit) in limits.filter(|limit| is_shown(limit, None)).enumerate() {
+        policy_item(&mut text, index, limit);
+    }
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// What the body of a 429 has besides what every error has.
@@ -202,12 +222,15 @@ pub fn denial_sentence(denial: &Denial) -> String {
         }
         None => "It asks for more than the limit ever allows.".to_owned(),
     };
+    let amount = |amount| limit.quota().show(amount);
     format!(
-        "Rate limit reached: {} (per {}) on {}. Limit {}, Used {used}, Requested {requested}. {advice}",
+        "Rate limit reached: {} (per {}) on {}. Limit {}, Used {}, Requested {}. {advice}",
         limit.id(),
         limit.scope(),
         limit.unit(),
-        limit.capacity(),
+        amount(limit.capacity()),
+        amount(*used),
+        amount(*requested),
     )
 }
 
@@ -219,58 +242,98 @@ fn wait(denial: &Denial) -> Option<Duration> {
     }
 }
 
-/// The standing with the least left of its limit, of equals that with the shortest window.
-fn binding(standings: &[Standing], counted: impl Fn(Unit) -> bool) -> Option<&Standing> {
-    let enforced =
-        standings.iter().filter(|standing| !standing.limit.is_shadow() && counted(standing.limit.unit()));
-    enforced.min_by(|a, b| {
-        // a.remaining / a.capacity against b.remaining / b.capacity, without division.
-        let left = u128::from(a.remaining) * u128::from(b.limit.capacity());
-        let right = u128::from(b.remaining) * u128::from(a.limit.capacity());
-        left.cmp(&right).then(a.limit.window().longest().cmp(&b.limit.window().longest()))
-    })
+/// Whether a limit appears in the header families. Shadows never do; calls in flight only when they refuse: how many
+/// are left says nothing a moment later.
+fn is_shown(limit: &Limit, refusing: Option<&Limit>) -> bool {
+    let refuses = refusing.is_some_and(|refusing| std::ptr::eq(refusing, limit));
+    !limit.is_shadow() && (limit.unit() != Unit::Concurrency || refuses)
 }
 
-fn limit_families(headers: &mut HeaderMap, standings: &[Standing], general: &Standing, now: Millis) {
-    let mut values = Values { text: String::with_capacity(512), spans: [const { None }; FAMILIES_MAX] };
-    let reset = Millis(now.get() + general.reset.get()).ceil_secs();
-    values.add(LIMIT, |text| push(text, "", general.limit.capacity()));
-    values.add(REMAINING, |text| push(text, "", general.remaining));
-    values.add(RESET, |text| push(text, "", reset));
-    let refusing = general.retry != Retry::Now && general.limit.unit() == Unit::Requests;
-    let requests = if refusing { Some(general) } else { binding(standings, |unit| unit == Unit::Requests) };
-    if let Some(requests) = requests {
-        values.add(LIMIT_REQUESTS, |text| push(text, "", requests.limit.capacity()));
-        values.add(REMAINING_REQUESTS, |text| push(text, "", requests.remaining));
-        values.add(RESET_REQUESTS, |text| go_duration(text, Duration::from_millis(requests.reset.get())));
+/// The limits of one answer, as headers.
+struct Families<'a> {
+    standings: &'a [Standing],
+    refusing: Option<&'a Standing>,
+    now: Millis,
+}
+
+impl<'a> Families<'a> {
+    fn shown(&self) -> impl Iterator<Item = &'a Standing> {
+        let refusing = self.refusing.map(|standing| &*standing.limit);
+        self.standings.iter().filter(move |standing| is_shown(&standing.limit, refusing))
     }
-    let enforced = || standings.iter().filter(|standing| !standing.limit.is_shadow());
-    values.add(POLICY, |text| {
-        for (index, Standing { limit, .. }) in enforced().enumerate() {
-            text.push_str(if index > 0 { ", " } else { "" });
-            quote(text, limit.id());
-            push(text, ";q=", limit.capacity());
-            push(text, ";w=", limit.window().longest().ceil_secs());
+
+    /// The one that refused; else that with the least left of its limit, of equals that with the shortest window.
+    fn binding(&self, unit: Unit) -> Option<&'a Standing> {
+        if let Some(refusing) = self.refusing.filter(|standing| standing.limit.unit() == unit) {
+            return Some(refusing);
         }
-    });
-    values.add(STATE, |text| {
-        for (index, standing) in enforced().enumerate() {
-            text.push_str(if index > 0 { ", " } else { "" });
-            quote(text, standing.limit.id());
-            push(text, ";r=", standing.remaining);
-            push(text, ";t=", standing.reset.ceil_secs());
+        self.shown().filter(|standing| standing.limit.unit() == unit).min_by(|a, b| {
+            // a.remaining / a.capacity against b.remaining / b.capacity, without division.
+            let left = u128::from(a.remaining) * u128::from(b.limit.capacity());
+            let right = u128::from(b.remaining) * u128::from(a.limit.capacity());
+            left.cmp(&right).then(a.limit.window().longest().cmp(&b.limit.window().longest()))
+        })
+    }
+
+    /// `policy`: `RateLimit-Policy`, where it is known already.
+    fn insert(&self, headers: &mut HeaderMap, policy: Option<&HeaderValue>) {
+        let mut values = Values { text: String::with_capacity(512), spans: [const { None }; FAMILIES_MAX] };
+        let requests = self.binding(Unit::Requests);
+        if let Some(general) = self.refusing.or(requests) {
+            let reset = Millis(self.now.get() + general.reset.get()).ceil_secs();
+            values.add(LIMIT, |text| push(text, "", general.limit.capacity()));
+            values.add(REMAINING, |text| push(text, "", general.remaining));
+            values.add(RESET, |text| push(text, "", reset));
         }
-    });
-    values.insert(headers);
+        let tokens = self.binding(Unit::Tokens);
+        for (binding, [limit, remaining, reset]) in [(requests, REQUESTS), (tokens, TOKENS)] {
+            let Some(binding) = binding else { continue };
+            values.add(limit, |text| push(text, "", binding.limit.capacity()));
+            values.add(remaining, |text| push(text, "", binding.remaining));
+            values.add(reset, |text| go_duration(text, Duration::from_millis(binding.reset.get())));
+        }
+        match policy {
+            Some(policy) if policy.is_empty() => {}
+            Some(policy) => drop(headers.insert(POLICY, policy.clone())),
+            None => values.add(POLICY, |text| {
+                for (index, standing) in self.shown().enumerate() {
+                    policy_item(text, index, &standing.limit);
+                }
+            }),
+        }
+        values.add(STATE, |text| {
+            for (index, standing) in self.shown().enumerate() {
+                text.push_str(if index > 0 { ", " } else { "" });
+                quote(text, standing.limit.id());
+                push(text, ";r=", standing.remaining);
+                push(text, ";t=", standing.reset.ceil_secs());
+            }
+        });
+        values.insert(headers);
+    }
 }
 
-const FAMILIES_MAX: usize = 8;
+fn policy_item(text: &mut String, index: usize, limit: &Limit) {
+    text.push_str(if index > 0 { ", " } else { "" });
+    quote(text, limit.id());
+    push(text, ";q=", limit.capacity());
+    push(text, ";w=", limit.window().longest().ceil_secs());
+}
+
+const FAMILIES_MAX: usize = 11;
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
-const LIMIT_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
-const REMAINING_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
-const RESET_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
+const REQUESTS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
+const TOKENS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const STATE: HeaderName = HeaderName::from_static("ratelimit");
 
@@ -284,7 +347,8 @@ impl Values {
     fn add(&mut self, name: HeaderName, write: impl FnOnce(&mut String)) {
         let start = self.text.len();
         write(&mut self.text);
-        if let Some(free) = self.spans.iter_mut().find(|span| span.is_none()) {
+        let free = self.spans.iter_mut().find(|span| span.is_none());
+        if let (Some(free), true) = (free, self.text.len() > start) {
             *free = Some((name, start..self.text.len()));
         }
     }

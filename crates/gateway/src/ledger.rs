@@ -10,16 +10,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
-use tollgate_limiter::Reservation;
-
 use tokio_util::sync::CancellationToken;
+use tollgate_limiter::Denial;
 
-use crate::config::Key;
+use crate::admission::{self, Admitted, Plan, Used};
+use crate::call::Content;
+use crate::config::{Key, TokenWeights};
 use crate::dialect::Usage;
+use crate::estimate::{Estimate, Estimates};
 use crate::log::{Line, Log};
-use crate::metrics::{
-    ByEndpoint, ByEndpointCode, ByEndpointModel, ByProvider, ByTokens, ByWhom, Gauge, Metrics, Name, OTHER,
-};
+use crate::metrics::{ByEndpointCode, ByWhom, Metrics, Name, OTHER, RouteSeries};
+use crate::refusals::Refusals;
 use crate::route::Attempts;
 
 /// How a request ended.
@@ -84,6 +85,10 @@ pub struct Ledger {
     pub metrics: Arc<Metrics>,
     /// Where it is written down.
     pub log: Log,
+    /// What is learned from it.
+    pub estimates: Arc<Estimates>,
+    /// How often refusals are written down.
+    pub refusals: Arc<Refusals>,
     /// Cancelled when requests must end because the process does.
     pub ending: CancellationToken,
 }
@@ -91,10 +96,8 @@ pub struct Ledger {
 /// One request from head to end. See the module.
 pub struct Entry {
     ledger: Ledger,
-    in_flight: Gauge,
+    route: Arc<RouteSeries>,
     started: Instant,
-    /// The canonical route, or `other`.
-    pub endpoint: &'static str,
     method: &'static str,
     /// Returned to the caller as `x-request-id`.
     pub request_id: Name,
@@ -120,11 +123,20 @@ pub struct Entry {
     pub outcome: Option<Outcome>,
     /// Tokens used, once known.
     pub tokens: Option<Tokens>,
+    /// What it cost, micro-units of money.
+    cost: u64,
     /// From the request's head to the first byte of the provider's answer.
     pub first_byte: Option<Duration>,
     /// When the body was complete: our own work is counted from here.
     pub received: Option<Instant>,
-    reservation: Option<Reservation>,
+    /// What was asked.
+    pub content: Option<Content>,
+    /// What limits it met.
+    pub plan: Option<Arc<Plan>>,
+    /// What it holds of them.
+    pub admitted: Option<Admitted>,
+    /// How much special tokens count.
+    pub weights: TokenWeights,
     /// When the first event of a stream came.
     pub first_event: Option<Instant>,
 }
@@ -139,14 +151,13 @@ impl Entry {
         trace_id: Name,
         address: IpAddr,
     ) -> Self {
-        let in_flight = ledger.metrics.http_requests_in_flight.get_or_create_owned(&ByEndpoint { endpoint });
-        in_flight.inc();
+        let route = ledger.metrics.route(endpoint).clone();
+        route.in_flight.inc();
         let started = Instant::now();
         Self {
             ledger: ledger.clone(),
-            in_flight,
+            route,
             started,
-            endpoint,
             method: method.map_or("-", known),
             request_id,
             trace_id,
@@ -160,9 +171,13 @@ impl Entry {
             rule: None,
             outcome: None,
             tokens: None,
+            cost: 0,
             first_byte: None,
             received: None,
-            reservation: None,
+            content: None,
+            plan: None,
+            admitted: None,
+            weights: TokenWeights::default(),
             first_event: None,
         }
     }
@@ -172,16 +187,28 @@ impl Entry {
         self.started
     }
 
-    /// What it will cost if nothing says otherwise.
-    pub fn reserve(&mut self, reservation: Reservation) {
-        self.reservation = Some(reservation);
-    }
-
     /// Nobody answered it: it costs nothing.
     pub fn refund(&mut self) {
-        if let Some(reservation) = self.reservation.take() {
-            reservation.refund();
+        if let Some(admitted) = self.admitted.take() {
+            admitted.refund(&self.ledger.metrics);
         }
+    }
+
+    /// What its prompt was taken to be, tokens; `None` where no tokens of text are counted.
+    pub fn expected_prompt(&self) -> Option<u64> {
+        self.content.filter(|content| content.endpoint.reads_text())?;
+        Some(self.admitted.as_ref()?.demand().estimate.input)
+    }
+
+    /// What text that its model wrote is taken to be, tokens.
+    pub fn tokens_of_text(&self, bytes: u64) -> u64 {
+        self.ledger.estimates.tokens_of_text(self.model.as_deref().unwrap_or(OTHER), bytes)
+    }
+
+    /// A limit refused it.
+    pub fn limited(&mut self, denial: &Denial) {
+        self.rule = Some(Name::from(denial.binding().limit.id()));
+        self.ledger.refusals.note(&self.ledger.log, &self.request_id, denial);
     }
 
     /// The metrics of this process.
@@ -193,9 +220,7 @@ impl Entry {
     pub fn answer_starts(&mut self, status: StatusCode) {
         self.status = Some(status);
         let ours = self.received.unwrap_or(self.started).elapsed().saturating_sub(self.attempts.waited);
-        let endpoint = self.endpoint;
-        let overhead = self.ledger.metrics.overhead_duration.get_or_create(&ByEndpoint { endpoint });
-        overhead.observe(ours.as_secs_f64());
+        self.route.overhead.observe(ours.as_secs_f64());
     }
 
     fn outcome_at_end(&self) -> Outcome {
@@ -207,37 +232,70 @@ impl Entry {
         }
     }
 
+    /// Settles what it holds: by what was used, or by what it was expected to read where a provider was asked and cut off.
+    fn settle(&mut self, outcome: Outcome) {
+        let Some(admitted) = self.admitted.take() else { return };
+        if self.attempts.asked.is_none() {
+            admitted.refund(&self.ledger.metrics);
+            return;
+        }
+        let cut = !matches!(outcome, Outcome::Done | Outcome::Refused);
+        if cut && self.tokens.is_none() && self.status.is_none_or(|status| status.is_success()) {
+            let prompt = admitted.demand().estimate.input;
+            let usage = Usage { prompt, total: prompt, ..Usage::default() };
+            self.tokens = (prompt > 0).then_some(Tokens { usage, estimated: true });
+        }
+        self.learn(&admitted.demand().estimate);
+        let usage = self.tokens.map(|tokens| tokens.usage).unwrap_or_default();
+        self.cost = self.attempts.price.map_or(0, |price| admission::cost(&price, &usage));
+        let used = Used { usage, weights: self.weights, cost: self.cost };
+        admitted.settle(&used, &self.ledger.metrics);
+    }
+
+    /// The next estimate is the better for it, where the provider itself said what was used.
+    fn learn(&self, estimate: &Estimate) {
+        let (Some(Tokens { usage, estimated: false }), Some(content), Some(model)) =
+            (self.tokens, &self.content, &self.model)
+        else {
+            return;
+        };
+        let key = self.key.as_ref().map(|key| key.id.as_str());
+        self.ledger.estimates.learn(key, model, content, &usage);
+        if let Some(ratio) = estimate.error_ratio(&usage) {
+            self.ledger.metrics.observe_estimate(model, ratio);
+        }
+    }
+
     fn count(&self, outcome: Outcome, status: u16, latency: Duration) {
         let metrics = &self.ledger.metrics;
-        let endpoint = self.endpoint;
-        self.in_flight.dec();
-        metrics.http_requests.get_or_create(&ByEndpointCode { endpoint, code: status }).inc();
-        let model = self.model.clone().unwrap_or_else(|| Name::from(OTHER));
-        let by_model = ByEndpointModel { endpoint, model };
-        metrics.http_request_duration.get_or_create(&by_model).observe(latency.as_secs_f64());
+        let endpoint = self.route.endpoint;
+        self.route.in_flight.dec();
+        match status {
+            200 => self.route.ok.inc(),
+            code => metrics.http_requests.get_or_create(&ByEndpointCode { endpoint, code }).inc(),
+        };
+        match (&self.plan, &self.model) {
+            (Some(plan), _) => plan.duration.observe(latency.as_secs_f64()),
+            (None, model) => {
+                let model = model.clone().unwrap_or_else(|| Name::from(OTHER));
+                metrics.durations(endpoint, &model).observe(latency.as_secs_f64());
+            }
+        }
         if let (true, Some(by)) = (self.streamed, outcome.aborted_by()) {
             metrics.streams_aborted.get_or_create(&ByWhom { by }).inc();
         }
         let (Some(asked), Some(tokens)) = (&self.attempts.asked, self.tokens) else {
             return;
         };
-        for (r#type, amount) in [
-            ("prompt", tokens.usage.prompt),
-            ("completion", tokens.usage.completion),
-            ("cached", tokens.usage.cached),
-            ("reasoning", tokens.usage.reasoning),
-        ] {
-            if amount > 0 {
-                let ByProvider { model, provider } = asked.clone();
-                let by = ByTokens { model, provider, r#type };
-                metrics.tokens.get_or_create(&by).inc_by(amount);
-            }
+        asked.count_tokens(&tokens.usage);
+        if self.cost > 0 {
+            asked.cost.inc_by(self.cost as f64 / 1e6);
         }
         let Some(first) = self.first_event.filter(|_| tokens.usage.completion > 1) else {
             return;
         };
         let pace = first.elapsed().as_secs_f64() / (tokens.usage.completion - 1) as f64;
-        metrics.time_per_output_token.get_or_create(asked).observe(pace);
+        asked.pace.observe(pace);
     }
 }
 
@@ -248,6 +306,7 @@ impl Drop for Entry {
         // 499 is what nginx logs for a client that left before there was a status.
         let left_early = if outcome == Outcome::Panicked { 500 } else { 499 };
         let status = self.status.map_or(left_early, |status| status.as_u16());
+        self.settle(outcome);
         self.count(outcome, status, latency);
         self.ledger.log.line(if status >= 500 { "WARN" } else { "INFO" }, "request", |line| {
             self.write(line, status, outcome, latency);
@@ -261,7 +320,7 @@ impl Entry {
         line.text("request_id", &self.request_id);
         line.text("trace_id", &self.trace_id);
         line.text("method", self.method);
-        line.text("endpoint", self.endpoint);
+        line.text("endpoint", self.route.endpoint);
         line.number("status", u64::from(status));
         line.text("outcome", outcome.as_str());
         let key = self.key.as_deref();
@@ -278,9 +337,9 @@ impl Entry {
         }
         line.display("ip", &self.address);
         if let Some(asked) = &self.attempts.asked {
-            line.text("provider", &asked.provider);
-            if self.model.as_ref() != Some(&asked.model) {
-                line.text("fallback_model", &asked.model);
+            line.text("provider", &asked.label.provider);
+            if self.model.as_ref() != Some(&asked.label.model) {
+                line.text("fallback_model", &asked.label.model);
             }
         }
         line.number("attempts", u64::from(self.attempts.count));
@@ -296,6 +355,9 @@ impl Entry {
             if estimated {
                 line.flag("estimated", true);
             }
+        }
+        if self.cost > 0 {
+            line.number("cost_micros", self.cost);
         }
         line.millis("latency_ms", latency);
         if let Some(first_byte) = self.first_byte {

@@ -5,9 +5,9 @@
 //! | floor | modules |
 //! |---|---|
 //! | 5 processes, sockets, signals | [`cli`] [`edge`] [`admin`] |
-//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`reload`] |
-//! | 3 one outside world each | [`snapshot`] [`identity`] [`admission`] [`route`] [`upstream`] [`simulated`] |
-//! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] |
+//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] |
+//! | 3 one outside world each | [`snapshot`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] |
+//! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] |
 //! | 1 bytes and values | [`call`] [`dialect`] [`sse`] |
 //! | 0 the engine | [`tollgate_limiter`] |
 
@@ -19,12 +19,15 @@ pub mod config;
 pub mod dialect;
 pub mod edge;
 pub mod error;
+pub mod estimate;
 pub mod headers;
 pub mod identity;
 pub mod ledger;
+pub mod limits;
 pub mod log;
 pub mod metrics;
 pub mod pipeline;
+pub mod refusals;
 pub mod relay;
 pub mod reload;
 pub mod route;
@@ -38,10 +41,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
-use tollgate_limiter::{MemoryStore, SystemClock};
 
 use crate::config::Config;
 use crate::ledger::Ledger;
+use crate::limits::Limits;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::route::RetryBudget;
@@ -52,7 +55,7 @@ pub struct Gateway {
     /// What the configuration means now.
     pub snapshot: ArcSwap<Snapshot>,
     /// What was used.
-    pub limits: MemoryStore,
+    pub limits: Limits,
     /// Where requests end.
     pub ledger: Ledger,
     /// How often a second provider may be asked.
@@ -66,15 +69,21 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway for one configuration. Opens nothing yet.
-    pub fn new(config: Config, log: Log) -> Arc<Self> {
+    /// A gateway for one configuration.
+    pub fn new(config: Config, limits: Limits, log: Log) -> Arc<Self> {
         let metrics = Arc::new(Metrics::new(log.clone()));
         let snapshot = Snapshot::new(config, None, &metrics);
         let ending = CancellationToken::new();
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
-            limits: MemoryStore::new(SystemClock),
-            ledger: Ledger { metrics, log, ending: ending.clone() },
+            limits,
+            ledger: Ledger {
+                metrics,
+                log,
+                estimates: Arc::default(),
+                refusals: Arc::default(),
+                ending: ending.clone(),
+            },
             retries: RetryBudget::default(),
             leaving: CancellationToken::new(),
             closing: CancellationToken::new(),

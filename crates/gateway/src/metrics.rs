@@ -4,21 +4,28 @@
 //! configuration, codes are HTTP statuses. Nothing a caller sends becomes a label; unknown models are [`OTHER`].
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use tollgate_limiter::{Limit, Source};
 
-/// The label of whatever is not ours: unknown paths, unknown models.
-pub const OTHER: &str = "other";
+use crate::dialect::Usage;
+use crate::router;
+pub use crate::router::OTHER;
 
 /// A figure that goes up and down.
 pub type Gauge = prometheus_client::metrics::gauge::Gauge;
+
+/// How figures are spread.
+pub type Histogram = prometheus_client::metrics::histogram::Histogram;
 
 /// A label value: the configuration's own string, shared.
 pub type Name = std::sync::Arc<str>;
@@ -79,6 +86,63 @@ pub struct ByTokens {
     pub r#type: &'static str,
 }
 
+/// `{strategy, status, rule}`: one limit met by one request.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ByRule {
+    /// What the limit is per: `user,model`, `global`.
+    pub strategy: Name,
+    /// `allowed`, `blocked`, `shadow` (would have been blocked), `error` (the store did not answer).
+    pub status: &'static str,
+    /// The limit's id: `free-requests-minute`.
+    pub rule: Name,
+}
+
+/// `{rule, unit}`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ByRuleUnit {
+    /// The limit's id.
+    pub rule: Name,
+    /// What it counts: `requests`, `tokens`, …
+    pub unit: &'static str,
+}
+
+/// `{source}`: who decided.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct BySource {
+    /// `memory`, `redis`, `denial_memory`, …
+    pub source: &'static str,
+}
+
+/// `{kind}`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ByKind {
+    /// Of what kind.
+    pub kind: &'static str,
+}
+
+/// `{outcome}`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ByOutcome {
+    /// How it went.
+    pub outcome: &'static str,
+}
+
+/// `{source, result}` of a change of the configuration.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ByUpdate {
+    /// `file`, `signal`.
+    pub source: &'static str,
+    /// `applied`, `refused`.
+    pub result: &'static str,
+}
+
+/// `{model}`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ByModel {
+    /// Name of a configured model or `other`.
+    pub model: Name,
+}
+
 /// `{by}`: who ended a stream before its end.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ByWhom {
@@ -98,7 +162,7 @@ pub struct Metrics {
     /// Requests by route and status.
     pub http_requests: Family<ByEndpointCode, Counter>,
     /// From the request's head to the last byte handed over.
-    pub http_request_duration: Family<ByEndpointModel, Histogram, Buckets>,
+    http_request_duration: Family<ByEndpointModel, Histogram, Buckets>,
     /// Requests between head and end.
     pub http_requests_in_flight: Family<ByEndpoint, Gauge>,
     /// What the gateway itself adds before an answer starts.
@@ -115,6 +179,30 @@ pub struct Metrics {
     pub time_per_output_token: Family<ByProvider, Histogram, Buckets>,
     /// Tokens by kind.
     pub tokens: Family<ByTokens, Counter>,
+    /// What answers cost, in the unit of money of the prices.
+    pub cost: Family<ByProvider, Counter<f64, AtomicU64>>,
+    /// Limits met, by what they said.
+    pub rate_limit_requests: Family<ByRule, Counter>,
+    /// Refusals by limit.
+    pub rate_limit_blocked: Family<ByRuleUnit, Counter>,
+    /// What a decision took, by who decided.
+    rate_limit_decision_duration: Family<BySource, Histogram, Buckets>,
+    decisions: Vec<(Source, Histogram)>,
+    routes: Vec<Arc<RouteSeries>>,
+    /// Tokens reserved, used, returned, forgiven.
+    pub rate_limit_tokens: TokenCounters,
+    /// Reservations settled, refunded, lost.
+    pub rate_limit_settlements: SettlementCounters,
+    /// Failed calls of Redis.
+    pub rate_limit_redis_errors: Family<ByKind, Counter>,
+    /// 1 while counters are kept in Redis and it answers.
+    pub rate_limit_redis_connected: Gauge,
+    /// 1 while limits do what they say for when Redis is down.
+    pub rate_limit_degraded: Gauge,
+    /// Configurations that were to be taken over.
+    rate_limit_config_updates: Family<ByUpdate, Counter>,
+    /// How many times what a request used was reserved for it.
+    pub estimate_error_ratio: Family<ByModel, Histogram, Buckets>,
     /// Streams that ended early.
     pub streams_aborted: Family<ByWhom, Counter>,
     /// Connections refused before a request.
@@ -122,7 +210,7 @@ pub struct Metrics {
     /// Open connections on the data listener.
     pub connections: Gauge,
     /// 1 while the running configuration is the one in the file.
-    pub config_last_reload_successful: Gauge,
+    config_last_reload_successful: Gauge,
     registry: Registry,
 }
 
@@ -130,6 +218,10 @@ impl Metrics {
     /// All series, registered under `tollgate_`.
     pub fn new(log: crate::log::Log) -> Self {
         let mut registry = Registry::with_prefix("tollgate");
+        let tokens = Family::<ByKind, Counter>::default();
+        let settlements = Family::<ByOutcome, Counter>::default();
+        let token = |kind| tokens.get_or_create_owned(&ByKind { kind });
+        let settlement = |outcome| settlements.get_or_create_owned(&ByOutcome { outcome });
         let mut this = Self {
             http_requests: Family::default(),
             http_request_duration: Family::new_with_constructor(LATENCY),
@@ -141,6 +233,27 @@ impl Metrics {
             time_to_first_token: Family::new_with_constructor(LATENCY),
             time_per_output_token: Family::new_with_constructor(PACE),
             tokens: Family::default(),
+            cost: Family::default(),
+            rate_limit_requests: Family::default(),
+            rate_limit_blocked: Family::default(),
+            rate_limit_decision_duration: Family::new_with_constructor(DECISION),
+            decisions: Vec::new(),
+            routes: Vec::new(),
+            rate_limit_tokens: TokenCounters {
+                reserved: token("reserved"),
+                used: token("used"),
+                returned: token("returned"),
+                forgiven: token("forgiven"),
+            },
+            rate_limit_settlements: SettlementCounters {
+                settled: settlement("settled"),
+                refunded: settlement("refunded"),
+            },
+            rate_limit_redis_errors: Family::default(),
+            rate_limit_redis_connected: Gauge::default(),
+            rate_limit_degraded: Gauge::default(),
+            rate_limit_config_updates: Family::default(),
+            estimate_error_ratio: Family::new_with_constructor(ERROR_RATIO),
             streams_aborted: Family::default(),
             connections_refused: Family::default(),
             connections: Gauge::default(),
@@ -176,6 +289,14 @@ impl Metrics {
             this.time_per_output_token.clone(),
         );
         r.register("tokens", "Tokens by kind", this.tokens.clone());
+        r.register("cost", "What answers cost, by the prices of the configuration", this.cost.clone());
+        this.register_limits(r);
+        let r = registry.sub_registry_with_prefix("rate_limit");
+        r.register("tokens", "Tokens of requests that met limits in tokens", tokens);
+        r.register("settlements", "Reservations and how they ended", settlements);
+        let r = &mut registry;
+        let ratio = "Tokens estimated before a request, divided by those it used";
+        r.register("estimate_error_ratio", ratio, this.estimate_error_ratio.clone());
         r.register("streams_aborted", "Streams that ended early, by whom", this.streams_aborted.clone());
         let refused = "Connections refused or closed before a request was understood";
         r.register("connections_refused", refused, this.connections_refused.clone());
@@ -187,8 +308,117 @@ impl Metrics {
         r.register("build", "What is running", build);
         r.register_collector(Box::new(DroppedLines(log)));
         this.config_last_reload_successful.set(1);
+        let decision = |source: Source| {
+            let by = BySource { source: source.as_str() };
+            (source, this.rate_limit_decision_duration.get_or_create_owned(&by))
+        };
+        this.decisions =
+            [Source::Memory, Source::Redis, Source::DenialMemory].into_iter().map(decision).collect();
+        this.routes =
+            router::NAMES.into_iter().map(|endpoint| Arc::new(this.route_series(endpoint))).collect();
         this.registry = registry;
         this
+    }
+
+    fn register_limits(&self, registry: &mut Registry) {
+        let r = registry.sub_registry_with_prefix("rate_limit");
+        let met = "Limits met by requests, and what they said; one request meets several";
+        r.register("requests", met, self.rate_limit_requests.clone());
+        r.register("blocked", "Requests refused, by the limit that refused", self.rate_limit_blocked.clone());
+        let took = "From asking for a decision to having it";
+        let family = self.rate_limit_decision_duration.clone();
+        r.register_with_unit("decision_duration", took, Unit::Seconds, family);
+        r.register("redis_errors", "Failed calls of Redis", self.rate_limit_redis_errors.clone());
+        let connected = "1 while counters are kept in Redis and it answers";
+        r.register("redis_connected", connected, self.rate_limit_redis_connected.clone());
+        let degraded = "1 while limits do what they say for when Redis is down";
+        r.register("degraded", degraded, self.rate_limit_degraded.clone());
+        let updates = "Configurations to take over, by where they came from";
+        r.register("config_updates", updates, self.rate_limit_config_updates.clone());
+    }
+
+    fn route_series(&self, endpoint: &'static str) -> RouteSeries {
+        let by = ByEndpoint { endpoint };
+        RouteSeries {
+            endpoint,
+            ok: self.http_requests.get_or_create_owned(&ByEndpointCode { endpoint, code: 200 }),
+            in_flight: self.http_requests_in_flight.get_or_create_owned(&by),
+            overhead: self.overhead_duration.get_or_create_owned(&by),
+        }
+    }
+
+    /// The series of a route; what is none of ours is `other`.
+    pub fn route(&self, endpoint: &str) -> &Arc<RouteSeries> {
+        let own = self.routes.iter().find(|route| route.endpoint == endpoint);
+        own.or(self.routes.last()).expect("there is a series for every route, `other` being the last")
+    }
+
+    /// A configuration that was to be taken over, from `file` or by `signal`.
+    pub fn config_update(&self, source: &'static str, applied: bool) {
+        self.config_last_reload_successful.set(i64::from(applied));
+        let result = if applied { "applied" } else { "refused" };
+        self.rate_limit_config_updates.get_or_create(&ByUpdate { source, result }).inc();
+    }
+
+    /// Durations of requests to a route for a model.
+    pub fn durations(&self, endpoint: &'static str, model: &Name) -> Histogram {
+        self.http_request_duration.get_or_create_owned(&ByEndpointModel { endpoint, model: model.clone() })
+    }
+
+    /// The series of a provider of a model.
+    pub fn provider(&self, label: ByProvider) -> ProviderSeries {
+        let ByProvider { model, provider } = &label;
+        let tokens = |r#type| {
+            let (model, provider) = (model.clone(), provider.clone());
+            self.tokens.get_or_create_owned(&ByTokens { model, provider, r#type })
+        };
+        let (model, provider) = (model.clone(), provider.clone());
+        let ok = ByProviderCode { model, provider, code: "200".to_owned() };
+        ProviderSeries {
+            ok: self.upstream_requests.get_or_create_owned(&ok),
+            duration: self.upstream_request_duration.get_or_create_owned(&label),
+            first_token: self.time_to_first_token.get_or_create_owned(&label),
+            pace: self.time_per_output_token.get_or_create_owned(&label),
+            cost: self.cost.get_or_create_owned(&label),
+            prompt: tokens("prompt"),
+            completion: tokens("completion"),
+            cached: tokens("cached"),
+            reasoning: tokens("reasoning"),
+            label,
+        }
+    }
+
+    /// How long a decision took.
+    pub fn decided(&self, source: Source, took: Duration) {
+        match self.decisions.iter().find(|(of, _)| *of == source) {
+            Some((_, series)) => series.observe(took.as_secs_f64()),
+            None => {
+                let by = BySource { source: source.as_str() };
+                self.rate_limit_decision_duration.get_or_create(&by).observe(took.as_secs_f64());
+            }
+        }
+    }
+
+    /// Where the answers of one limit are counted.
+    pub fn limit(&self, limit: &Limit) -> LimitSeries {
+        let (strategy, rule) = (Name::from(limit.scope().to_string()), Name::from(limit.id()));
+        let by = |status| {
+            let (strategy, rule) = (strategy.clone(), rule.clone());
+            self.rate_limit_requests.get_or_create_owned(&ByRule { strategy, status, rule })
+        };
+        let by_unit = ByRuleUnit { rule: rule.clone(), unit: limit.unit().as_str() };
+        LimitSeries {
+            allowed: by("allowed"),
+            blocked: by("blocked"),
+            shadow: by("shadow"),
+            error: by("error"),
+            refusals: self.rate_limit_blocked.get_or_create_owned(&by_unit),
+        }
+    }
+
+    /// One request's estimate, divided by what it used; `model` is a configured one or [`OTHER`].
+    pub fn observe_estimate(&self, model: &Name, ratio: f64) {
+        self.estimate_error_ratio.get_or_create(&ByModel { model: model.clone() }).observe(ratio);
     }
 
     /// The scrape: OpenMetrics text.
@@ -203,7 +433,94 @@ impl Metrics {
     }
 }
 
+/// Where the answers of one limit are counted; looked up once, not for each request.
+pub struct LimitSeries {
+    /// It had room.
+    pub allowed: Counter,
+    /// It had none.
+    pub blocked: Counter,
+    /// It had none, and is a shadow.
+    pub shadow: Counter,
+    /// The store did not answer.
+    pub error: Counter,
+    /// Requests that it refused: one limit for each.
+    pub refusals: Counter,
+}
+
+/// What is counted of one provider, looked up once.
+#[derive(Debug)]
+pub struct ProviderSeries {
+    /// Model and provider.
+    pub label: ByProvider,
+    /// Attempts that were answered with a 200.
+    pub ok: Counter,
+    /// Duration of attempts that were answered.
+    pub duration: Histogram,
+    /// From sending a streamed request to its first event.
+    pub first_token: Histogram,
+    /// Mean time per token after the first event.
+    pub pace: Histogram,
+    /// Money.
+    pub cost: Counter<f64, AtomicU64>,
+    prompt: Counter,
+    completion: Counter,
+    cached: Counter,
+    reasoning: Counter,
+}
+
+impl ProviderSeries {
+    /// Counts the tokens of one answer.
+    pub fn count_tokens(&self, usage: &Usage) {
+        for (series, amount) in [
+            (&self.prompt, usage.prompt),
+            (&self.completion, usage.completion),
+            (&self.cached, usage.cached),
+            (&self.reasoning, usage.reasoning),
+        ] {
+            if amount > 0 {
+                series.inc_by(amount);
+            }
+        }
+    }
+}
+
+/// What is counted of one route, looked up once.
+#[derive(Debug)]
+pub struct RouteSeries {
+    /// Canonical route or `other`.
+    pub endpoint: &'static str,
+    /// Requests answered with a 200.
+    pub ok: Counter,
+    /// Requests between head and end.
+    pub in_flight: Gauge,
+    /// What the gateway adds before an answer starts.
+    pub overhead: Histogram,
+}
+
+/// Counters of a few kinds that are all known beforehand.
+#[derive(Debug)]
+pub struct TokenCounters {
+    /// Taken before.
+    pub reserved: Counter,
+    /// Used.
+    pub used: Counter,
+    /// Reserved and not used.
+    pub returned: Counter,
+    /// Used beyond what a limit remembers.
+    pub forgiven: Counter,
+}
+
+/// How reservations ended.
+#[derive(Debug)]
+pub struct SettlementCounters {
+    /// By what was used.
+    pub settled: Counter,
+    /// Given back: nobody answered.
+    pub refunded: Counter,
+}
+
 /// Histogram constructor with fixed bounds, in seconds.
+/// Histogram constructor with fixed bounds, of durations in seconds.
 #[derive(Clone, Copy)]
 pub struct Buckets(&'static [f64]);
 
@@ -213,8 +530,15 @@ const LATENCY: Buckets =
 /// Our own work: 10 µs to 1 s.
 const OVERHEAD: Buckets =
     Buckets(&[1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.05, 0.25, 1.0]);
+/// One decision about limits: 500 ns in memory, milliseconds where a store is asked.
+const DECISION: Buckets = Buckets(&[
+    1e-6, 2.5e-6, 5e-6, 1e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1,
+]);
 /// Between tokens: 1 ms to 1 s.
 const PACE: Buckets = Buckets(&[0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0]);
+
+/// Estimated by used: a quarter to eight times.
+const ERROR_RATIO: Buckets = Buckets(&[0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 8.0]);
 
 impl MetricConstructor<Histogram> for Buckets {
     fn new_metric(&self) -> Histogram {
@@ -289,5 +613,24 @@ impl ProcessUsage {
                 .map_or(f64::INFINITY, |limit| limit as f64),
             threads: field(20)?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LogFormat;
+
+    #[test]
+    fn errors_of_estimates_are_shown_by_model() {
+        let metrics = Metrics::new(crate::log::Log::to(std::io::sink(), LogFormat::Json));
+        metrics.observe_estimate(&Name::from("chat"), 1.9);
+        metrics.observe_estimate(&Name::from("chat"), 1e18);
+        let text = metrics.encode();
+        for (bound, count) in [("0.25", 0), ("1.5", 0), ("2.0", 1), ("8.0", 1), ("+Inf", 2)] {
+            let series =
+                format!("tollgate_estimate_error_ratio_bucket{{le=\"{bound}\",model=\"chat\"}} {count}\n");
+            assert!(text.contains(&series), "{series}{text}");
+        }
     }
 }

@@ -13,14 +13,16 @@ use http::{Request, Response, StatusCode, request};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use serde_json::json;
-use tollgate_limiter::Decision;
 
+use crate::admission::{Counters, Demand};
 use crate::call::{Call, Endpoint, Form};
+use crate::config::Count;
+use crate::dialect::Usage;
 use crate::error::{BodyError, Error};
 use crate::identity::{Caller, client_address, identify};
 use crate::ledger::{Entry, Outcome};
 use crate::metrics::{Name, OTHER};
-use crate::relay::{Body, Relay, Terms, tokens_of_answer};
+use crate::relay::{Basis, Body, Relay, Terms, tokens_of_answer};
 use crate::router::{self, Route};
 use crate::snapshot::{EVERY_MODEL, Model, Snapshot};
 use crate::upstream::{Answer, AnswerBody, Deployment, Lane, Question, is_event_stream};
@@ -96,6 +98,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
             return Ok(Answered::Ours(list));
         }
         Route::Model(id) => return one_model(now, &caller, &id).map(Answered::ours),
+        Route::Limits => return own_limits(context, &caller).await.map(Answered::ours),
     };
     let call = tokio::select! {
         biased;
@@ -112,17 +115,15 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
         return Err(Error::UnsupportedEndpoint(call.model().to_owned(), endpoint.route()));
     }
 
-    let started = Instant::now();
-    let charges = admission::charges(now, &caller, endpoint.route(), &model.name);
-    let said = match gateway.limits.reserve(charges) {
-        Decision::Granted(reservation) => {
-            let said = headers::standings(reservation.standings(), reservation.now());
-            entry.reserve(reservation);
-            said
-        }
-        Decision::Denied(denial) => return Err(Error::Limited(Box::new(denial))),
-    };
-    let limit_took = started.elapsed();
+    let plan = now.plans.plan(&now.config, gateway.metrics(), &caller, endpoint.route(), &model.name);
+    let demand = expect(gateway, now, &caller, model, &call, &deployments).await;
+    let (admitted, said) =
+        admission::admit(&gateway.limits, gateway.metrics(), &plan, &caller, demand).await?;
+    let limit_took = admitted.took();
+    entry.weights = model.token_weights;
+    entry.plan = Some(plan);
+    entry.content = Some(call.content());
+    entry.admitted = Some(admitted);
 
     let request_id = entry.request_id.clone();
     let question = Question { call: &call, sent: &head.headers, trace, request_id: &request_id, lane };
@@ -190,25 +191,24 @@ fn relay(
     mut entry: Box<Entry>,
     gateway: &Gateway,
 ) -> Body {
-    let label = deployment.label();
     let events = is_event_stream(&answer.headers);
     let waited = entry.attempts.last_asked.elapsed();
-    let metrics = entry.metrics();
-    metrics.upstream_request_duration.get_or_create(&label).observe(waited.as_secs_f64());
+    deployment.series.duration.observe(waited.as_secs_f64());
     if events {
-        metrics.time_to_first_token.get_or_create(&label).observe(waited.as_secs_f64());
+        deployment.series.first_token.observe(waited.as_secs_f64());
         entry.first_event = Some(Instant::now());
     }
+    let basis = Basis { prompt: entry.expected_prompt(), counts_deltas: deployment.counts_deltas() };
     match answer.body {
         AnswerBody::Whole(bytes) => {
             if answer.status.is_success() {
-                entry.tokens = tokens_of_answer(call, deployment.counts_deltas(), &bytes);
+                entry.tokens = tokens_of_answer(basis, &bytes, |bytes| entry.tokens_of_text(bytes));
             }
             Body::whole(bytes, entry)
         }
         AnswerBody::Open { head, rest } => {
             let deadline = entry.attempts.last_asked + deployment.provider.deadlines.total;
-            let terms = Terms { call, deployment, events, deadline, ending: &gateway.ending };
+            let terms = Terms { call, deployment, basis, events, deadline, ending: &gateway.ending };
             Body::Relay(Box::pin(Relay::new(terms, head, rest, entry)))
         }
     }
@@ -220,8 +220,10 @@ fn refuse(mut entry: Box<Entry>, error: &Error) -> Response<Body> {
     *response.status_mut() = status;
     headers::request(response.headers_mut(), &entry.request_id);
     error.headers(response.headers_mut());
-    if let Error::Limited(denial) = error {
-        entry.rule = Some(Name::from(denial.binding().limit.id()));
+    match error {
+        Error::Limited(denial) => entry.limited(denial),
+        Error::Denied(rule) => entry.rule = Some(rule.clone()),
+        _ => {}
     }
     entry.code = error.code();
     entry.outcome = Some(match error {
@@ -232,6 +234,29 @@ fn refuse(mut entry: Box<Entry>, error: &Error) -> Response<Body> {
     entry.answer_starts(status);
     *response.body_mut() = Body::whole(error.body(), entry);
     response
+}
+
+/// What a call will use, and what that may cost at the dearest provider that could answer it.
+async fn expect(
+    gateway: &Gateway,
+    now: &Snapshot,
+    caller: &Caller,
+    model: &Model,
+    call: &Call,
+    deployments: &[&Arc<Deployment>],
+) -> Demand {
+    let counted = match (model.count, deployments.first()) {
+        (Count::Exact, Some(first)) => {
+            now.tokenizers.count(first.provider.model_name.as_deref().unwrap_or(call.model()), call).await
+        }
+        _ => None,
+    };
+    let key = caller.key.as_ref().map(|key| key.id.as_str());
+    let estimate = gateway.ledger.estimates.before(key, &model.name, &call.content(), counted);
+    let usage = Usage { prompt: estimate.input, completion: estimate.output, ..Usage::default() };
+    let prices = deployments.iter().filter_map(|deployment| deployment.provider.price.as_ref());
+    let cost = prices.map(|price| admission::cost(price, &usage)).max().unwrap_or(0);
+    Demand { estimate, cost }
 }
 
 /// The model of this name, where the caller may use it. One it may not use is a 403, not a 404: it is told apart from a
@@ -264,6 +289,36 @@ fn one_model(now: &Snapshot, caller: &Caller, id: &str) -> Result<serde_json::Va
         Some(_) => Ok(model_object(id)),
         None => Err(Error::ModelNotFound(id.to_owned())),
     }
+}
+
+/// What the caller's limits say, for every model it may use or for the one it asks about (`?model=`). Costs nothing.
+async fn own_limits(context: &Context<'_>, caller: &Caller) -> Result<serde_json::Value, Error> {
+    let Context { gateway, now, head, .. } = *context;
+    if caller.key.is_none() {
+        return Err(Error::MissingKey);
+    }
+    let counters = counters(gateway, now, head, caller)?;
+    counters.standings(&gateway.limits, gateway.metrics()).await
+}
+
+fn counters(
+    gateway: &Gateway,
+    now: &Snapshot,
+    head: &request::Parts,
+    caller: &Caller,
+) -> Result<Counters, Error> {
+    let query = form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
+    let asked = query.filter(|(name, _)| name == "model").map(|(_, model)| model).last();
+    let models: Vec<&Arc<Model>> = match asked {
+        Some(name) => vec![usable_model(now, caller, &name)?],
+        // Where every name is a model, they are counted as one.
+        None => now.models_of(caller).chain([EVERY_MODEL]).filter_map(|name| now.model(name)).collect(),
+    };
+    let calls = models.iter().flat_map(|model| Endpoint::ALL.iter().map(move |endpoint| (model, endpoint)));
+    let plans = calls.map(|(model, endpoint)| {
+        now.plans.plan(&now.config, gateway.metrics(), caller, endpoint.route(), &model.name)
+    });
+    Ok(Counters::of(caller, plans))
 }
 
 async fn parse<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(

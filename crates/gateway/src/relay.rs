@@ -19,7 +19,7 @@ use tokio::time::{Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use self::meter::Meter;
-pub use self::meter::tokens_of_answer;
+pub use self::meter::{Basis, tokens_of_answer};
 use crate::call::Call;
 use crate::dialect::openai;
 use crate::ledger::{Entry, Outcome};
@@ -127,6 +127,8 @@ pub struct Terms<'a> {
     pub call: &'a Call,
     /// Who answers.
     pub deployment: Arc<Deployment>,
+    /// What is taken to be used where the provider does not say.
+    pub basis: Basis,
     /// The answer is server-sent events.
     pub events: bool,
     /// When the whole attempt must be over.
@@ -144,7 +146,7 @@ impl Relay {
             source,
             head,
             ready: VecDeque::new(),
-            meter: Meter::new(terms.call, terms.deployment.counts_deltas(), terms.events),
+            meter: Meter::new(terms.call, terms.basis, terms.events),
             deployment: terms.deployment,
             timer: Box::pin(sleep_until(first_due.into())),
             last_read: now,
@@ -286,7 +288,7 @@ impl Relay {
 impl Drop for Relay {
     /// However the answer ends, what was produced is counted.
     fn drop(&mut self) {
-        self.entry.tokens = self.meter.tokens();
+        self.entry.tokens = self.meter.tokens(|bytes| self.entry.tokens_of_text(bytes));
         self.entry.outcome = self.entry.outcome.or_else(|| self.outcome_of_drop());
     }
 }

@@ -107,6 +107,12 @@ pub fn apply(gateway: &Gateway, config: Config) {
             tracing::warn!(%was, %is, "{what} takes effect at the next start");
         }
     }
+    if before.config.redis != config.redis {
+        let address =
+            |config: &Config| config.redis.as_ref().map_or("none", |redis| &redis.address).to_owned();
+        let (was, is) = (address(&before.config), address(&config));
+        tracing::warn!(%was, %is, "dependencies.redis takes effect at the next start");
+    }
     gateway.snapshot.store(Arc::new(Snapshot::new(config, Some(&before), gateway.metrics())));
 }
 
@@ -146,7 +152,8 @@ pub async fn run(gateway: Arc<Gateway>, source: Source, mut seen: Seen, watch: b
         let resolving = source.clone();
         let result = tokio::task::spawn_blocking(move || resolving.resolve(text?.as_deref()));
         let result = result.await.map_err(std::io::Error::other)?;
-        gateway.metrics().config_last_reload_successful.set(i64::from(result.is_ok()));
+        let source = if asked { "signal" } else { "file" };
+        gateway.metrics().config_update(source, result.is_ok());
         match result {
             Ok(loaded) => {
                 for warning in &loaded.warnings {

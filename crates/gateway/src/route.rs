@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
+use crate::config::Price;
 use crate::error::{Error, Tried};
-use crate::metrics::{ByProvider, Metrics};
+use crate::metrics::{Metrics, ProviderSeries};
 use crate::upstream::{Answer, Deployment, Failure, Question};
 
 /// Providers asked for one request at most.
@@ -59,7 +60,9 @@ pub struct Attempts {
     /// How many.
     pub count: u32,
     /// The last one asked; the model differs from the request's after a fallback.
-    pub asked: Option<ByProvider>,
+    pub asked: Option<Arc<ProviderSeries>>,
+    /// What it charges.
+    pub price: Option<Price>,
     /// When it was asked.
     pub last_asked: Instant,
     /// Time spent waiting for providers, in all.
@@ -68,7 +71,7 @@ pub struct Attempts {
 
 impl Default for Attempts {
     fn default() -> Self {
-        Self { count: 0, asked: None, last_asked: Instant::now(), waited: Duration::ZERO }
+        Self { count: 0, asked: None, price: None, last_asked: Instant::now(), waited: Duration::ZERO }
     }
 }
 
@@ -80,7 +83,8 @@ impl Attempts {
         metrics: &Metrics,
     ) -> Result<Answer, Failure> {
         self.count += 1;
-        self.asked = Some(deployment.label());
+        self.asked = Some(deployment.series.clone());
+        self.price = deployment.provider.price;
         self.last_asked = Instant::now();
         let result = deployment.ask(question, metrics).await;
         self.waited += self.last_asked.elapsed();

@@ -14,10 +14,29 @@ pub enum Route {
     Models,
     /// `GET /v1/models/{id}`, the id with `%2F` decoded.
     Model(String),
+    /// `GET /v1/limits`.
+    Limits,
 }
 
 /// Older clients' path for chat completions; counted as the same.
 const CHAT_ALIAS: &str = "/api/v1/chat";
+
+/// Every route's name, and that of what is none of them, which is the last.
+pub const NAMES: [&str; Endpoint::ALL.len() + 4] = {
+    let mut names = [OTHER; Endpoint::ALL.len() + 4];
+    let mut at = 0;
+    while at < Endpoint::ALL.len() {
+        names[at] = Endpoint::ALL[at].route();
+        at += 1;
+    }
+    names[at] = "/v1/models";
+    names[at + 1] = "/v1/models/{id}";
+    names[at + 2] = "/v1/limits";
+    names
+};
+
+/// The label of whatever is not ours: unknown paths, unknown models.
+pub const OTHER: &str = "other";
 
 /// Bytes of method and path quoted back in an error.
 const QUOTED_BYTES_MAX: usize = 200;
@@ -29,6 +48,7 @@ impl Route {
             Self::Call(endpoint) => endpoint.route(),
             Self::Models => "/v1/models",
             Self::Model(_) => "/v1/models/{id}",
+            Self::Limits => "/v1/limits",
         }
     }
 }
@@ -43,6 +63,7 @@ pub fn route(method: &Method, path: &str) -> Result<Route, Error> {
     let (found, allow) = match call {
         Some(endpoint) => (Some(Route::Call(endpoint)), "POST"),
         None if path == "/v1/models" => (Some(Route::Models), "GET"),
+        None if path == "/v1/limits" => (Some(Route::Limits), "GET"),
         None => (path.strip_prefix("/v1/models/").and_then(model_id).map(Route::Model), "GET"),
     };
     let shown = || quoted(&format!("{method} {path}"));
@@ -73,6 +94,7 @@ mod tests {
         assert_eq!(route(&Method::POST, "/v1/chat/completions").unwrap(), chat);
         assert_eq!(route(&Method::POST, "/api/v1/chat").unwrap(), chat);
         assert_eq!(route(&Method::GET, "/v1/models").unwrap(), Route::Models);
+        assert_eq!(route(&Method::GET, "/v1/limits").unwrap(), Route::Limits);
         assert_eq!(route(&Method::GET, "/v1/models/a%2Fb").unwrap(), Route::Model("a/b".into()));
         for path in [
             "//v1/chat/completions",

@@ -5,7 +5,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::config::{Config, Key, Match, endpoint_matches};
+use crate::admission::Plans;
+use crate::config::{Config, Count, Key, TokenWeights};
+use crate::estimate::Tokenizers;
 use crate::identity::Caller;
 use crate::metrics::{Metrics, Name};
 use crate::upstream::{Deployment, Trust};
@@ -20,6 +22,10 @@ pub struct Snapshot {
     keys: HashMap<[u8; 32], Arc<Key>>,
     /// Names and aliases to models.
     models: HashMap<String, Arc<Model>>,
+    /// What counts prompts of models that want it exact.
+    pub tokenizers: Tokenizers,
+    /// What callers meet.
+    pub plans: Plans,
     /// Requests counted and priced, resolved name first.
     listed: Vec<(String, Arc<Model>)>,
 }
@@ -32,6 +38,10 @@ pub struct Model {
     pub deployments: Vec<Arc<Deployment>>,
     /// Names of the models to try next.
     fallback: Vec<String>,
+    /// How prompts are counted before they are sent.
+    pub count: Count,
+    /// How much special tokens count.
+    pub token_weights: TokenWeights,
 }
 
 impl Snapshot {
@@ -55,14 +65,25 @@ impl Snapshot {
                 })
             });
             let deployments = deployments.collect();
-            let compiled =
-                Arc::new(Model { name: name.clone(), deployments, fallback: model.fallback.clone() });
+            let compiled = Arc::new(Model {
+                name: name.clone(),
+                deployments,
+                fallback: model.fallback.clone(),
+                count: model.count,
+                token_weights: model.token_weights,
+            });
             for known in std::iter::once(&model.name).chain(&model.aliases) {
                 models.insert(known.clone(), compiled.clone());
                 listed.push((known.clone(), compiled.clone()));
             }
         }
-        let now = Self { config, keys, models, listed };
+        let plans = Plans::of(&config);
+        let exact = config.models.iter().filter(|model| model.count == Count::Exact);
+        let exact = exact.flat_map(|model| {
+            model.providers.iter().map(|provider| provider.model_name.as_deref().unwrap_or(&model.name))
+        });
+        let tokenizers = Tokenizers::load(exact, previous.map(|previous| &previous.tokenizers));
+        let now = Self { config, keys, models, tokenizers, plans, listed };
         if let Some(previous) = previous {
             previous.forget_deployments_not_in(&now, metrics);
         }
@@ -111,24 +132,7 @@ impl Snapshot {
         };
         let mine = self.listed.iter().flat_map(|(_, model)| &model.deployments);
         for gone in mine.filter(|old| !kept(old)) {
-            metrics.upstream_healthy.remove(&gone.label());
+            metrics.upstream_healthy.remove(gone.label());
         }
-    }
-}
-
-impl Match {
-    /// Whether a request of `caller` to `route` (canonical) for `model` (resolved) is meant.
-    pub fn holds(&self, caller: &Caller, route: &str, model: &str) -> bool {
-        fn any(wanted: &[String], value: Option<&str>) -> bool {
-            wanted.is_empty() || value.is_some_and(|value| wanted.iter().any(|name| name == value))
-        }
-        self.authenticated.is_none_or(|wanted| wanted == caller.key.is_some())
-            && (self.endpoint.is_empty() || self.endpoint.iter().any(|glob| endpoint_matches(glob, route)))
-            && any(&self.model, Some(model))
-            && any(&self.user, caller.user())
-            && any(&self.team, caller.team())
-            && any(&self.tier, caller.tier())
-            && any(&self.api_key, caller.key.as_ref().map(|key| key.id.as_str()))
-            && (self.ip.is_empty() || self.ip.iter().any(|net| net.contains(&caller.address)))
     }
 }

@@ -10,6 +10,7 @@ mod pool;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,7 @@ use crate::call::{Call, Endpoint};
 use crate::config::{Provider, ProviderKind, Secret};
 use crate::dialect::openai;
 use crate::headers;
-use crate::metrics::{ByProvider, ByProviderCode, Metrics, Name};
+use crate::metrics::{ByProvider, ByProviderCode, Metrics, Name, ProviderSeries};
 use crate::simulated::{Simulated, Simulation};
 use crate::sse;
 
@@ -48,6 +49,8 @@ pub struct Deployment {
     pub name: Name,
     /// Its settings.
     pub provider: Provider,
+    /// What is counted of it.
+    pub series: Arc<ProviderSeries>,
     /// Whether it answers these days.
     pub health: Health,
     link: Link,
@@ -204,12 +207,13 @@ impl Deployment {
         };
         let label = ByProvider { model: model.clone(), provider: name.clone() };
         let healthy = metrics.upstream_healthy.get_or_create_owned(&label);
-        Self { model, name, provider, health: Health::new(healthy), link }
+        let series = Arc::new(metrics.provider(label));
+        Self { model, name, provider, series, health: Health::new(healthy), link }
     }
 
     /// Its label in metrics.
-    pub fn label(&self) -> ByProvider {
-        ByProvider { model: self.model.clone(), provider: self.name.clone() }
+    pub fn label(&self) -> &ByProvider {
+        &self.series.label
     }
 
     /// Closes connections that are not used any more.
@@ -319,7 +323,11 @@ impl Asking<'_> {
     }
 
     fn count(&self, code: &str) {
-        let ByProvider { model, provider } = self.deployment.label();
+        if code == "200" {
+            self.deployment.series.ok.inc();
+            return;
+        }
+        let ByProvider { model, provider } = self.deployment.label().clone();
         let label = ByProviderCode { model, provider, code: code.to_owned() };
         self.metrics.upstream_requests.get_or_create(&label).inc();
     }

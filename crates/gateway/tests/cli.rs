@@ -5,7 +5,7 @@ mod support;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use support::{Provider, Tollgate, chat_config, json_answer, openai, refusing};
+use support::{Provider, Redis, Tollgate, chat_config, json_answer, openai, refusing};
 
 /// Runs the binary with nothing in its environment and no file in its way.
 async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
@@ -88,6 +88,62 @@ async fn check_reaches_providers_unless_told_not_to() {
     let asked = there.requests();
     assert!(asked[0].head.starts_with("GET /v1/models "), "{}", asked[0].head);
     assert_eq!(asked[0].header("authorization"), Some("Bearer sk-upstream"));
+}
+
+#[tokio::test]
+async fn check_reaches_redis_unless_told_not_to() {
+    let redis = Redis::start_with(&["--requirepass", "s3cr3t"]);
+    let models = "auth: optional\nmodels: [{ name: m, providers: [{ type: simulated }] }]\n";
+    let config = |url: &str| file(&format!("dependencies: {{ redis: {{ url: '{url}' }} }}\n{models}"));
+    let with_password = config(&format!("redis://:s3cr3t@{}/3", redis.address()));
+    let path = with_password.path().to_str().expect("UTF-8");
+    let ran = run(&["check", path], &[]).await;
+    let (said, address) = (text(&ran.stdout), format!("redis://{}/3", redis.address()));
+    assert_eq!(ran.status.code(), Some(0), "{said}");
+    assert!(said.contains(&format!("redis {address}: reachable")) && !said.contains("s3cr3t"), "{said}");
+
+    let (_socket, gone) = refusing();
+    let gone = config(&format!("redis://:s3cr3t@{gone}"));
+    let path = gone.path().to_str().expect("UTF-8");
+    // Somebody's variable is no reason to refuse a file that says where its Redis is.
+    let away = run(&["check", path, "--json"], &[("REDIS_URL", "redis://127.0.0.1:1")]).await;
+    let offline = run(&["check", path, "--offline"], &[]).await;
+    assert_eq!((away.status.code(), offline.status.code()), (Some(69), Some(0)));
+    let report: Value = serde_json::from_slice(&away.stdout).expect("JSON");
+    assert!(report["redis"]["problem"].as_str().is_some_and(|why| why.contains("no connection")), "{report}");
+    assert!(
+        report["problems"][0]["message"].as_str().is_some_and(|said| said.contains("no effect")),
+        "{report}"
+    );
+    assert!(!report.to_string().contains("s3cr3t"), "{report}");
+    assert_eq!(Redis::start().cli(&["PING"]), "PONG");
+}
+
+#[tokio::test]
+async fn check_says_every_rule_in_words() {
+    let config = "auth: optional\nlimits:\n  - { name: t, per: ip, limit: [10k tokens/minute, 4 concurrent] }\n  \
+                  - { name: m, per: ip, limit: $5/month, shadow: true }\n  - { name: v, match: { endpoint: /v1/videos }, deny: true }\n  \
+                  - { name: u, per: ip, limit: unlimited }\nmodels: [{ name: m, providers: [{ type: simulated, price: { input: 1, output: 1 } }] }]\n";
+    let file = file(config);
+    let path = file.path().to_str().expect("UTF-8");
+    let said = text(&run(&["check", path, "--offline"], &[]).await.stdout);
+    for line in [
+        "limit t-tokens-minute: per ip, at most 10000 tokens per minute window, at most 20000 in any 60 s\n",
+        "limit t-concurrency: per ip, at most 4 in flight at any moment\n",
+        "limit m-cost-month: per ip, at most $5 per calendar month (UTC), at most $10 in any 28 days (shadow: counted",
+        "rule v: refuses every request it matches\n",
+        "rule u: unlimited\n",
+        "ok: 0 errors, 0 warnings",
+    ] {
+        assert!(said.contains(line), "{line} in {said}");
+    }
+    let json = run(&["check", path, "--offline", "--json"], &[]).await;
+    let report: Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!((&report["denies"][0], &report["redis"]), (&"v".into(), &Value::Null));
+    assert_eq!(
+        (&report["limits"][2]["unit"], &report["limits"][2]["shadow"]),
+        (&"cost".into(), &true.into())
+    );
 }
 
 #[tokio::test]

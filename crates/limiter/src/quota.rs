@@ -188,7 +188,7 @@ impl Quota {
     }
 
     /// An amount of this quota's unit, for people: `$0.5`, `10000`.
-    pub(crate) fn show(&self, amount: u64) -> String {
+    pub fn show(&self, amount: u64) -> String {
         if self.unit != Unit::Cost {
             return amount.to_string();
         }

@@ -19,8 +19,10 @@ use tokio::time::timeout;
 use crate::clock::{Clock, ManualClock, Millis, SystemClock};
 use crate::denials::Denials;
 use crate::limit::Charge;
+use crate::quota::Algorithm;
 use crate::reservation::{Decision, Denial, Reservation, Standing};
 use crate::scope::Subject;
+use crate::spec::Retry;
 use crate::store::{Answer, Source, Store, StoreError};
 
 mod connection;
@@ -237,7 +239,7 @@ impl RedisStore {
         for Waiting { charges, reply } in batch {
             let outcome = counters.reserve(plan, charges);
             let verdict = verdicts.next() == Some(b'1');
-            denied |= matches!(outcome, Outcome::Denied(_));
+            denied |= matches!(&outcome, Outcome::Denied(denial) if worth_remembering(denial));
             let decision = match outcome {
                 Outcome::Granted(standings, receipts) if verdict => {
                     Ok(Decision::Granted(self.hold(standings, counters.now, receipts)))
@@ -261,7 +263,7 @@ impl RedisStore {
         now: Millis,
         receipts: Vec<Option<crate::spec::Receipt>>,
     ) -> Reservation {
-        let held = Held { store: self.clone(), receipts };
+        let held = Held::new(self.clone(), receipts);
         Reservation::new(standings, now, Box::new(held)).decided_by(Source::Redis)
     }
 }
@@ -286,7 +288,8 @@ impl Store for RedisStore {
         Box::pin(async move {
             let key = plan::key(&self.0.prefix, subject);
             self.0.forget(&key);
-            let answer = self.0.connection.command(::redis::cmd("DEL").arg(&key)).await;
+            let both = [&key, &plan::leases_key(&key)];
+            let answer = self.0.connection.command(::redis::cmd("DEL").arg(&both)).await;
             self.0.forget(&key);
             Ok(matches!(answer?, Value::Int(1..)))
         })
@@ -358,6 +361,14 @@ impl Inner {
     fn time_given(&self) -> String {
         self.clock.as_ref().map_or_else(String::new, |clock| clock.now().get().to_string())
     }
+}
+
+/// Whether a limit refuses that is not on calls in flight: those may end at any moment, so they are asked for each time.
+fn worth_remembering(denial: &Denial) -> bool {
+    denial.standings().iter().any(|standing| {
+        let limit = &standing.limit;
+        !limit.is_shadow() && standing.retry != Retry::Now && limit.algorithm() != Algorithm::Concurrency
+    })
 }
 
 /// A place among those who ask, given up when dropped.

@@ -52,7 +52,7 @@ impl Endpoint {
     ];
 
     /// The canonical path, as limits and metrics name it.
-    pub fn route(self) -> &'static str {
+    pub const fn route(self) -> &'static str {
         match self {
             Endpoint::ChatCompletions => "/v1/chat/completions",
             Endpoint::Completions => "/v1/completions",
@@ -83,6 +83,27 @@ impl Endpoint {
 
     /// Whether its streams report usage when `stream_options.include_usage` asks for it.
     pub fn streams(self) -> bool {
+        matches!(self, Endpoint::ChatCompletions | Endpoint::Completions)
+    }
+
+    /// Whether a model reads text here and is paid by the token; audio, images and video reserve none.
+    pub fn reads_text(self) -> bool {
+        match self {
+            Endpoint::ChatCompletions
+            | Endpoint::Completions
+            | Endpoint::Embeddings
+            | Endpoint::Moderations
+            | Endpoint::Rerank => true,
+            Endpoint::ImagesGenerations
+            | Endpoint::ImagesEdits
+            | Endpoint::AudioTranscriptions
+            | Endpoint::AudioTranslations
+            | Endpoint::AudioSpeech => false,
+        }
+    }
+
+    /// Whether a model writes text here.
+    pub fn writes_text(self) -> bool {
         matches!(self, Endpoint::ChatCompletions | Endpoint::Completions)
     }
 }

@@ -7,9 +7,10 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::text::{self, Part, TooDeep};
+use super::member::{MEMBERS, Member, Name};
+use super::text::{self, TooDeep};
 use super::{
-    Call, CallError, Edit, Endpoint, Field, Form, Prompt, UsageReport, answers, checked_model, number,
+    Call, CallError, Edit, Endpoint, Field, Form, Prompt, Text, UsageReport, answers, checked_model, number,
 };
 
 const ASK_AFTER_MODEL: &str = r#","stream_options":{"include_usage":true}"#;
@@ -37,11 +38,17 @@ pub(super) fn parse(endpoint: Endpoint, body: Bytes) -> Result<Call, CallError> 
     let model = model(json, &members)?;
     let streamed = boolean("stream", members.get(Member::Stream))?.unwrap_or(false);
     let usage = usage_report(endpoint, json, &members, &model)?;
-    let output_max = count("max_tokens", members.get(Member::MaxTokens))?
-        .max(count("max_completion_tokens", members.get(Member::MaxCompletionTokens))?);
+    let max_tokens = count("max_tokens", members.get(Member::MaxTokens))?;
+    let max_completion_tokens = count("max_completion_tokens", members.get(Member::MaxCompletionTokens))?;
+    // A bound that the endpoint does not know is ignored by its provider, so it bounds nothing here either.
+    let output_max = match endpoint {
+        Endpoint::ChatCompletions => max_tokens.max(max_completion_tokens),
+        _ => max_tokens,
+    };
     let n = count("n", members.get(Member::N))?;
     let best_of = count("best_of", members.get(Member::BestOf))?;
     let prompt = members.prompt;
+    let prompts = if endpoint == Endpoint::Completions { members.prompts.max(1) } else { 1 };
     let form = Form::Json;
     Ok(Call {
         endpoint,
@@ -49,6 +56,7 @@ pub(super) fn parse(endpoint: Endpoint, body: Bytes) -> Result<Call, CallError> 
         streamed,
         usage,
         prompt,
+        prompts,
         output_max,
         answers: answers(n, best_of),
         form,
@@ -56,115 +64,37 @@ pub(super) fn parse(endpoint: Endpoint, body: Bytes) -> Result<Call, CallError> 
     })
 }
 
-/// The members of a request that matter here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Member {
-    Model,
-    Stream,
-    StreamOptions,
-    N,
-    BestOf,
-    MaxTokens,
-    MaxCompletionTokens,
-    Messages,
-    Prompt,
-    Suffix,
-    Input,
-    Instructions,
-    Query,
-    Documents,
-    Texts,
-    Tools,
-    Functions,
-    ResponseFormat,
-    Other,
-}
-
-impl Member {
-    const ALL: [Member; Member::Other as usize] = [
-        Member::Model,
-        Member::Stream,
-        Member::StreamOptions,
-        Member::N,
-        Member::BestOf,
-        Member::MaxTokens,
-        Member::MaxCompletionTokens,
-        Member::Messages,
-        Member::Prompt,
-        Member::Suffix,
-        Member::Input,
-        Member::Instructions,
-        Member::Query,
-        Member::Documents,
-        Member::Texts,
-        Member::Tools,
-        Member::Functions,
-        Member::ResponseFormat,
-    ];
-
-    fn name(self) -> &'static str {
-        MEMBERS[self as usize]
-    }
-}
-
-/// A member's name: as we read it, or in other letters.
-///
-/// Some servers (those in Go, with `encoding/json`) match names without regard to case and let the last one win. To
-/// them `Model` behind `model` is the model; it must not pass as something that does not matter.
-enum Name {
-    Exact(Member),
-    OtherCase(Member),
-}
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
-        struct NameVisitor;
-        impl Visitor<'_> for NameVisitor {
-            type Value = Name;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a member's name")
-            }
-
-            fn visit_str<E>(self, name: &str) -> Result<Name, E> {
-                let known = Member::ALL.iter().find(|member| member.name().eq_ignore_ascii_case(name));
-                Ok(match known {
-                    Some(member) if member.name() == name => Name::Exact(*member),
-                    Some(member) => Name::OtherCase(*member),
-                    None => Name::Exact(Member::Other),
-                })
-            }
+/// Gives every text of the prompt to `each` and returns how many messages there are. `body` was parsed before.
+pub(super) fn texts(body: &[u8], each: &mut dyn FnMut(Text<'_>)) -> u64 {
+    let Ok(json) = std::str::from_utf8(body) else { return 0 };
+    let Ok(members) = members(json) else { return 0 };
+    let mut messages = 0;
+    for member in Member::ALL {
+        let (Some(value), Some(part_of)) = (members.get(member), member.part_of()) else { continue };
+        if member.is_schema() {
+            each(Text { member: member.name(), name: "", text: value.into() });
+            continue;
         }
-        deserializer.deserialize_identifier(NameVisitor)
+        let give = |name, written: &str| {
+            let text = text::decoded(written);
+            each(Text { member: member.name(), name, text });
+        };
+        // Depth was checked when the call was parsed.
+        let items = text::read_text(&mut Prompt::default(), value, 1, part_of, give).unwrap_or(0);
+        if member == Member::Messages {
+            messages = items;
+        }
     }
+    messages
 }
-
-const MEMBERS: [&str; Member::Other as usize] = [
-    "model",
-    "stream",
-    "stream_options",
-    "n",
-    "best_of",
-    "max_tokens",
-    "max_completion_tokens",
-    "messages",
-    "prompt",
-    "suffix",
-    "input",
-    "instructions",
-    "query",
-    "documents",
-    "texts",
-    "tools",
-    "functions",
-    "response_format",
-];
 
 /// Every member's value as written, and what is in all of them together.
 #[derive(Default)]
 struct Members<'a> {
     values: [Option<&'a RawValue>; Member::Other as usize],
     prompt: Prompt,
+    /// Items of `prompt`, when it is a list of texts or of lists of tokens.
+    prompts: u64,
     duplicate: Option<&'static str>,
     other_case: Option<&'static str>,
     too_deep: bool,
@@ -188,20 +118,18 @@ impl<'a> Members<'a> {
 
     fn count(&mut self, member: Member, value: &str) -> Result<(), TooDeep> {
         let mut prompt = Prompt::default();
-        match member {
-            Member::Messages | Member::Input => text::add_text(&mut prompt, value, 1, part_of_message)?,
-            Member::Prompt
-            | Member::Suffix
-            | Member::Instructions
-            | Member::Query
-            | Member::Documents
-            | Member::Texts => text::add_text(&mut prompt, value, 1, |_| Part::Text)?,
-            Member::Tools | Member::Functions | Member::ResponseFormat => {
+        match member.part_of() {
+            Some(_) if member.is_schema() => {
                 text::check_depth(value, 1)?;
-                // The names of a schema reach the model as its strings do.
                 prompt.text_bytes = value.len() as u64;
             }
-            _ => text::check_depth(value, 1)?,
+            Some(part_of) => {
+                let items = text::add_text(&mut prompt, value, 1, part_of)?;
+                if member == Member::Prompt {
+                    self.prompts = items;
+                }
+            }
+            None => text::check_depth(value, 1)?,
         }
         if !matches!(member, Member::Prompt | Member::Input) {
             prompt.token_ids = 0; // a number elsewhere is not a prompt
@@ -218,17 +146,6 @@ impl Prompt {
         self.images += other.images;
         self.audio += other.audio;
         self.files += other.files;
-    }
-}
-
-/// The members of messages and of their content parts, by name.
-fn part_of_message(name: &str) -> Part {
-    match name {
-        "role" | "type" | "id" | "tool_call_id" => Part::Label,
-        "image_url" | "input_image" | "video_url" | "input_video" => Part::Image,
-        "input_audio" | "audio_url" | "audio" => Part::Audio,
-        "file" | "input_file" | "file_url" => Part::File,
-        _ => Part::Text,
     }
 }
 

@@ -28,6 +28,7 @@ pub(super) fn parse(endpoint: Endpoint, content_type: &str, body: Bytes) -> Resu
         streamed: form.stream.unwrap_or(false),
         usage: UsageReport::NoOption,
         prompt: form.prompt,
+        prompts: 1,
         output_max: None,
         answers: answers(form.n.flatten(), None),
         form: Form::Multipart,

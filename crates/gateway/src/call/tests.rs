@@ -235,6 +235,63 @@ fn text_of_prompts_is_counted_as_it_decodes() {
 }
 
 #[test]
+fn a_list_of_prompts_is_answered_prompt_by_prompt() {
+    let answers = |endpoint, members: &str| {
+        let body = format!(r#"{{"model":"m",{members}}}"#);
+        Call::from_json(endpoint, Bytes::from(body)).unwrap().content().answers
+    };
+    for (prompt, want) in [
+        (r#""a""#, 1),
+        ("null", 1),
+        ("[]", 1),
+        (r#"["a"]"#, 1),
+        (r#"["a","b,c","[d]"]"#, 3),
+        ("[1,2,3]", 1),
+        ("[[1,2],[3],[]]", 3),
+        (r#"["data:image/png;base64,AAAA","data:image/png;base64,AAAA"]"#, 2),
+    ] {
+        let members = format!(r#""prompt":{prompt}"#);
+        assert_eq!(answers(Endpoint::Completions, &members), want, "{prompt}");
+        assert_eq!(answers(Endpoint::Completions, &format!(r#""n":2,"best_of":3,{members}"#)), 3 * want);
+        assert_eq!(answers(Endpoint::ChatCompletions, &members), 1, "{prompt}");
+    }
+}
+
+#[test]
+fn a_bound_counts_where_the_endpoint_has_it() {
+    let bound = |endpoint, members: &str| {
+        let body = format!(r#"{{"model":"m",{members}}}"#);
+        Call::from_json(endpoint, Bytes::from(body)).unwrap().content().output_max
+    };
+    let both = r#""max_tokens":5,"max_completion_tokens":9"#;
+    assert_eq!(bound(Endpoint::ChatCompletions, both), Some(9));
+    assert_eq!(bound(Endpoint::Completions, both), Some(5));
+    assert_eq!(bound(Endpoint::Completions, r#""max_completion_tokens":9"#), None, "its provider ignores it");
+}
+
+#[test]
+fn texts_are_given_one_by_one() {
+    let call = chat(
+        r#"{"model":"m","user":"not text","messages":[{"role":"system","content":"a\u0062","name":"bob"},
+            {"role":"user","content":[{"type":"text","text":"c"},{"image_url":{"url":"d"}}]}],
+            "tools":[ {"f":1} ],"response_format":null,"instructions":"\ud800"}"#,
+    );
+    let mut texts = Vec::new();
+    let messages = call.unwrap().texts(&mut |text: Text<'_>| {
+        texts.push((text.member, text.name.to_owned(), text.text.into_owned()));
+    });
+    let want = [
+        ("messages", "content", "ab"),
+        ("messages", "name", "bob"),
+        ("messages", "text", "c"),
+        ("instructions", "", r"\ud800"),
+        ("tools", "", r#"[ {"f":1} ]"#),
+    ];
+    assert_eq!(texts, want.map(|(member, name, text)| (member, name.to_owned(), text.to_owned())));
+    assert_eq!(messages, 2);
+}
+
+#[test]
 fn media_are_counted_and_not_measured() {
     let data = "A".repeat(10_000);
     let parts = format!(
@@ -380,6 +437,9 @@ proptest! {
         let want: usize = messages.iter().filter(|text| !text.starts_with("data:")).map(String::len).sum();
         let call = chat(json!({ "model": "m", "input": messages }).to_string()).unwrap();
         prop_assert_eq!(call.prompt(), text(want as u64));
+        let mut given = 0;
+        call.texts(&mut |text| given += text.text.len());
+        prop_assert_eq!(given, want);
     }
 
     #[test]

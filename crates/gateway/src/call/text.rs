@@ -3,6 +3,8 @@
 //! Works on JSON that serde_json found valid, as [`serde_json::value::RawValue`] gives it. No recursion and no copy,
 //! so neither deep nesting nor a large prompt costs more than one look at each byte.
 
+use std::borrow::Cow;
+
 use memchr::memchr2;
 
 use super::Prompt;
@@ -36,14 +38,28 @@ pub(crate) struct TooDeep;
 
 /// Adds to `prompt` what `json`, which itself stands inside `depth` arrays and objects, holds. `part_of` tells from the
 /// name of a member what its value is; a name written with escapes is passed as written, so at worst counts as text.
-pub(crate) fn add_text(
+/// Returns how many strings, arrays and objects stand directly in it: the prompts of a list, the messages of a chat.
+pub(super) fn add_text(
     prompt: &mut Prompt,
     json: &str,
     depth: usize,
     part_of: fn(&str) -> Part,
-) -> Result<(), TooDeep> {
+) -> Result<u64, TooDeep> {
+    read_text(prompt, json, depth, part_of, |_, _| ())
+}
+
+/// [`add_text`], which also gives each string that counts as text to `each`: the name of a member that was read last,
+/// and the string as it is written, in its quotes.
+pub(super) fn read_text<'a>(
+    prompt: &mut Prompt,
+    json: &'a str,
+    outer: usize,
+    part_of: fn(&str) -> Part,
+    mut each: impl FnMut(&'a str, &'a str),
+) -> Result<u64, TooDeep> {
     let bytes = json.as_bytes();
-    let (mut at, mut depth) = (0, depth);
+    let (mut at, mut depth, mut items) = (0, outer, 0);
+    let mut name = "";
     let mut part = Part::Text; // of the value that comes next
     let mut inside: Option<usize> = None; // the depth outside a value that is counted as one thing
     while let Some(&byte) = bytes.get(at) {
@@ -51,15 +67,20 @@ pub(crate) fn add_text(
         match byte {
             b'"' => {
                 let string = read_string(bytes, at);
-                let raw = &json[at..string.end];
+                let start = at;
+                let raw = &json[start..string.end];
                 at = string.end + 1;
                 if inside.is_some() {
                     continue;
                 }
                 if is_key(bytes, at) {
                     part = part_of(raw);
+                    name = raw;
                 } else {
-                    count_string(prompt, part, raw, string.decoded);
+                    items += u64::from(depth == outer + 1);
+                    if count_string(prompt, part, raw, string.decoded) {
+                        each(name, &json[start - 1..at]);
+                    }
                     part = Part::Text;
                 }
             }
@@ -68,6 +89,7 @@ pub(crate) fn add_text(
                 if depth > DEPTH_MAX {
                     return Err(TooDeep);
                 }
+                items += u64::from(depth == outer + 2);
                 if inside.is_none() && count_container(prompt, part) {
                     inside = Some(depth - 1);
                 }
@@ -88,7 +110,7 @@ pub(crate) fn add_text(
             _ => {}
         }
     }
-    Ok(())
+    Ok(items)
 }
 
 /// Whether `json` stays within [`DEPTH_MAX`] when it stands inside `depth` arrays and objects.
@@ -96,7 +118,7 @@ pub(crate) fn check_depth(json: &str, depth: usize) -> Result<(), TooDeep> {
     if !json.starts_with(['[', '{']) {
         return Ok(());
     }
-    add_text(&mut Prompt::default(), json, depth, |_| Part::Nothing)
+    add_text(&mut Prompt::default(), json, depth, |_| Part::Nothing).map(|_| ())
 }
 
 /// The bytes of text in one JSON value: a string's own, else those of all strings in it that `part_of` calls text.
@@ -106,9 +128,18 @@ pub(crate) fn text_bytes(json: &str, part_of: fn(&str) -> Part) -> u64 {
     }
     let mut prompt = Prompt::default();
     match add_text(&mut prompt, json, 0, part_of) {
-        Ok(()) => prompt.text_bytes,
+        Ok(_) => prompt.text_bytes,
         Err(TooDeep) => 0,
     }
+}
+
+/// What a string of valid JSON says, given as it is written, in its quotes. One that is no Unicode stays as written.
+pub(super) fn decoded(written: &str) -> Cow<'_, str> {
+    let raw = written.get(1..written.len().saturating_sub(1)).unwrap_or_default();
+    if !raw.contains('\\') {
+        return raw.into();
+    }
+    serde_json::from_str::<String>(written).map_or(raw.into(), Cow::Owned)
 }
 
 struct Ended {
@@ -155,15 +186,18 @@ fn is_in_number(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-')
 }
 
-fn count_string(prompt: &mut Prompt, part: Part, raw: &str, decoded: usize) {
-    match part {
-        Part::Text => match data_url(raw) {
-            Some(kind) => count_thing(prompt, kind),
-            None => prompt.text_bytes += decoded as u64,
-        },
-        Part::Label if decoded > LABEL_BYTES_MAX => prompt.text_bytes += decoded as u64,
-        _ => count_thing(prompt, part),
+/// Counts a string; true: as text.
+fn count_string(prompt: &mut Prompt, part: Part, raw: &str, decoded: usize) -> bool {
+    let media = match part {
+        Part::Text => data_url(raw),
+        Part::Label if decoded > LABEL_BYTES_MAX => None,
+        _ => Some(part),
+    };
+    match media {
+        Some(kind) => count_thing(prompt, kind),
+        None => prompt.text_bytes += decoded as u64,
     }
+    media.is_none()
 }
 
 /// Counts an array or object that is one thing; false: its strings are to be looked at one by one.

@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
+use tollgate_limiter::{
+    Algorithm, Charge, Dimension, Limit, Quota, RedisOptions, RedisStore, Scope, Span, Store, StoreError,
+    Unit, Window,
+};
 
 use super::{Configuration, Outcome, Stopped, block_on, exit};
-use crate::config::{Config, Loaded, Problem, ProviderKind, Severity};
+use crate::config::{self, Config, Loaded, Problem, ProviderKind, Rule, Severity};
 use crate::reload::Refused;
 use crate::upstream;
 
-/// Longest wait for one provider.
+/// Longest wait for one provider, or for Redis.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Args)]
@@ -21,7 +25,7 @@ pub(super) struct Options {
     file: Option<std::path::PathBuf>,
     #[command(flatten)]
     configuration: Configuration,
-    /// Do not reach out to providers.
+    /// Do not reach out to Redis and providers.
     #[arg(long)]
     offline: bool,
     /// Warnings count as errors.
@@ -43,15 +47,17 @@ pub(super) fn run(options: &Options) -> Outcome {
         Err(Refused::Faulty(problems)) => Err(problems),
         Err(unreadable) => return Err(Stopped::new(exit::UNAVAILABLE, unreadable)),
     };
-    let probes = match &loaded {
-        Ok(loaded) if !options.offline => block_on(probe(&loaded.config))?,
-        _ => Vec::new(),
+    let (store, probes) = match &loaded {
+        Ok(loaded) if !options.offline => {
+            block_on(async { tokio::join!(probe_redis(&loaded.config), probe(&loaded.config)) })?
+        }
+        _ => (None, Vec::new()),
     };
     let problems = match &loaded {
         Ok(loaded) => &loaded.warnings,
         Err(problems) => problems,
     };
-    let report = Report { loaded: loaded.as_ref().ok(), problems, probes: &probes };
+    let report = Report { loaded: loaded.as_ref().ok(), problems, store: store.as_ref(), probes: &probes };
     let verdict = report.verdict(options.deny_warnings);
     super::print(&if options.json { report.json(verdict, options) } else { report.text(verdict, options) })?;
     Ok(ExitCode::from(verdict))
@@ -73,6 +79,37 @@ impl Probe {
             Ok(_) => None,
             Err(why) => Some((exit::UNAVAILABLE, why.clone())),
         }
+    }
+}
+
+/// Redis, asked for a counter.
+struct StoreProbe {
+    address: String,
+    /// Why it does not answer.
+    trouble: Option<String>,
+}
+
+async fn probe_redis(config: &Config) -> Option<StoreProbe> {
+    let redis = config.redis.as_ref()?;
+    Some(StoreProbe { address: redis.address.clone(), trouble: ask(redis).await.err() })
+}
+
+/// What a counter that nobody uses says. Changes nothing there, and takes no longer than the deadline.
+async fn ask(redis: &config::Redis) -> Result<(), String> {
+    let options = RedisOptions::new(redis.url.expose()).prefix(&redis.prefix).deadline(PATIENCE);
+    let store = RedisStore::open(options).map_err(|error| error.to_string())?;
+    let window = Window::new(1, Span::Minute).and_then(|minute| Quota::new(1, Unit::Requests, minute));
+    let quota = window.map_err(|error| error.to_string())?;
+    let scope = Scope::of([Dimension::Session]);
+    let limit =
+        Limit::new("check", quota, Algorithm::FixedWindow, scope).map_err(|error| error.to_string())?;
+    let charge = Charge::new(limit.into(), scope.subject(|_| "tollgate-check".into()), 1);
+    match store.peek(vec![charge]).await {
+        Ok(_) => Ok(()),
+        Err(StoreError::Unreachable) => {
+            Err(format!("no connection within {PATIENCE:?}: is it there, are user and password right?"))
+        }
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -98,6 +135,7 @@ async fn probe(config: &Config) -> Vec<Probe> {
 struct Report<'a> {
     loaded: Option<&'a Loaded>,
     problems: &'a [Problem],
+    store: Option<&'a StoreProbe>,
     probes: &'a [Probe],
 }
 
@@ -107,19 +145,22 @@ impl Report<'_> {
             return exit::NO;
         }
         // A refused key is a fault here; a provider that is away is a fault elsewhere.
-        self.probes.iter().filter_map(Probe::trouble).map(|(code, _)| code).min().unwrap_or(0)
+        let providers = self.probes.iter().filter_map(Probe::trouble).map(|(code, _)| code);
+        let away = self.store.is_some_and(|store| store.trouble.is_some());
+        providers.chain(away.then_some(exit::UNAVAILABLE)).min().unwrap_or(0)
     }
 
     fn text(&self, verdict: u8, options: &Options) -> String {
         let mut lines: Vec<String> = self.problems.iter().map(ToString::to_string).collect();
+        if let Some(StoreProbe { address, trouble }) = self.store {
+            lines.push(format!("redis {address}: {}", trouble.as_deref().unwrap_or("reachable")));
+        }
         for probe in self.probes {
             let state = probe.trouble().map_or("reachable".to_owned(), |(_, why)| why);
             lines.push(format!("provider {} of model {}: {state}", probe.provider, probe.model));
         }
         if let Some(loaded) = self.loaded {
-            for (rule, limit) in loaded.config.limits() {
-                lines.push(format!("limit {}: per {}, {}", limit.id(), rule.per, limit.guarantee()));
-            }
+            lines.extend(loaded.config.rules.iter().flat_map(promises));
             if options.show_effective {
                 lines.push(format!("{:#}", loaded.effective));
             }
@@ -143,17 +184,38 @@ impl Report<'_> {
         });
         let limits = self.loaded.iter().flat_map(|loaded| loaded.config.limits()).map(|(rule, limit)| {
             json!({ "id": limit.id(), "per": rule.per.to_string(), "algorithm": limit.algorithm().as_str(),
-                    "guarantee": limit.guarantee() })
+                    "rule": rule.name, "unit": limit.unit().as_str(), "quota": limit.quota().to_string(),
+                    "shadow": limit.is_shadow(), "guarantee": limit.guarantee() })
         });
+        let redis = self.store.map(|store| json!({ "address": store.address, "problem": store.trouble }));
+        let rules = self.loaded.iter().flat_map(|loaded| &loaded.config.rules);
+        let denies: Vec<&str> = rules.filter(|rule| rule.deny).map(|rule| rule.name.as_str()).collect();
         let mut report = json!({
             "ok": verdict == 0,
             "problems": problems.collect::<Vec<_>>(),
+            "redis": redis,
             "providers": probes.collect::<Vec<_>>(),
             "limits": limits.collect::<Vec<_>>(),
+            "denies": denies,
         });
         if let (true, Some(loaded)) = (options.show_effective, self.loaded) {
             report["effective"] = loaded.effective.clone();
         }
         format!("{report:#}")
     }
+}
+
+/// A rule in words: a line for each of its limits.
+fn promises(rule: &Rule) -> Vec<String> {
+    if rule.deny {
+        return vec![format!("rule {}: refuses every request it matches", rule.name)];
+    }
+    if rule.limits.is_empty() {
+        return vec![format!("rule {}: unlimited", rule.name)];
+    }
+    let line = |limit: &std::sync::Arc<Limit>| {
+        let shadow = if limit.is_shadow() { " (shadow: counted and reported, never refused)" } else { "" };
+        format!("limit {}: per {}, {}{shadow}", limit.id(), rule.per, limit.guarantee())
+    };
+    rule.limits.iter().map(line).collect()
 }

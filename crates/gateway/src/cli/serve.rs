@@ -15,6 +15,7 @@ use super::{Configuration, Outcome, Stopped, exit};
 use crate::Gateway;
 use crate::config::{Config, Loaded, LogFormat};
 use crate::edge::{Plane, accept, listen};
+use crate::limits::Limits;
 use crate::log::Log;
 use crate::reload::{self, Refused};
 
@@ -92,7 +93,8 @@ where
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let workers = Workers::start().map_err(failed)?;
     let code = runtime.block_on(async {
-        let gateway = Gateway::new(config, log);
+        let limits = Limits::open(&config).map_err(|error| Stopped::new(exit::CONFIG, error))?;
+        let gateway = Gateway::new(config, limits, log);
         let connections = TaskTracker::new();
         open(&gateway, &workers, &connections).map_err(|error| Stopped::new(exit::UNAVAILABLE, error))?;
         // The handler is there before anybody can have read an address to send a signal about.

@@ -4,6 +4,7 @@
 use super::keys::ROOT;
 use super::kind::{Key, Kind, Section, Types, WhenAbsent, join};
 use super::problem::{Problems, quoted, suggest};
+use super::redis_url::{self, RedisUrl};
 use super::scalar::{self, Fault};
 use super::tree::{Entry, Node, Scalar, Value};
 
@@ -25,15 +26,23 @@ pub(super) fn text(kind: &Kind, text: &str) -> Result<(), Fault> {
         Kind::Bool => scalar::boolean(text).map(drop),
         Kind::Integer { min, max } => scalar::integer(text, *min, *max).map(drop),
         Kind::Fraction => scalar::fraction(text).map(drop),
+        Kind::Decimal { places, max } => scalar::decimal(text, *places, *max).map(drop),
         Kind::Duration { min, max } => scalar::duration(text, *min, *max).map(drop),
         Kind::Size { min, max } => scalar::size(text, *min, *max).map(drop),
         Kind::Address => scalar::address(text).map(drop),
         Kind::Network => scalar::network(text).map(drop),
         Kind::Url => scalar::base_url(text).map(drop),
+        Kind::RedisUrl => RedisUrl::parse(text).map(drop),
+        Kind::Host => redis_url::host(text),
+        Kind::Username => redis_url::username(text),
+        Kind::Password => redis_url::password(text),
+        Kind::Prefix => redis_url::prefix(text),
+        Kind::File => scalar::name(text),
         Kind::Date => scalar::date(text).map(drop),
         Kind::Endpoint => scalar::endpoint(text),
         Kind::OneOf(words) => scalar::one_of(text, words.iter().copied()),
         Kind::Strategy => scalar::strategy(text).map(drop),
+        Kind::Mode => scalar::mode(text),
         Kind::Dimension => scalar::dimension(text).map(drop),
         Kind::Quota => Ok(()),
         Kind::List { of, .. } | Kind::OneOrMany { of, .. } | Kind::Named { of, .. } => self::text(of, text),
@@ -43,7 +52,11 @@ pub(super) fn text(kind: &Kind, text: &str) -> Result<(), Fault> {
 
 /// How a refused text is named in its message: itself, unless that could show a secret.
 pub(super) fn subject(kind: &Kind, scalar: &Scalar) -> String {
-    if scalar.expanded || kind.is_secret() || matches!(kind, Kind::Url) || scalar.text.is_empty() {
+    if scalar.expanded
+        || kind.is_secret()
+        || matches!(kind, Kind::Url | Kind::RedisUrl)
+        || scalar.text.is_empty()
+    {
         return "the value".to_owned();
     }
     quoted(&scalar.text)

@@ -7,6 +7,7 @@ use super::check::section_of;
 use super::keys::ROOT;
 use super::kind::{Kind, Section, WhenAbsent, join};
 use super::problem::{Origin, Problems};
+use super::redis_url::RedisUrl;
 use super::tree::{Entry, Node, Value};
 
 /// Adds what was left out and has a default. A section that was left out appears when something in it has one.
@@ -32,7 +33,7 @@ fn fill(section: &Section, node: &mut Node) {
                 fill_value(&key.kind, &mut entries[index].value);
             }
             _ => {
-                let Some(mut value) = default_of(&key.kind, key.default) else {
+                let Some(mut value) = default_of(key.default) else {
                     continue;
                 };
                 fill_value(&key.kind, &mut value);
@@ -43,21 +44,16 @@ fn fill(section: &Section, node: &mut Node) {
     }
 }
 
-fn default_of(kind: &Kind, default: WhenAbsent) -> Option<Node> {
-    let value = match (kind, default) {
-        (_, WhenAbsent::Text(text)) => return Some(Node::text(Origin::Default, text)),
-        (_, WhenAbsent::List(texts)) => {
+fn default_of(default: WhenAbsent) -> Option<Node> {
+    let value = match default {
+        WhenAbsent::Text(text) => return Some(Node::text(Origin::Default, text)),
+        WhenAbsent::List(texts) => {
             Value::List(texts.iter().map(|t| Node::text(Origin::Default, *t)).collect())
         }
-        (Kind::Map(section), WhenAbsent::Nothing) if has_defaults(section) => Value::Map(Vec::new()),
-        _ => return None,
+        WhenAbsent::Section => Value::Map(Vec::new()),
+        WhenAbsent::Required | WhenAbsent::Nothing => return None,
     };
     Some(Node { at: Origin::Default, value })
-}
-
-fn has_defaults(section: &Section) -> bool {
-    let required = section.keys.iter().any(|key| matches!(key.default, WhenAbsent::Required));
-    !required && section.keys.iter().any(|key| !matches!(key.default, WhenAbsent::Nothing))
 }
 
 fn fill_value(kind: &Kind, node: &mut Node) {
@@ -140,6 +136,8 @@ fn typed_scalar(kind: &Kind, text: &str) -> Json {
         Kind::Bool => (text == "true").into(),
         Kind::Integer { min, max } => super::scalar::integer(text, *min, *max).map_or(Json::Null, Json::from),
         Kind::Fraction => super::scalar::fraction(text).map_or(Json::Null, Json::from),
+        Kind::Decimal { .. } => text.replace('_', "").parse::<f64>().map_or(Json::Null, Json::from),
+        Kind::RedisUrl => RedisUrl::parse(text).map_or(Json::Null, |url| url.masked().into()),
         _ => text.into(),
     }
 }

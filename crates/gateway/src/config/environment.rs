@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 
 use super::Environment;
 use super::problem::{Origin, Problems};
+use super::redis_url;
+use super::resolve_redis::PARTS;
 use super::scalar;
 use super::tree::{Entry, Node, Value};
 
@@ -12,8 +14,6 @@ use super::tree::{Entry, Node, Value};
 const REQUEST_RATE_LIMIT: &str = "60";
 /// The largest amount a variable may ask for.
 const AMOUNT_MAX: u64 = 1_000_000_000;
-/// Variables of a later version.
-const REDIS: [&str; 4] = ["REDIS_ADDR", "REDIS_PASSWORD", "REDIS_DB", "REDIS_URL"];
 /// Digits after the point of a refill rate.
 const DECIMALS_MAX: usize = 6;
 
@@ -39,7 +39,7 @@ pub(super) fn complete(
             from.get("REQUEST_RATE_LIMIT").map(|text| (Origin::Variable("REQUEST_RATE_LIMIT"), text));
         from.limits(root, per_ip);
     }
-    from.warn_of_redis();
+    from.redis(root);
     if from.is_free(root, "users", &["API_KEYS"]) { from.api_keys() } else { Vec::new() }
 }
 
@@ -65,7 +65,7 @@ pub(super) fn build(env: Environment<'_>, problems: &mut Problems) -> Option<(No
         None => (Origin::Default, REQUEST_RATE_LIMIT.to_owned()),
     };
     from.limits(&mut root, Some(per_ip));
-    from.warn_of_redis();
+    from.redis(&mut root);
     let keys = from.api_keys();
     if from.get("API_KEYS").is_none() {
         // Nobody needs a key, so nobody from outside is let in unless asked for.
@@ -213,12 +213,80 @@ impl Overlay<'_> {
         keys
     }
 
-    fn warn_of_redis(&mut self) {
-        for variable in REDIS {
-            if self.get(variable).is_some() && !self.named.contains(variable) {
-                let message = "has no effect: this version keeps limits in memory, for this process alone";
-                self.problems.warning(Origin::Variable(variable), "", message, "");
+    /// `dependencies.redis`: by `REDIS_URL`, or by `REDIS_ADDR`, `REDIS_PASSWORD` and `REDIS_DB`. A password and a
+    /// database also complete a `host` of the file.
+    fn redis(&mut self, root: &mut Node) {
+        const URL: &str = "REDIS_URL";
+        const ADDR: &str = "REDIS_ADDR";
+        const REST: [(&str, &str); 2] = [("password", "REDIS_PASSWORD"), ("db", "REDIS_DB")];
+        let there = root.get("dependencies").and_then(|entry| entry.value.get("redis"));
+        let given = |key: &str| Some((key.to_owned(), there?.value.get(key)?.at));
+        let (url, host) = (given("url"), given("host"));
+        let part = PARTS.iter().find_map(|key| given(key));
+        if let Some((key, at)) = &url {
+            return [URL, ADDR, REST[0].1, REST[1].1]
+                .into_iter()
+                .for_each(|variable| self.loses_redis(variable, key, *at));
+        }
+        if let Some((key, at)) = &part {
+            self.loses_redis(URL, key, *at);
+        } else if let Some(text) = self.get(URL) {
+            put(root, "url", Node::text(Origin::Variable(URL), text));
+            return [ADDR, REST[0].1, REST[1].1]
+                .into_iter()
+                .for_each(|variable| self.idle(variable, "REDIS_URL is set"));
+        }
+        let complete = REST.map(|(key, variable)| (key, variable, given(key)));
+        match (&host, self.get(ADDR)) {
+            (Some((key, at)), _) => self.loses_redis(ADDR, key, *at),
+            (None, Some(text)) => {
+                let port = given("port");
+                self.address(root, &text, port.is_none());
             }
+            (None, None) => {
+                return REST.iter().for_each(|(_, variable)| self.idle(variable, "REDIS_ADDR is not set"));
+            }
+        }
+        for (key, variable, given) in complete {
+            match (given, self.get(variable)) {
+                (Some((key, at)), _) => self.loses_redis(variable, &key, at),
+                (None, Some(text)) => put(root, key, Node::text(Origin::Variable(variable), text)),
+                (None, None) => {}
+            }
+        }
+    }
+
+    /// `REDIS_ADDR`: host and port.
+    fn address(&mut self, root: &mut Node, text: &str, takes_port: bool) {
+        let at = Origin::Variable("REDIS_ADDR");
+        match redis_url::host_and_port(text) {
+            Ok((host, port)) => {
+                put(root, "host", Node::text(at, host));
+                if let (Some(port), true) = (port, takes_port) {
+                    put(root, "port", Node::text(at, port.to_string()));
+                }
+            }
+            Err(fault) => {
+                self.problems.error(
+                    at,
+                    "",
+                    format!("{} {}", super::problem::quoted(text), fault.what),
+                    fault.help,
+                );
+                // What is wrong is said; nothing more of it is looked for.
+                put(root, "host", Node { at, value: Value::Faulty });
+            }
+        }
+    }
+
+    fn loses_redis(&mut self, variable: &'static str, key: &str, to: Origin) {
+        self.loses(variable, &format!("dependencies.redis.{key}"), to);
+    }
+
+    /// A variable without effect, because of another one.
+    fn idle(&mut self, variable: &'static str, because: &str) {
+        if self.get(variable).is_some() && !self.named.contains(variable) {
+            self.problems.warning(Origin::Variable(variable), "", format!("has no effect: {because}"), "");
         }
     }
 }
@@ -262,6 +330,27 @@ fn list(at: Origin, items: Vec<Node>) -> Node {
 fn map(at: Origin, keys: Vec<(&str, Node)>) -> Node {
     let entry = |(key, value): (&str, Node)| Entry { key: key.to_owned(), at, value };
     Node { at, value: Value::Map(keys.into_iter().map(entry).collect()) }
+}
+
+/// Puts a key into `dependencies.redis`, and both sections where they are missing.
+fn put(root: &mut Node, key: &str, value: Node) {
+    let at = value.at;
+    let mut node = root;
+    for section in ["dependencies", "redis"] {
+        let Value::Map(entries) = &mut node.value else { return };
+        let index = match entries.iter().position(|entry| entry.key == section) {
+            Some(index) => index,
+            None => {
+                entries.push(Entry { key: section.to_owned(), at, value: map(at, Vec::new()) });
+                entries.len() - 1
+            }
+        };
+        node = &mut entries[index].value;
+        if matches!(node.value, Value::Null) {
+            *node = map(at, Vec::new());
+        }
+    }
+    insert(node, key, value);
 }
 
 /// Puts a key into a map in place of what is there. What is no map was reported already and stays.

@@ -3,6 +3,7 @@
 
 use super::kind::WhenAbsent::{self, List, Nothing, Required, Text};
 use super::kind::{Key, Kind, Section};
+use super::redis_url;
 
 const fn key(name: &'static str, kind: Kind, default: WhenAbsent, doc: &'static str) -> Key {
     Key { name, kind, default, doc }
@@ -20,8 +21,9 @@ const MODELS_MAX: usize = 2_000;
 pub(super) const ROOT: Section = Section {
     name: "configuration",
     keys: &[
-        key("server", Kind::Map(&SERVER), Nothing, "Listeners and bounds on input."),
-        key("settings", Kind::Map(&SETTINGS), Nothing, "Behaviour that is not about one rule."),
+        key("server", Kind::Map(&SERVER), WhenAbsent::Section, "Listeners and bounds on input."),
+        key("dependencies", Kind::Map(&DEPENDENCIES), Nothing, "Servers that the gateway uses."),
+        key("settings", Kind::Map(&SETTINGS), WhenAbsent::Section, "Behaviour that is not about one rule."),
         key(
             "tiers",
             Kind::Named { of: &TIER, max: RULES_MAX },
@@ -91,6 +93,48 @@ pub(super) const SERVER: Section = Section {
     ],
 };
 
+/// `dependencies`.
+pub(super) const DEPENDENCIES: Section = Section {
+    name: "dependencies",
+    keys: &[key(
+        "redis",
+        Kind::Map(&REDIS),
+        Nothing,
+        "The Redis whose counters all instances share. Default: limits are counted in this process.",
+    )],
+};
+
+/// `dependencies.redis`.
+pub(super) const REDIS: Section = Section {
+    name: "redis",
+    keys: &[
+        key(
+            "url",
+            Kind::RedisUrl,
+            Nothing,
+            "redis:// rediss:// unix:// redis+sentinel://h1:26379,h2:26379/mymaster/0 redis+cluster://h1:7000,h2:7001",
+        ),
+        key("host", Kind::Host, Nothing, "In place of `url`: name or address."),
+        key("port", Kind::Integer { min: 1, max: 65_535 }, Nothing, "With `host`; default: 6379."),
+        key("username", Kind::Username, Nothing, "With `host`; empty: none."),
+        key("password", Kind::Password, Nothing, "With `host`; empty: none."),
+        key("db", Kind::Integer { min: 0, max: redis_url::DB_MAX }, Nothing, "With `host`; default: 0."),
+        key("tls", Kind::Map(&REDIS_TLS), Nothing, "PEM files for TLS; with `host` it also turns TLS on."),
+        key("timeout", Kind::Duration { min: 1, max: 10 * SECOND }, Text("50ms"), "Of one limiter call."),
+        key("prefix", Kind::Prefix, Text("tollgate"), "What every key begins with."),
+    ],
+};
+
+/// `dependencies.redis.tls`.
+pub(super) const REDIS_TLS: Section = Section {
+    name: "redis_tls",
+    keys: &[
+        key("ca", Kind::File, Nothing, "Certificates to trust instead of the system's."),
+        key("cert", Kind::File, Nothing, "Our certificate chain; needs `key`."),
+        key("key", Kind::File, Nothing, "Its private key; needs `cert`."),
+    ],
+};
+
 /// `settings`.
 pub(super) const SETTINGS: Section = Section {
     name: "settings",
@@ -116,6 +160,7 @@ pub(super) const TIER_SECTION: Section = Section {
             Nothing,
             "How it is counted; default: settings.rate_limiting_strategy.",
         ),
+        key("shadow", Kind::Bool, Text("false"), "Count and report, never refuse."),
     ],
 };
 
@@ -130,14 +175,23 @@ pub(super) const LIMIT: Section = Section {
             Nothing,
             "Which requests it is for; all conditions must hold. Default: every request.",
         ),
-        key("per", SCOPE, Required, "What is counted separately; `global`: nothing."),
-        key("limit", QUOTAS, Required, "`10/minute`, `10/minute burst 5`, a list, or `unlimited`."),
+        // Required, unless `deny` is set.
+        key("per", SCOPE, Nothing, "What is counted separately; `global`: nothing."),
+        key(
+            "limit",
+            QUOTAS,
+            Nothing,
+            "`10/minute`, `10k tokens/day`, `$50/month`, `20 concurrent`, a list, or `unlimited`.",
+        ),
         key(
             "strategy",
             Kind::Strategy,
             Nothing,
             "How it is counted; default: settings.rate_limiting_strategy.",
         ),
+        key("mode", Kind::Mode, Text("strict"), "Strict: never more than the limit, over all instances."),
+        key("shadow", Kind::Bool, Text("false"), "Count and report, never refuse."),
+        key("deny", Kind::Bool, Text("false"), "Refuse what it matches, in place of `limit`."),
     ],
 };
 
@@ -215,9 +269,52 @@ pub(super) const MODEL: Section = Section {
             List(&[]),
             "Models to try, in order, when no provider of this one answers.",
         ),
+        key(
+            "count",
+            Kind::OneOf(&["estimate", "exact"]),
+            Text("estimate"),
+            "How prompts are counted before they are sent: by their length, or by a tokenizer.",
+        ),
+        key(
+            "token_weights",
+            Kind::Map(&TOKEN_WEIGHTS),
+            WhenAbsent::Section,
+            "How much a token of a special kind counts towards limits in tokens.",
+        ),
         key("providers", Kind::List { of: &PROVIDER, min: 1, max: 64 }, Required, "Who serves it, in order."),
     ],
 };
+
+const WEIGHT: Kind = Kind::Decimal { places: 3, max: 1 };
+
+/// `models[].token_weights`.
+pub(super) const TOKEN_WEIGHTS: Section = Section {
+    name: "token_weights",
+    keys: &[
+        key("cached_input", WEIGHT, Text("1"), "Of prompt tokens that the provider had in its cache."),
+        key("reasoning", WEIGHT, Text("1"), "Of completion tokens that were spent on reasoning."),
+    ],
+};
+
+/// Money per million tokens: the sixth decimal is 10⁻¹² a token.
+const MONEY: Kind = Kind::Decimal { places: 6, max: 1_000_000 };
+
+/// `price` of a provider.
+pub(super) const PRICE_SECTION: Section = Section {
+    name: "price",
+    keys: &[
+        key("input", MONEY, Required, "Money per million prompt tokens."),
+        key(
+            "cached_input",
+            MONEY,
+            Nothing,
+            "Of prompt tokens that the provider had in its cache; default: as `input`.",
+        ),
+        key("output", MONEY, Required, "Money per million completion tokens."),
+    ],
+};
+
+const PRICE: Key = key("price", Kind::Map(&PRICE_SECTION), Nothing, "What it charges, for limits in money.");
 
 const PROVIDER: Kind =
     Kind::Typed(&[(&["openai", "vllm", "ollama", "tei"], &OPENAI), (&["simulated"], &SIMULATED)]);
@@ -262,6 +359,7 @@ pub(super) const OPENAI: Section = Section {
         CONNECT,
         FIRST_TOKEN,
         IDLE,
+        PRICE,
         key(
             "stream_usage",
             Kind::Bool,
@@ -300,5 +398,6 @@ pub(super) const SIMULATED: Section = Section {
         CONNECT,
         FIRST_TOKEN,
         IDLE,
+        PRICE,
     ],
 };

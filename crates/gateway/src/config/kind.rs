@@ -29,6 +29,8 @@ pub(super) enum WhenAbsent {
     Required,
     /// Nothing.
     Nothing,
+    /// Of a section: as if it were there and empty, so that its keys have their defaults.
+    Section,
     /// As if this were written.
     Text(&'static str),
     /// As if the list of these were written.
@@ -53,6 +55,11 @@ pub(super) enum Kind {
         max: u64,
     },
     Fraction,
+    /// A number of at most this many units, with up to this many decimals.
+    Decimal {
+        places: u32,
+        max: u64,
+    },
     Duration {
         min: u64,
         max: u64,
@@ -64,10 +71,24 @@ pub(super) enum Kind {
     Address,
     Network,
     Url,
+    /// Where a Redis is; may hold a password.
+    RedisUrl,
+    /// A host's name or address.
+    Host,
+    /// Of an account; empty: none.
+    Username,
+    /// Of an account; empty: none.
+    Password,
+    /// What keys begin with.
+    Prefix,
+    /// The path of a file; read where it is needed.
+    File,
     Date,
     Endpoint,
     OneOf(&'static [&'static str]),
     Strategy,
+    /// How strictly a limit is kept.
+    Mode,
     Dimension,
     /// `10/minute`; read where its rule is known.
     Quota,
@@ -101,7 +122,7 @@ pub(super) type Types = &'static [(&'static [&'static str], &'static Section)];
 impl Kind {
     /// Whether a value must never be shown.
     pub(super) fn is_secret(&self) -> bool {
-        matches!(self, Self::Secret | Self::AdminKey | Self::ApiKey | Self::KeyHash)
+        matches!(self, Self::Secret | Self::AdminKey | Self::ApiKey | Self::KeyHash | Self::Password)
     }
 }
 

@@ -11,9 +11,12 @@ mod keys;
 mod kind;
 mod load;
 mod parse;
+mod pem;
 mod problem;
+mod redis_url;
 mod resolve;
 mod resolve_models;
+mod resolve_redis;
 mod resolve_rules;
 mod resolve_users;
 mod review;
@@ -31,6 +34,7 @@ pub use problem::{Problem, Severity};
 pub use schema::schema;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -42,6 +46,8 @@ use tollgate_limiter::{Limit, Scope};
 pub struct Config {
     /// Listeners and bounds on input.
     pub server: Server,
+    /// The Redis whose counters are everybody's; `None`: limits are counted in this process.
+    pub redis: Option<Redis>,
     /// Behaviour that is not about one rule.
     pub settings: Settings,
     /// Whether a caller needs a key.
@@ -87,6 +93,35 @@ pub struct Server {
     pub max_connections_per_ip: usize,
 }
 
+/// `dependencies.redis`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redis {
+    /// Where it is, with user and password, percent-encoded, ports and database written out:
+    /// `redis://user:password@host:6379/0`, `unix:///path?db=1&user=u&pass=p`,
+    /// `redis+sentinel://user:password@h1:26379,h2:26379/master/0`, `redis+cluster://user:password@h1:6379,h2:6379`.
+    /// `rediss` in place of `redis`, also before `+`, is over TLS; an IPv6 address stands in brackets.
+    pub url: Secret,
+    /// Where it is, for people: the URL without user and password.
+    pub address: String,
+    /// Of a URL that begins with `rediss`: PEM files, each looked at when the configuration was read.
+    pub tls: RedisTls,
+    /// Of one limiter call; 1 ms to 10 s.
+    pub timeout: Duration,
+    /// What every key begins with: 1 to 64 bytes without braces, spaces and control characters.
+    pub prefix: String,
+}
+
+/// `dependencies.redis.tls`: paths of PEM files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RedisTls {
+    /// Certificates to trust instead of the usual ones.
+    pub ca: Option<PathBuf>,
+    /// Our certificate chain; needs `key`.
+    pub cert: Option<PathBuf>,
+    /// Its private key; needs `cert`.
+    pub key: Option<PathBuf>,
+}
+
 /// `settings`.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -121,8 +156,10 @@ pub struct Rule {
     pub matches: Match,
     /// What it is counted per.
     pub per: Scope,
-    /// Its limits; id `<rule>-<unit>-<window>`. Empty for `unlimited`.
+    /// Its limits; id `<rule>-<unit>-<window>`. Empty for `unlimited`, and where `deny` is set.
     pub limits: Vec<Arc<Limit>>,
+    /// Refuses what it matches. `per` says nothing then.
+    pub deny: bool,
 }
 
 /// The conditions of a rule: all that are present must hold; within one, any value.
@@ -185,6 +222,36 @@ pub struct Model {
     pub fallback: Vec<String>,
     /// Who serves it, in order. Never empty.
     pub providers: Vec<Provider>,
+    /// How prompts are counted before they are sent.
+    pub count: Count,
+    /// How much a token of a special kind counts towards limits in tokens.
+    pub token_weights: TokenWeights,
+}
+
+/// `models[].count`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Count {
+    /// By their length, with what was learned of the model.
+    #[default]
+    Estimate,
+    /// By a tokenizer.
+    Exact,
+}
+
+/// `models[].token_weights`, in thousandths of a token: 0 to 1000. What counts less counts less towards limits in
+/// tokens, input tokens and output tokens; never towards money, which has prices of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenWeights {
+    /// Of prompt tokens that the provider had in its cache.
+    pub cached_input: u16,
+    /// Of completion tokens that were spent on reasoning.
+    pub reasoning: u16,
+}
+
+impl Default for TokenWeights {
+    fn default() -> Self {
+        Self { cached_input: 1_000, reasoning: 1_000 }
+    }
 }
 
 /// One entry of `models[].providers`.
@@ -198,6 +265,20 @@ pub struct Provider {
     pub model_name: Option<String>,
     /// Deadlines of one attempt.
     pub deadlines: Deadlines,
+    /// What it charges for tokens.
+    pub price: Option<Price>,
+}
+
+/// `price` of a provider, in 10⁻¹² of the unit of money per token: 0.15 per million tokens are 150,000. At most 10¹²,
+/// so that a price times a number of tokens below 2²⁴ fits 64 bits; who multiplies more needs 128.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Price {
+    /// Prompt tokens.
+    pub input: u64,
+    /// Prompt tokens that the provider had in its cache; where the file leaves it out, as `input`.
+    pub cached_input: u64,
+    /// Completion tokens.
+    pub output: u64,
 }
 
 /// `type` of a provider with what only that type has.

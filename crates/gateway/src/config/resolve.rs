@@ -11,7 +11,7 @@ use super::review::{self, Whole};
 use super::scalar::{self, Fault};
 use super::tree::{Node, Scalar, Value};
 use super::{Auth, Config, LogFormat, Secret, Server, Settings};
-use super::{resolve_models, resolve_rules, resolve_users};
+use super::{resolve_models, resolve_redis, resolve_rules, resolve_users};
 
 /// Resolves the whole tree. `None` when something in it was refused, now or before.
 pub(super) fn resolve(root: &Node, api_keys: &[Node], problems: &mut Problems) -> Option<Config> {
@@ -22,11 +22,13 @@ pub(super) fn resolve(root: &Node, api_keys: &[Node], problems: &mut Problems) -
     let names = Names { models: &model_names, tiers: &tier_names, users: &users.names, teams: &users.teams };
     let rules = resolve_rules::rules(root, &names, problems);
     let server = server(root, problems);
+    let redis = resolve_redis::redis(root, problems);
     let auth = auth(root);
     let log_format = log_format(root);
     let whole = Whole {
         root,
         rules: &rules,
+        models: &models,
         users: &users.users,
         keys: &users.keys,
         auth: auth.unwrap_or(Auth::Required),
@@ -37,6 +39,7 @@ pub(super) fn resolve(root: &Node, api_keys: &[Node], problems: &mut Problems) -
     }
     Some(Config {
         server: server?,
+        redis,
         settings: Settings { log_format: log_format? },
         auth: auth?,
         rules,
@@ -153,6 +156,14 @@ pub(super) fn duration(node: &Node, key: &Key) -> Option<std::time::Duration> {
         return None;
     };
     read(node, key.name, |text| scalar::duration(text, min, max))
+}
+
+/// A decimal number in units of its last decimal, bounded as the table says.
+pub(super) fn decimal(node: &Node, key: &Key) -> Option<u64> {
+    let Kind::Decimal { places, max } = key.kind else {
+        return None;
+    };
+    read(node, key.name, |text| scalar::decimal(text, places, max))
 }
 
 /// A whole number, bounded as the table says.

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::keys::{OPENAI, SIMULATED};
+use super::keys::{OPENAI, PRICE_SECTION, SIMULATED, TOKEN_WEIGHTS};
 use super::kind::Section;
 use super::problem::{Origin, Problems, quoted};
-use super::resolve::{Index, Item, duration, integer, read, texts};
+use super::resolve::{Index, Item, decimal, duration, integer, read, texts};
 use super::scalar;
 use super::tree::Node;
-use super::{Deadlines, Model, Provider, ProviderKind, Secret};
+use super::{Count, Deadlines, Model, Price, Provider, ProviderKind, Secret, TokenWeights};
 
 /// The name that stands for every model. Only the environment can give it.
 const EVERY_MODEL: &str = "*";
@@ -72,7 +72,31 @@ fn model(node: &Node, path: &str, index: &Index, problems: &mut Problems) -> Opt
         aliases: texts(node, "aliases", path).iter().map(|item| item.text.to_owned()).collect(),
         fallback,
         providers,
+        count: read(node, "count", count)?,
+        token_weights: token_weights(&node.get("token_weights")?.value)?,
     })
+}
+
+fn count(text: &str) -> Result<Count, scalar::Fault> {
+    match text {
+        "estimate" => Ok(Count::Estimate),
+        "exact" => Ok(Count::Exact),
+        _ => scalar::fault("is not known", ""),
+    }
+}
+
+/// Both have three decimals, so they are thousandths.
+fn token_weights(node: &Node) -> Option<TokenWeights> {
+    let weight = |key| decimal(node, TOKEN_WEIGHTS.key(key)?).and_then(|weight| u16::try_from(weight).ok());
+    Some(TokenWeights { cached_input: weight("cached_input")?, reasoning: weight("reasoning")? })
+}
+
+/// Money per million tokens with six decimals is 10⁻¹² a token.
+fn price(node: &Node) -> Option<Price> {
+    let node = &node.get("price")?.value;
+    let money = |key| decimal(node, PRICE_SECTION.key(key)?);
+    let input = money("input")?;
+    Some(Price { input, cached_input: money("cached_input").unwrap_or(input), output: money("output")? })
 }
 
 fn fallback(node: &Node, path: &str, index: &Index, problems: &mut Problems) -> Vec<String> {
@@ -112,6 +136,7 @@ fn provider(node: &Node) -> Option<Provider> {
         kind,
         model_name: read(node, "model_name", |text| scalar::name(text).map(|()| text.to_owned())),
         deadlines: deadlines(node, section)?,
+        price: price(node),
     })
 }
 

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tollgate_limiter::{Algorithm, Limit, Quota, Scope, Unit};
+use tollgate_limiter::{Algorithm, Limit, Quota, Scope};
 
+use super::keys::LIMIT;
 use super::kind::join;
 use super::problem::{Origin, Problems, quoted};
 use super::resolve::{Index, Item, Names, items, read, texts};
@@ -55,16 +56,21 @@ impl Reader<'_> {
         let path = join("tiers", &entry.key);
         self.note_name(&entry.key, entry.at, &path);
         let matches = Match { tier: vec![entry.key.clone()], ..Match::default() };
-        let mut rule = Rule { name: entry.key.clone(), matches, per: Scope::GLOBAL, limits: Vec::new() };
+        let mut rule =
+            Rule { name: entry.key.clone(), matches, per: Scope::GLOBAL, limits: Vec::new(), deny: false };
         match &entry.value.value {
             Value::Map(_) => {
                 rule.per = self.scope(&entry.value, &path);
-                let strategy = self.strategy(&entry.value);
-                rule.limits = self.limits(&rule, strategy, &texts(&entry.value, "limit", &path));
+                rule.limits =
+                    self.limits(&rule, self.way(&entry.value), &texts(&entry.value, "limit", &path));
             }
             _ => {
                 rule.per = Scope::of([tollgate_limiter::Dimension::User, tollgate_limiter::Dimension::Model]);
-                rule.limits = self.limits(&rule, self.default, &items(&entry.value, &path));
+                rule.limits = self.limits(
+                    &rule,
+                    Way { algorithm: self.default, shadow: false },
+                    &items(&entry.value, &path),
+                );
             }
         }
         rule
@@ -82,10 +88,34 @@ impl Reader<'_> {
             matches: matches.unwrap_or_default(),
             per: self.scope(node, path),
             limits: Vec::new(),
+            deny: false,
         };
-        let strategy = self.strategy(node);
-        rule.limits = self.limits(&rule, strategy, &texts(node, "limit", path));
+        rule.deny = self.denies(node, path)?;
+        if !rule.deny {
+            rule.limits = self.limits(&rule, self.way(node), &texts(node, "limit", path));
+        }
         name.map(|_| rule)
+    }
+
+    /// Whether a rule refuses what it matches; what is missing if not, and what must not stand beside it if so. `None`:
+    /// it says neither.
+    fn denies(&mut self, node: &Node, path: &str) -> Option<bool> {
+        let deny = read(node, "deny", scalar::boolean)?;
+        if !deny {
+            for key in ["per", "limit"].into_iter().filter(|key| node.get(key).is_none()) {
+                let hint = LIMIT.key(key).map_or_else(String::new, super::kind::Key::hint);
+                let instead = if key == "limit" { "; or write `deny: true`" } else { "" };
+                self.problems.error(node.at, path, format!("{} is missing", quoted(key)), hint + instead);
+            }
+            return Some(false);
+        }
+        for key in ["limit", "per", "strategy", "mode", "shadow"] {
+            if let Some(entry) = node.get(key).filter(|entry| entry.at != Origin::Default) {
+                let message = format!("{} says nothing beside `deny: true`", quoted(key));
+                self.problems.error(entry.at, &join(path, key), message, "keep one of them");
+            }
+        }
+        Some(true)
     }
 
     fn note_name(&mut self, name: &str, at: Origin, path: &str) {
@@ -136,11 +166,12 @@ impl Reader<'_> {
         Scope::of(items.iter().filter_map(|item| scalar::dimension(item.text).ok().flatten()))
     }
 
-    fn strategy(&self, node: &Node) -> Algorithm {
-        read(node, "strategy", scalar::strategy).unwrap_or(self.default)
+    fn way(&self, node: &Node) -> Way {
+        let algorithm = read(node, "strategy", scalar::strategy).unwrap_or(self.default);
+        Way { algorithm, shadow: read(node, "shadow", scalar::boolean).unwrap_or_default() }
     }
 
-    fn limits(&mut self, rule: &Rule, algorithm: Algorithm, items: &[Item<'_>]) -> Vec<Arc<Limit>> {
+    fn limits(&mut self, rule: &Rule, way: Way, items: &[Item<'_>]) -> Vec<Arc<Limit>> {
         let mut limits: Vec<Arc<Limit>> = Vec::new();
         for item in items {
             let quotas = match Quota::parse_all(item.text) {
@@ -163,7 +194,7 @@ impl Reader<'_> {
                 );
             }
             for quota in quotas {
-                match limit(rule, quota, algorithm, &limits) {
+                match limit(rule, quota, way, &limits) {
                     Ok(limit) => limits.push(Arc::new(limit)),
                     Err((message, help)) => self.problems.error(item.at, &item.path, message, help),
                 }
@@ -178,18 +209,17 @@ impl Reader<'_> {
     }
 }
 
-/// One limit, or message and help.
-fn limit(
-    rule: &Rule,
-    quota: Quota,
+/// How the limits of a rule count.
+#[derive(Clone, Copy)]
+struct Way {
     algorithm: Algorithm,
-    others: &[Arc<Limit>],
-) -> Result<Limit, (String, String)> {
-    if quota.unit() != Unit::Requests {
-        let message = format!("`{quota}` is not counted by this version");
-        return Err((message, "allowed: requests, such as `60/minute` or `1_000/day`".to_owned()));
-    }
-    let limit = Limit::new(&rule.name, quota, algorithm, rule.per)
+    shadow: bool,
+}
+
+/// One limit, or message and help.
+fn limit(rule: &Rule, quota: Quota, way: Way, others: &[Arc<Limit>]) -> Result<Limit, (String, String)> {
+    let limit = Limit::new(&rule.name, quota, way.algorithm, rule.per)
+        .map(|limit| if way.shadow { limit.shadow() } else { limit })
         .map_err(|error| (error.problem().to_owned(), String::new()))?;
     // A minute and 60 seconds are one window.
     let same = |other: &&Arc<Limit>| {
@@ -197,7 +227,8 @@ fn limit(
     };
     match others.iter().find(same) {
         Some(other) => {
-            let message = format!("`{quota}` and `{}` have the same window", other.quota());
+            let what = if quota.window().is_some() { "window" } else { "unit" };
+            let message = format!("`{quota}` and `{}` have the same {what}", other.quota());
             Err((message, "keep one of them".to_owned()))
         }
         None => Ok(limit),

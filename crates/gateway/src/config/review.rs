@@ -1,17 +1,20 @@
 //! What can be said only of the whole: how many limits one request can meet, and what works but perhaps not as meant.
 
+mod idle;
+mod price;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use tollgate_limiter::{Algorithm, Dimension, Limit};
+use tollgate_limiter::Dimension;
 
 use super::kind::join;
 use super::problem::{Origin, Problems, quoted};
 use super::resolve::texts;
 use super::scalar;
 use super::tree::Node;
-use super::{Auth, Key, Match, Rule, User, endpoint_matches};
+use super::{Auth, Key, Match, Model, Rule, User, endpoint_matches};
 
 /// Limits one request may meet.
 const MET_MAX: usize = 16;
@@ -41,6 +44,7 @@ const ROUTES: [&str; 14] = [
 pub(super) struct Whole<'a> {
     pub(super) root: &'a Node,
     pub(super) rules: &'a [Rule],
+    pub(super) models: &'a [Model],
     pub(super) users: &'a [Arc<User>],
     pub(super) keys: &'a [Key],
     pub(super) auth: Auth,
@@ -49,7 +53,7 @@ pub(super) struct Whole<'a> {
 /// Adds what is to be said of the whole.
 pub(super) fn review(whole: &Whole<'_>, problems: &mut Problems) {
     count_met(whole, problems);
-    idle_limits(whole, problems);
+    idle::idle_limits(whole, problems);
     free_sessions(whole, problems);
     unknown_routes(whole.root, problems);
     if problems.any_errors() {
@@ -57,6 +61,8 @@ pub(super) fn review(whole: &Whole<'_>, problems: &mut Problems) {
         return;
     }
     unused_tiers(whole, problems);
+    price::unpriced_providers(whole, problems);
+    denied_to_all(whole, problems);
     if whole.auth == Auth::Required && whole.keys.is_empty() {
         let at = whole.root.get("auth").map_or(Origin::START, |entry| entry.value.at);
         let message = "a key is required and there is none: every request is refused";
@@ -77,6 +83,8 @@ struct Caller<'a> {
     user: Option<&'a str>,
     team: Option<&'a str>,
     tier: Option<&'a str>,
+    /// The models it may use; `None`: all.
+    models: Option<&'a [String]>,
 }
 
 fn count_met(whole: &Whole<'_>, problems: &mut Problems) {
@@ -129,6 +137,7 @@ fn callers<'a>(whole: &Whole<'a>) -> impl Iterator<Item = Caller<'a>> {
             user: user.map(|user| user.name.as_str()),
             team: user.and_then(|user| user.team.as_deref()),
             tier: user.and_then(|user| user.tier.as_deref()),
+            models: user.and_then(|user| user.models.as_deref()),
         }
     });
     let anonymous = (whole.auth == Auth::Optional).then(Caller::default);
@@ -191,39 +200,6 @@ fn worst_model(rules: &[&Rule]) -> usize {
     of_any + by_model.values().max().copied().unwrap_or(0)
 }
 
-/// Limits that another limit of their rule always forestalls. Only said of fixed windows, whose borders coincide.
-fn idle_limits(whole: &Whole<'_>, problems: &mut Problems) {
-    for rule in whole.rules {
-        for idle in &rule.limits {
-            if let Some(other) = rule.limits.iter().find(|other| forestalls(other, idle)) {
-                let (at, path) = place_of_limits(whole.root, rule);
-                let message =
-                    format!("`{}` can never refuse: `{}` always does first", idle.quota(), other.quota());
-                problems.warning(at, &path, message, "remove it");
-            }
-        }
-    }
-}
-
-fn forestalls(strict: &Limit, idle: &Limit) -> bool {
-    let is_fixed = |limit: &Limit| limit.algorithm() == Algorithm::FixedWindow;
-    let (Some(strict_ms), Some(idle_ms)) = (strict.window().length(), idle.window().length()) else {
-        return false;
-    };
-    let (strict_ms, idle_ms) = (strict_ms.get(), idle_ms.get());
-    if !is_fixed(strict) || !is_fixed(idle) || strict_ms == idle_ms || strict.unit() != idle.unit() {
-        return false;
-    }
-    let (strict_amount, idle_amount) =
-        (u128::from(strict.quota().amount()), u128::from(idle.quota().amount()));
-    if strict_ms % idle_ms == 0 {
-        // 60/minute beside 50/day.
-        return idle_amount >= strict_amount;
-    }
-    // 1000/hour beside 10/minute.
-    idle_ms % strict_ms == 0 && idle_amount >= strict_amount * u128::from(idle_ms / strict_ms)
-}
-
 fn place_of_limits(root: &Node, rule: &Rule) -> (Origin, String) {
     if let Some(tier) = root.get("tiers").and_then(|tiers| tiers.value.get(&rule.name)) {
         return (tier.value.at, join("tiers", &rule.name));
@@ -259,6 +235,19 @@ fn free_sessions(whole: &Whole<'_>, problems: &mut Problems) {
             let message = format!("rule {} is per session, and no rule is per ip", quoted(&rule.name));
             let help = "add one for the same requests, because a User-Agent is free to change";
             problems.warning(at, &path, message, help);
+        }
+    }
+}
+
+/// A rule that refuses every request is perhaps one whose conditions were forgotten.
+fn denied_to_all(whole: &Whole<'_>, problems: &mut Problems) {
+    let rules = whole.root.get("limits").map_or(&[][..], |entry| entry.value.items());
+    for (index, node) in rules.iter().enumerate() {
+        let has_conditions = node.get("match").is_some_and(|entry| !entry.value.entries().is_empty());
+        let Some(deny) = node.get("deny").filter(|_| !has_conditions) else { continue };
+        if deny.value.as_text() == Some("true") {
+            let path = format!("limits[{index}].deny");
+            problems.warning(deny.at, &path, "this refuses every request", "say under `match` which ones");
         }
     }
 }

@@ -70,6 +70,27 @@ pub(super) fn fraction(text: &str) -> Result<f64, Fault> {
     }
 }
 
+/// A decimal number up to `max`, in units of its last decimal: with three places 0.25 is 250.
+pub(super) fn decimal(text: &str, places: u32, max: u64) -> Result<u64, Fault> {
+    let help = format!("allowed: 0 to {max}, with up to {places} decimals");
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+    let are_digits = !decimals.is_empty() && decimals.bytes().all(|b| b.is_ascii_digit());
+    let Some(whole) = digits(whole).filter(|_| are_digits) else {
+        return fault("is not a number", help);
+    };
+    let decimals = decimals.trim_end_matches('0');
+    let missing = usize::try_from(places).unwrap_or_default().checked_sub(decimals.len());
+    let (Some(missing), true) = (missing, whole <= u128::from(max)) else {
+        return fault("is out of range", help);
+    };
+    let fraction = format!("0{decimals}{}", "0".repeat(missing)).parse::<u128>().unwrap_or_default();
+    let scale = 10_u128.pow(places);
+    match u64::try_from(whole * scale + fraction) {
+        Ok(number) if u128::from(number) <= u128::from(max) * scale => Ok(number),
+        _ => fault("is out of range", help),
+    }
+}
+
 /// `250ms`, `300s`, `10m`, `1h`, `7d`; the bounds are in milliseconds.
 pub(super) fn duration(text: &str, min_ms: u64, max_ms: u64) -> Result<Duration, Fault> {
     const UNITS: [(&str, u128); 5] =
@@ -268,6 +289,14 @@ pub(super) fn strategy(text: &str) -> Result<Algorithm, Fault> {
     let found = Algorithm::ALL.iter().copied().find(|algorithm| algorithm.as_str() == text);
     let names = Algorithm::ALL.iter().map(|algorithm| algorithm.as_str());
     found.map_or_else(|| fault("is not known", super::problem::suggest(text, names)), Ok)
+}
+
+/// How strictly a limit is kept.
+pub(super) fn mode(text: &str) -> Result<(), Fault> {
+    if text == "leased" {
+        return fault("is not in this version", "allowed: strict");
+    }
+    one_of(text, ["strict"].into_iter())
 }
 
 /// What a limit can be per. `None`: `global`.

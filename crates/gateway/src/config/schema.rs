@@ -27,7 +27,7 @@ fn section(section: &Section, definitions: &mut Map<String, Json>) -> Json {
             match key.default {
                 WhenAbsent::Text(text) => drop(value.insert("default".into(), text.into())),
                 WhenAbsent::List(texts) => drop(value.insert("default".into(), texts.into())),
-                WhenAbsent::Required | WhenAbsent::Nothing => {}
+                WhenAbsent::Required | WhenAbsent::Nothing | WhenAbsent::Section => {}
             }
         }
         properties.insert(key.name.into(), value);
@@ -61,14 +61,23 @@ fn kind(of: &Kind, definitions: &mut Map<String, Json>) -> Json {
         Kind::Fraction => {
             json!({ "anyOf": [{ "type": "number", "minimum": 0, "maximum": 1 }, variable()] })
         }
+        Kind::Decimal { places, max } => json!({ "anyOf": [
+            { "type": "number", "minimum": 0, "maximum": max },
+            { "type": "string", "pattern": format!("^[0-9_]+([.][0-9]{{1,{places}}})?$") },
+            variable(),
+        ] }),
         Kind::Duration { .. } => text("^[0-9_]+ *(ms|s|m|h|d)$"),
         Kind::Size { .. } => text("^[0-9_]+ *([KMG]i?)?B$"),
-        Kind::Address | Kind::Network => json!({ "type": "string" }),
+        Kind::Address | Kind::Network | Kind::RedisUrl | Kind::File => json!({ "type": "string" }),
+        Kind::Host | Kind::Username | Kind::Password | Kind::Prefix => {
+            json!({ "type": ["string", "number"] })
+        }
         Kind::Url => text("^https?://"),
         Kind::Date => text("^[0-9]{4}-[0-9]{2}-[0-9]{2}"),
         Kind::Endpoint => text("^/"),
         Kind::OneOf(words) => words_of(words.iter().copied()),
         Kind::Strategy => words_of(Algorithm::ALL.iter().map(|algorithm| algorithm.as_str())),
+        Kind::Mode => words_of(["strict"].into_iter()),
         Kind::Dimension => {
             words_of(Dimension::ALL.iter().map(|dimension| dimension.as_str()).chain(["global"]))
         }

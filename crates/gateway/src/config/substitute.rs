@@ -1,11 +1,14 @@
 //! `${NAME}`, `${NAME:-default}` and `$$` in every scalar value, once. What a variable holds is never expanded again and
-//! never changes the structure; keys are left alone.
+//! never changes the structure; keys are left alone. Between `://` and `@` of a `url` it is percent-encoded, so that a
+//! password may hold anything.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use super::Environment;
 use super::kind::join;
 use super::problem::{Origin, Problems, quoted};
+use super::redis_url::encoded;
 use super::tree::{Node, Scalar, Value};
 
 /// Bytes that all variables together may add.
@@ -48,7 +51,9 @@ impl Walk<'_> {
     }
 
     fn scalar(&mut self, scalar: &Scalar, at: Origin, path: &str) -> Value {
-        match self.expand(&scalar.text) {
+        let is_url = path == "url" || path.ends_with(".url");
+        let userinfo = if is_url { userinfo(&scalar.text) } else { 0..0 };
+        match self.expand(&scalar.text, userinfo) {
             Ok((text, expanded)) => Value::Scalar(Scalar { text, expanded, plain: scalar.plain }),
             Err((message, help)) => {
                 self.problems.error(at, path, message, help);
@@ -57,8 +62,9 @@ impl Walk<'_> {
         }
     }
 
-    /// The text with its variables replaced, and whether there was any; or message and help.
-    fn expand(&mut self, text: &str) -> Result<(String, bool), (String, String)> {
+    /// The text with its variables replaced, those that stand in `userinfo` percent-encoded, and whether there was any;
+    /// or message and help.
+    fn expand(&mut self, text: &str, userinfo: Range<usize>) -> Result<(String, bool), (String, String)> {
         let mut out = String::with_capacity(text.len());
         let mut expanded = false;
         let mut rest = text;
@@ -72,7 +78,9 @@ impl Walk<'_> {
                 let Some((inside, after)) = after.split_once('}') else {
                     return Err(("`${` without `}`".into(), "write `$$` for a dollar sign".into()));
                 };
-                out.push_str(&self.variable(inside)?);
+                let value = self.variable(inside)?;
+                let at = text.len() - rest.len() + dollar;
+                out.push_str(&if userinfo.contains(&at) { encoded(&value) } else { value });
                 expanded = true;
                 rest = after;
             } else {
@@ -113,4 +121,28 @@ impl Walk<'_> {
             .ok_or_else(|| ("the variables hold more than 4 MiB".to_owned(), String::new()))?;
         Ok(value)
     }
+}
+
+/// Where user and password stand in a URL whose variables are not replaced yet. What a variable holds, and its default,
+/// does not move the borders.
+fn userinfo(template: &str) -> Range<usize> {
+    let mut plain = template.as_bytes().to_vec();
+    let mut from = 0;
+    while let Some(dollar) = template[from..].find('$').map(|at| from + at) {
+        let after = &template[dollar + 1..];
+        from = match after.find('}') {
+            Some(end) if after.starts_with('{') => {
+                plain[dollar..dollar + end + 2].fill(b'x');
+                dollar + end + 2
+            }
+            _ if after.starts_with('$') => dollar + 2,
+            _ => dollar + 1,
+        };
+    }
+    let Some(start) = plain.windows(3).position(|three| three == b"://").map(|at| at + 3) else {
+        return 0..0;
+    };
+    let authority = plain[start..].split(|b| matches!(b, b'/' | b'?' | b'#')).next().unwrap_or_default();
+    let end = authority.iter().rposition(|b| *b == b'@').unwrap_or_default();
+    start..start + end
 }

@@ -2,6 +2,7 @@
 
 mod accepted;
 mod mutations;
+mod redis;
 mod refused;
 mod warned;
 

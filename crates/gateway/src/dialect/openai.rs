@@ -46,8 +46,17 @@ pub fn usage_of_answer(body: &[u8]) -> Option<Usage> {
         #[serde(borrow)]
         usage: Option<&'a RawValue>,
     }
-    let answer: OnlyUsage<'_> = serde_json::from_str(std::str::from_utf8(body).ok()?).ok()?;
-    usage(answer.usage?)
+    // It is near the end, as a rule. What stands from there on is the rest of an object only where the member belongs to
+    // the answer itself: of a nested one too many braces are left over.
+    let tail = memchr::memmem::rfind(body, br#""usage""#).map(|at| [b"{", &body[at..]].concat());
+    let read = |tail: &[u8]| serde_json::from_slice::<OnlyUsage<'_>>(tail).ok()?.usage.and_then(usage);
+    match tail.as_deref().and_then(read) {
+        Some(usage) => Some(usage),
+        None => {
+            let answer: OnlyUsage<'_> = serde_json::from_str(std::str::from_utf8(body).ok()?).ok()?;
+            usage(answer.usage?)
+        }
+    }
 }
 
 /// Generated text in a whole answer, bytes of UTF-8: for one that reports no usage.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use crate::call::{Call, Endpoint, Prompt};
+use crate::call::Call;
 use crate::dialect::Usage;
 use crate::dialect::openai;
 use crate::ledger::Tokens;
@@ -14,40 +14,43 @@ use crate::sse;
 const KEPT_BYTES_MAX: usize = 4 << 20;
 const KEPT_END_BYTES: usize = 4 << 10;
 
-/// A token is taken to be this much text where nobody counted it: rather too many tokens than too few.
-const BYTES_PER_TOKEN: u64 = 3;
+/// What is taken to be used where the provider does not say.
+#[derive(Clone, Copy)]
+pub struct Basis {
+    /// Tokens of the prompt; `None`: of what this endpoint answers no tokens are counted.
+    pub prompt: Option<u64>,
+    /// Each piece of a streamed answer is one token.
+    pub counts_deltas: bool,
+}
 
-/// Tokens that an image, and a recording or another file, are taken to be: never by their size.
-const TOKENS_PER_IMAGE: u64 = 1_000;
-const TOKENS_PER_FILE: u64 = 1_500;
-
-/// The tokens of an answer that is here as a whole; `None`: there is nothing to count.
-pub fn tokens_of_answer(call: &Call, counts_deltas: bool, answer: &[u8]) -> Option<Tokens> {
-    Estimate::new(call, counts_deltas)
-        .settle(openai::usage_of_answer(answer), || openai::answer_content_bytes(answer))
+/// The tokens of an answer that is here as a whole; `None`: there is nothing to count. `per_text`: tokens of this many
+/// bytes of text.
+pub fn tokens_of_answer(basis: Basis, answer: &[u8], per_text: impl Fn(u64) -> u64) -> Option<Tokens> {
+    let said = openai::usage_of_answer(answer);
+    Counting::new(basis).tokens(said, || openai::answer_content_bytes(answer), per_text)
 }
 
 /// Looks at an answer while it passes.
 pub(super) enum Meter {
     Events { splitter: sse::Splitter, counted: Counted, open: bool },
-    Plain { kept: Vec<u8>, too_long: bool, estimate: Estimate },
+    Plain { kept: Vec<u8>, too_long: bool, counting: Counting },
 }
 
 pub(super) struct Counted {
     hide_usage: bool,
     done: bool,
     usage: Option<Usage>,
-    estimate: Estimate,
+    counting: Counting,
 }
 
 impl Meter {
-    pub(super) fn new(call: &Call, counts_deltas: bool, events: bool) -> Self {
-        let estimate = Estimate::new(call, counts_deltas);
+    pub(super) fn new(call: &Call, basis: Basis, events: bool) -> Self {
+        let counting = Counting::new(basis);
         if !events {
-            return Self::Plain { kept: Vec::new(), too_long: false, estimate };
+            return Self::Plain { kept: Vec::new(), too_long: false, counting };
         }
         let hide_usage = call.endpoint().streams() && !call.usage_asked();
-        let counted = Counted { hide_usage, done: false, usage: None, estimate };
+        let counted = Counted { hide_usage, done: false, usage: None, counting };
         Self::Events { splitter: sse::Splitter::new(), counted, open: false }
     }
 
@@ -118,14 +121,14 @@ impl Meter {
         }
     }
 
-    /// What was used so far.
-    pub(super) fn tokens(&self) -> Option<Tokens> {
+    /// What was used so far; `per_text`: tokens of this many bytes of text.
+    pub(super) fn tokens(&self, per_text: impl Fn(u64) -> u64) -> Option<Tokens> {
         match self {
-            Self::Events { counted, .. } => counted.estimate.settle(counted.usage, || 0),
-            Self::Plain { kept, too_long: false, estimate } => {
-                estimate.settle(openai::usage_of_answer(kept), || openai::answer_content_bytes(kept))
+            Self::Events { counted, .. } => counted.counting.tokens(counted.usage, || 0, per_text),
+            Self::Plain { kept, too_long, counting } => {
+                let content = || if *too_long { 0 } else { openai::answer_content_bytes(kept) };
+                counting.tokens(openai::usage_of_answer(kept), content, per_text)
             }
-            Self::Plain { kept, too_long: true, estimate } => estimate.settle(usage_at_end(kept), || 0),
         }
     }
 }
@@ -137,39 +140,22 @@ impl Counted {
         let delta = openai::read_event(&data);
         self.done |= delta.done;
         self.usage = delta.usage.or(self.usage);
-        self.estimate.add(delta.content_bytes);
+        self.counting.add(delta.content_bytes);
         !(self.hide_usage && delta.usage_only)
     }
 }
 
-/// The `usage` of a long answer: its last member, as a rule.
-fn usage_at_end(end: &[u8]) -> Option<Usage> {
-    let at = memchr::memmem::rfind(end, br#""usage""#)?;
-    openai::usage_of_answer(&[b"{", &end[at..]].concat())
-}
-
-/// What is counted here when the provider does not say.
+/// What is counted here in case the provider does not say.
 #[derive(Clone, Copy)]
-pub(super) struct Estimate {
-    /// Images and recordings without `usage` have no tokens to count.
-    of_text: bool,
-    prompt: u64,
-    counts_deltas: bool,
+pub(super) struct Counting {
+    basis: Basis,
     deltas: u64,
     content_bytes: u64,
 }
 
-impl Estimate {
-    fn new(call: &Call, counts_deltas: bool) -> Self {
-        let of_text = matches!(
-            call.endpoint(),
-            Endpoint::ChatCompletions
-                | Endpoint::Completions
-                | Endpoint::Embeddings
-                | Endpoint::Moderations
-                | Endpoint::Rerank
-        );
-        Self { of_text, prompt: prompt_tokens(&call.prompt()), counts_deltas, deltas: 0, content_bytes: 0 }
+impl Counting {
+    fn new(basis: Basis) -> Self {
+        Self { basis, deltas: 0, content_bytes: 0 }
     }
 
     /// A piece of the answer with this much text.
@@ -179,28 +165,30 @@ impl Estimate {
     }
 
     /// What the provider says, else what was counted and `more` bytes of text.
-    fn settle(mut self, usage: Option<Usage>, more: impl FnOnce() -> u64) -> Option<Tokens> {
-        if let Some(usage) = usage {
+    fn tokens(
+        mut self,
+        said: Option<Usage>,
+        more: impl FnOnce() -> u64,
+        per_text: impl Fn(u64) -> u64,
+    ) -> Option<Tokens> {
+        if let Some(usage) = said {
             return Some(Tokens { usage, estimated: false });
         }
+        let prompt = self.basis.prompt?;
         self.add(more());
-        let by_text = self.content_bytes.div_ceil(BYTES_PER_TOKEN);
-        let completion = if self.counts_deltas { self.deltas } else { by_text };
-        let total = self.prompt + completion;
-        let usage = Usage { prompt: self.prompt, completion, total, ..Usage::default() };
-        self.of_text.then_some(Tokens { usage, estimated: true })
+        let completion = if self.basis.counts_deltas { self.deltas } else { per_text(self.content_bytes) };
+        let usage =
+            Usage { prompt, completion, total: prompt.saturating_add(completion), ..Usage::default() };
+        Some(Tokens { usage, estimated: true })
     }
-}
-
-/// What a prompt is taken to be.
-fn prompt_tokens(prompt: &Prompt) -> u64 {
-    let files = TOKENS_PER_FILE * (prompt.audio + prompt.files);
-    prompt.text_bytes.div_ceil(BYTES_PER_TOKEN) + prompt.token_ids + TOKENS_PER_IMAGE * prompt.images + files
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::call::Endpoint;
+
+    const TEXT: Basis = Basis { prompt: Some(6), counts_deltas: false };
 
     fn call(endpoint: Endpoint) -> Call {
         let body = r#"{"model":"m","prompt":"123456789","input":"123456789"}"#;
@@ -209,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_chunk_of_whole_events_is_sent_as_it_came() {
-        let mut meter = Meter::new(&call(Endpoint::Completions), false, true);
+        let mut meter = Meter::new(&call(Endpoint::Completions), TEXT, true);
         let chunk = Bytes::from_static(b"data: {\"choices\":[]}\n\ndata: {\"choices\":[]}\n\n");
         let mut ready = VecDeque::new();
         meter.take(chunk.clone(), &mut ready);
@@ -227,7 +215,7 @@ mod tests {
             (b"data: {\"choices\":[", false),
             (b"data: [DON", false),
         ] {
-            let mut meter = Meter::new(&call(Endpoint::Completions), false, true);
+            let mut meter = Meter::new(&call(Endpoint::Completions), TEXT, true);
             let mut ready = VecDeque::new();
             meter.take(Bytes::from_static(b"data: {}\n\n"), &mut ready);
             meter.take(Bytes::copy_from_slice(end), &mut ready);
@@ -239,19 +227,21 @@ mod tests {
 
     #[test]
     fn usage_at_the_end_of_a_long_answer() {
-        let mut meter = Meter::new(&call(Endpoint::Embeddings), false, false);
+        let mut meter = Meter::new(&call(Endpoint::Embeddings), TEXT, false);
         let mut ready = VecDeque::new();
         meter.take(Bytes::from(vec![b'1'; KEPT_BYTES_MAX + 1]), &mut ready);
         let end = br#"],"usage":{"prompt_tokens":7,"total_tokens":7}}"#;
         meter.take(Bytes::from_static(end), &mut ready);
-        let tokens = meter.tokens().unwrap();
+        let tokens = meter.tokens(|_| 0).unwrap();
         assert_eq!((tokens.usage.prompt, tokens.estimated), (7, false));
     }
 
     #[test]
     fn images_without_usage_have_no_tokens() {
-        assert_eq!(tokens_of_answer(&call(Endpoint::ImagesGenerations), false, b"{}"), None);
-        let estimated = tokens_of_answer(&call(Endpoint::Embeddings), false, b"{}").unwrap();
+        let none = Basis { prompt: None, counts_deltas: false };
+        assert_eq!(tokens_of_answer(none, b"{}", |bytes| bytes), None);
+        let estimated = tokens_of_answer(TEXT, br#"{"text":"four"}"#, |bytes| 2 * bytes).unwrap();
+        assert_eq!(estimated.usage.completion, 8);
         assert_eq!((estimated.usage.prompt, estimated.estimated), (6, true));
     }
 }

@@ -8,12 +8,14 @@
 
 mod client;
 mod provider;
+mod redis;
 mod tollgate;
 
 use std::time::Duration;
 
 pub use client::{Conn, Response, chat, get, post, request};
 pub use provider::{Gate, Provider, Seen, Step, blackhole, chunk, json_answer, refusing, sse};
+pub use redis::Redis;
 pub use tollgate::{Metrics, Tollgate};
 
 /// Longest wait for something that should happen at once.

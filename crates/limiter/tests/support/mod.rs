@@ -23,6 +23,11 @@ pub(crate) fn limit(rule: &str, quota: &str, algorithm: Algorithm) -> Arc<Limit>
     Arc::new(Limit::new(rule, quota, algorithm, scope).unwrap_or_else(|error| panic!("{error}")))
 }
 
+/// So many calls at a time.
+pub(crate) fn slots(rule: &str, n: u64) -> Arc<Limit> {
+    limit(rule, &format!("{n} concurrent"), Algorithm::Concurrency)
+}
+
 pub(crate) fn user(name: &str) -> Subject {
     Scope::of([Dimension::User]).subject(|_| Cow::Borrowed(name))
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 use tollgate_limiter::{Algorithm, Dimension, Scope};
 
-use super::super::{Auth, LogFormat, ProviderKind, endpoint_matches, schema};
+use super::super::{Auth, Count, LogFormat, Price, ProviderKind, TokenWeights, endpoint_matches, schema};
 use super::{file, load, load_file, nothing, variables};
 
 #[test]
@@ -167,16 +167,98 @@ fn the_schema_lists_every_key() {
     assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
     assert_eq!(schema["properties"]["server"]["$ref"], "#/$defs/server");
     assert_eq!(schema["$defs"]["server"]["properties"]["max_body"]["default"], "10MB");
-    assert_eq!(schema["$defs"]["limit"]["required"], json!(["name", "per", "limit"]));
+    assert_eq!(schema["$defs"]["limit"]["required"], json!(["name"]));
     assert_eq!(schema["$defs"]["openai"]["additionalProperties"], false);
-    for section in
-        ["server", "settings", "tier", "limit", "match", "user", "key", "model", "openai", "simulated"]
-    {
+    for section in [
+        "server",
+        "dependencies",
+        "redis",
+        "redis_tls",
+        "settings",
+        "tier",
+        "limit",
+        "match",
+        "user",
+        "key",
+        "model",
+        "token_weights",
+        "price",
+        "openai",
+        "simulated",
+    ] {
         assert!(
             schema["$defs"][section]["properties"].as_object().is_some_and(|keys| !keys.is_empty()),
             "{section}"
         );
     }
+}
+
+#[test]
+fn every_unit() {
+    let more = "settings: { rate_limiting_strategy: token_bucket }
+limits:
+  - { name: t, per: user, limit: [10k tokens/minute, 5k input tokens/minute burst 9k, 1M output tokens/day] }
+  - { name: m, per: team, limit: [\"$500/month\", 20 concurrent, \"$9.50/day\"], strategy: moving_window, shadow: true, mode: strict }
+  - { name: d, match: { endpoint: /v1/videos }, deny: true }
+tiers: { pro: { limit: 64 concurrent, shadow: true } }
+users: [{ name: u, tier: pro, team: t }]
+";
+    let text =
+        file(more).replace("{ type: simulated }", "{ type: simulated, price: { input: 1, output: 2 } }");
+    let loaded = load_file(&text, &nothing).map_err(|problems| super::lines(&problems)).unwrap();
+    assert_eq!(super::lines(&loaded.warnings), [""; 0]);
+    let seen: Vec<(&str, Algorithm, u64, bool)> = loaded
+        .config
+        .limits()
+        .map(|(_, limit)| (limit.id(), limit.algorithm(), limit.capacity(), limit.is_shadow()))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("pro-concurrency", Algorithm::Concurrency, 64, true),
+            ("t-tokens-minute", Algorithm::TokenBucket, 10_000, false),
+            ("t-input_tokens-minute", Algorithm::TokenBucket, 9_000, false),
+            ("t-output_tokens-day", Algorithm::TokenBucket, 1_000_000, false),
+            ("m-cost-month", Algorithm::FixedWindow, 500_000_000, true),
+            ("m-concurrency", Algorithm::Concurrency, 20, true),
+            ("m-cost-day", Algorithm::MovingWindow, 9_500_000, true),
+        ]
+    );
+    let denies: Vec<(&str, bool)> =
+        loaded.config.rules.iter().map(|rule| (rule.name.as_str(), rule.deny)).collect();
+    assert_eq!(denies, [("pro", false), ("t", false), ("m", false), ("d", true)]);
+}
+
+#[test]
+fn prices_and_counting() {
+    let model = |keys: &str, price: &str| {
+        let text = format!(
+            "auth: optional\nmodels:\n  - {{ name: a, {keys} providers: [{{ type: simulated, {price} }}] }}\n"
+        );
+        let loaded = load_file(&text, &nothing).map_err(|problems| super::lines(&problems)).unwrap();
+        (loaded.config.models[0].clone(), loaded.effective["config"]["models"][0].clone())
+    };
+    let (plain, shown) = model("", "");
+    assert_eq!(
+        (plain.count, plain.token_weights, plain.providers[0].price),
+        (Count::Estimate, TokenWeights::default(), None)
+    );
+    assert_eq!(shown["token_weights"], json!({ "cached_input": 1.0, "reasoning": 1.0 }));
+    let (priced, shown) = model(
+        "count: exact, token_weights: { cached_input: 0.1, reasoning: 0.125 },",
+        "price: { input: 0.15, cached_input: 0.075, output: 1_000.000001 }",
+    );
+    assert_eq!(
+        (priced.count, priced.token_weights),
+        (Count::Exact, TokenWeights { cached_input: 100, reasoning: 125 })
+    );
+    let price = Price { input: 150_000, cached_input: 75_000, output: 1_000_000_001 };
+    assert_eq!(priced.providers[0].price, Some(price));
+    assert_eq!(shown["providers"][0]["price"]["cached_input"], json!(0.075));
+    let (free, _) = model("token_weights: { reasoning: 0 },", "price: { input: 1_000_000, output: 0.0 }");
+    assert_eq!(free.token_weights, TokenWeights { cached_input: 1_000, reasoning: 0 });
+    let price = Price { input: 1_000_000_000_000, cached_input: 1_000_000_000_000, output: 0 };
+    assert_eq!(free.providers[0].price, Some(price));
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use super::{Severity, load, load_file};
 
-const EXAMPLES: [&str; 4] = [
+const EXAMPLES: [&str; 5] = [
+    include_str!("../../../../../examples/budgets.yml"),
     include_str!("../../../../../examples/minimal.yml"),
     include_str!("../../../../../examples/team.yml"),
     include_str!("../../../../../examples/fallback.yml"),

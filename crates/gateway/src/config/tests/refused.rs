@@ -21,7 +21,7 @@ fn keys() {
         (
             "sever: {}\n",
             &[
-                "t.yml:1:1: sever: unknown key; did you mean `server`? allowed: server, settings, tiers, limits, auth, users, models",
+                "t.yml:1:1: sever: unknown key; did you mean `server`? allowed: server, dependencies, settings, tiers, limits, auth, users, models",
             ],
         ),
         ("server: []\n", &["t.yml:1:9: server: expected keys and values, found a list"]),
@@ -37,7 +37,7 @@ fn keys() {
         (
             "\"a\\e[31m\": 1\n",
             &[
-                "t.yml:1:1: a\\u{1b}[31m: unknown key; allowed: server, settings, tiers, limits, auth, users, models",
+                "t.yml:1:1: a\\u{1b}[31m: unknown key; allowed: server, dependencies, settings, tiers, limits, auth, users, models",
             ],
         ),
     ]);
@@ -116,13 +116,15 @@ fn listeners_and_secrets() {
 
 #[test]
 fn limits() {
-    let uncounted = "is not counted by this version; allowed: requests, such as `60/minute` or `1_000/day`";
-    let tiers = said("tiers: { a: 10 tokens/minute, b: [20 concurrent, $5/day] }\n");
-    assert_eq!(tiers[0], format!("t.yml:1:13: tiers.a: `10 tokens/minute` {uncounted}"));
-    assert_eq!(tiers[1], format!("t.yml:1:35: tiers.b[0]: `20 concurrent` {uncounted}"));
-    assert_eq!(tiers[2], format!("t.yml:1:50: tiers.b[1]: `$5/day` {uncounted}"));
-    assert_eq!(tiers.len(), 3);
     expect(&[
+        (
+            "tiers: { a: [20 concurrent, 5 concurrent], b: { limit: $60k/day, strategy: sliding_window }, c: [9 tokens/60s, 8 input tokens/minute, 7 tokens/minute] }\nusers: [{ name: u, tier: a }, { name: v, tier: b }, { name: w, tier: c }]\n",
+            &[
+                "t.yml:1:29: tiers.a[1]: `5 concurrent` and `20 concurrent` have the same unit; keep one of them",
+                "t.yml:1:56: tiers.b.limit: `$60000/day` is too large to be counted exactly as sliding_window; write fixed_window for it",
+                "t.yml:1:135: tiers.c[2]: `7 tokens/minute` and `9 tokens/60 seconds` have the same window; keep one of them",
+            ],
+        ),
         (
             "limits:\n  - { name: r, per: ip, limit: [10/minute, 20/60s] }\n  - { name: r, per: ip, limit: 1/second }\n",
             &[
@@ -147,6 +149,68 @@ fn limits() {
     let burst = said("limits:\n  - { name: r, per: ip, limit: 10/minute burst 5 }\n");
     assert!(
         burst[0].starts_with("t.yml:2:32: limits[0].limit: `10/minute burst 5`: burst needs token_bucket")
+    );
+}
+
+#[test]
+fn rules_that_refuse() {
+    let rule = |keys: &str| said(&format!("limits:\n  - {{ name: r, match: {{ model: a }}, {keys} }}\n"));
+    let missing = "write `deny: true`";
+    let neither = rule("deny: false");
+    assert!(neither[0].starts_with("t.yml:2:5: limits[0]: `per` is missing; what is counted"), "{neither:?}");
+    assert!(neither[1].starts_with("t.yml:2:5: limits[0]: `limit` is missing;"), "{neither:?}");
+    assert!(neither[1].ends_with(missing) && neither.len() == 2, "{neither:?}");
+    for key in ["limit: 1/minute", "per: ip", "strategy: token_bucket", "mode: strict", "shadow: true"] {
+        let name = key.split(':').next().unwrap();
+        assert_eq!(
+            rule(&format!("deny: true, {key}")),
+            [format!(
+                "t.yml:2:49: limits[0].{name}: `{name}` says nothing beside `deny: true`; keep one of them"
+            )]
+        );
+    }
+    assert_eq!(
+        rule("per: ip, limit: 1/minute, mode: leased"),
+        ["t.yml:2:69: limits[0].mode: `leased` is not in this version; allowed: strict"]
+    );
+    assert_eq!(rule("deny: maybe"), ["t.yml:2:43: limits[0].deny: `maybe` is neither true nor false"]);
+}
+
+#[test]
+fn prices_and_weights() {
+    let model = |keys: &str| errors(&format!("models:\n  - {{ name: a, {keys} }}\n"));
+    let provider = |price: &str| model(&format!("providers: [{{ type: simulated, price: {{ {price} }} }}]"));
+    let place = "t.yml:2:63: models[0].providers[0].price.input:";
+    let money = "allowed: 0 to 1000000, with up to 6 decimals";
+    for (amount, said) in [
+        ("$1", "is not a number"),
+        ("-1", "is not a number"),
+        ("1e3", "is not a number"),
+        ("1.", "is not a number"),
+        ("0.0000001", "is out of range"),
+        ("1000000.000001", "is out of range"),
+        ("99999999999999999999", "is out of range"),
+    ] {
+        let expected = format!("{place} `{amount}` {said}; {money}");
+        assert_eq!(provider(&format!("input: {amount}, output: 1")), [expected]);
+    }
+    assert_eq!(
+        provider("cached_input: 1"),
+        [
+            "t.yml:2:54: models[0].providers[0].price: `input` is missing; money per million prompt tokens",
+            "t.yml:2:54: models[0].providers[0].price: `output` is missing; money per million completion tokens",
+        ]
+    );
+    let simulated = "providers: [{ type: simulated }]";
+    assert_eq!(
+        model(&format!(
+            "count: exactly, token_weights: {{ cached_input: 1.5, reasoning: 0.0001 }}, {simulated}"
+        )),
+        [
+            "t.yml:2:23: models[0].count: `exactly` is not known; did you mean `exact`? allowed: estimate, exact",
+            "t.yml:2:63: models[0].token_weights.cached_input: `1.5` is out of range; allowed: 0 to 1, with up to 3 decimals",
+            "t.yml:2:79: models[0].token_weights.reasoning: `0.0001` is out of range; allowed: 0 to 1, with up to 3 decimals",
+        ]
     );
 }
 

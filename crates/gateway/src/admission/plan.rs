@@ -1,0 +1,239 @@
+//! What requests of one caller to one endpoint for one model meet.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use http::HeaderValue;
+use tollgate_limiter::{Charge, Denial, Dimension, Limit, Retry, Scope, Standing, Subject, Unit};
+
+use super::Demand;
+use crate::config::{Config, Match};
+use crate::headers;
+use crate::identity::Caller;
+use crate::metrics::{Histogram, LimitSeries, Metrics, Name};
+
+/// Plans kept of one configuration; past it they are worked out each time.
+const PLANS_MAX: usize = 65_536;
+
+/// The limits that requests of one kind meet, by rule in the order of the configuration.
+pub struct Plan {
+    route: &'static str,
+    model: Name,
+    met: Vec<Met>,
+    denied: Option<Name>,
+    /// From such a request's head to the last byte handed over.
+    pub duration: Histogram,
+    policy: HeaderValue,
+    holds_calls: bool,
+    counts_tokens: bool,
+}
+
+/// One limit that is met.
+struct Met {
+    limit: Arc<Limit>,
+    /// `None`: it differs from request to request (by address or session).
+    subject: Option<Subject>,
+    series: LimitSeries,
+}
+
+impl Plan {
+    fn new(config: &Config, metrics: &Metrics, caller: &Caller, route: &'static str, model: &Name) -> Self {
+        let rules = || config.rules.iter().filter(|rule| rule.matches.holds(caller, route, model));
+        let met = rules().flat_map(|rule| {
+            let fixed = !rule.per.contains(Dimension::Ip) && !rule.per.contains(Dimension::Session);
+            // A caller without a key is nothing but its address.
+            let fixed = fixed && (caller.key.is_some() || !names_caller(rule.per));
+            let subject = fixed.then(|| subject(rule.per, caller, route, model));
+            rule.limits.iter().map(move |limit| Met {
+                limit: limit.clone(),
+                subject: subject.clone(),
+                series: metrics.limit(limit),
+            })
+        });
+        let met: Vec<Met> = met.collect();
+        let any = |is: fn(Unit) -> bool| met.iter().any(|met| is(met.limit.unit()));
+        Self {
+            route,
+            model: model.clone(),
+            duration: metrics.durations(route, model),
+            denied: rules().find(|rule| rule.deny).map(|rule| Name::from(rule.name.as_str())),
+            policy: headers::policy(met.iter().map(|met| &*met.limit)),
+            holds_calls: any(|unit| unit == Unit::Concurrency),
+            counts_tokens: any(|unit| matches!(unit, Unit::Tokens | Unit::InputTokens | Unit::OutputTokens)),
+            met,
+        }
+    }
+
+    /// The rule that refuses every such request.
+    pub fn denied(&self) -> Option<&Name> {
+        self.denied.as_ref()
+    }
+
+    /// `RateLimit-Policy`.
+    pub fn policy(&self) -> &HeaderValue {
+        &self.policy
+    }
+
+    /// Whether calls in flight are limited.
+    pub fn holds_calls(&self) -> bool {
+        self.holds_calls
+    }
+
+    /// Whether tokens of any kind are limited.
+    pub fn counts_tokens(&self) -> bool {
+        self.counts_tokens
+    }
+
+    /// One charge for each limit.
+    pub fn charges(&self, caller: &Caller, demand: &Demand) -> Vec<Charge> {
+        let (route, model) = (self.route, &*self.model);
+        let mut last: Option<(Scope, Subject)> = None;
+        let charge = |met: &Met| {
+            let subject = met.subject.clone().unwrap_or_else(|| {
+                // The limits of a rule share their subject.
+                let scope = met.limit.scope();
+                let known = last.take().filter(|(of, _)| *of == scope);
+                let subject =
+                    known.map_or_else(|| subject(scope, caller, route, model), |(_, subject)| subject);
+                last = Some((scope, subject.clone()));
+                subject
+            });
+            demand.charge(&met.limit, subject)
+        };
+        self.met.iter().map(charge).collect()
+    }
+
+    /// Counts what the limits said to a request that was let through.
+    pub fn count_granted(&self, standings: &[Standing]) {
+        for (met, standing) in self.met.iter().zip(standings) {
+            let shadow = standing.limit.is_shadow() && standing.retry != Retry::Now;
+            if shadow { &met.series.shadow } else { &met.series.allowed }.inc();
+        }
+    }
+
+    /// Counts what the limits said to a request that was refused.
+    pub fn count_denied(&self, denial: &Denial) {
+        for (met, standing) in self.met.iter().zip(denial.standings()) {
+            let counter = match (standing.retry, standing.limit.is_shadow()) {
+                (Retry::Now, _) => &met.series.allowed,
+                (_, true) => &met.series.shadow,
+                (_, false) => &met.series.blocked,
+            };
+            counter.inc();
+        }
+        if let Some(met) = self.met.get(denial.binding_index()) {
+            met.series.refusals.inc();
+        }
+    }
+
+    /// Counts a decision that was not made.
+    pub fn count_failed(&self) {
+        for met in &self.met {
+            met.series.error.inc();
+        }
+    }
+}
+
+/// The plans of one configuration, worked out when they are first needed.
+pub struct Plans {
+    /// Some rule is for some addresses only: what is met differs from request to request.
+    by_address: bool,
+    known: RwLock<HashMap<Asker, Arc<Plan>>>,
+}
+
+/// Who asks for what: addresses of a key and a model that live as long as the snapshot these plans belong to, so that
+/// nothing is hashed but three words.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Asker {
+    key: usize,
+    route: usize,
+    model: usize,
+}
+
+impl Plans {
+    /// None so far.
+    pub fn of(config: &Config) -> Self {
+        let by_address = config.rules.iter().any(|rule| !rule.matches.ip.is_empty());
+        Self { by_address, known: RwLock::default() }
+    }
+
+    /// What `caller` meets at `route` (canonical) with `model` (resolved, of this configuration).
+    pub fn plan(
+        &self,
+        config: &Config,
+        metrics: &Metrics,
+        caller: &Caller,
+        route: &'static str,
+        model: &Name,
+    ) -> Arc<Plan> {
+        let make = || Arc::new(Plan::new(config, metrics, caller, route, model));
+        if self.by_address {
+            return make();
+        }
+        let key = caller.key.as_ref().map_or(0, |key| Arc::as_ptr(key).addr());
+        let asker = Asker { key, route: route.as_ptr().addr(), model: model.as_ptr().addr() };
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).get(&asker).cloned();
+        known.unwrap_or_else(|| {
+            let plan = make();
+            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            if known.len() < PLANS_MAX {
+                known.insert(asker, plan.clone());
+            }
+            plan
+        })
+    }
+}
+
+/// Whether a scope asks who the caller is.
+fn names_caller(scope: Scope) -> bool {
+    [Dimension::ApiKey, Dimension::User, Dimension::Team, Dimension::Tier]
+        .into_iter()
+        .any(|dimension| scope.contains(dimension))
+}
+
+/// A scope filled in. What a caller does not have (a user, a team) is replaced by its key, else by its address: a limit per
+/// user must not be one counter for all who are nobody.
+fn subject(per: Scope, caller: &Caller, route: &str, model: &str) -> Subject {
+    let or_identity = |value: Option<&str>| match value {
+        Some(value) => Cow::Owned(value.to_owned()),
+        None => Cow::Owned(caller.fallback_identity()),
+    };
+    let subject = per.subject(|dimension| match dimension {
+        Dimension::Ip => Cow::Owned(caller.ip().to_string()),
+        Dimension::Session => Cow::Owned(caller.session()),
+        Dimension::ApiKey => or_identity(caller.key.as_ref().map(|key| key.id.as_str())),
+        Dimension::User => or_identity(caller.user()),
+        Dimension::Team => or_identity(caller.team().or(caller.user())),
+        Dimension::Tier => or_identity(caller.tier()),
+        Dimension::Model => Cow::Owned(model.to_owned()),
+        Dimension::Endpoint => Cow::Owned(route.to_owned()),
+    });
+    let Some(key) = &caller.key else {
+        return subject.unauthenticated();
+    };
+    // What belongs to one tenant is kept together.
+    let owned = [Dimension::ApiKey, Dimension::User, Dimension::Team];
+    if owned.into_iter().any(|dimension| per.contains(dimension)) {
+        return subject.of_tenant(caller.team().or(caller.user()).unwrap_or(&key.id));
+    }
+    subject
+}
+
+impl Match {
+    /// Whether a request of `caller` to `route` (canonical) for `model` (resolved) is meant.
+    pub fn holds(&self, caller: &Caller, route: &str, model: &str) -> bool {
+        fn any(wanted: &[String], value: Option<&str>) -> bool {
+            wanted.is_empty() || value.is_some_and(|value| wanted.iter().any(|name| name == value))
+        }
+        self.authenticated.is_none_or(|wanted| wanted == caller.key.is_some())
+            && (self.endpoint.is_empty()
+                || self.endpoint.iter().any(|glob| crate::config::endpoint_matches(glob, route)))
+            && any(&self.model, Some(model))
+            && any(&self.user, caller.user())
+            && any(&self.team, caller.team())
+            && any(&self.tier, caller.tier())
+            && any(&self.api_key, caller.key.as_ref().map(|key| key.id.as_str()))
+            && (self.ip.is_empty() || self.ip.iter().any(|net| net.contains(&caller.address)))
+    }
+}
