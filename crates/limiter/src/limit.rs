@@ -306,14 +306,36 @@ impl Charge {
     }
 }
 
-/// What charge `index` needs from its counter when the ones before it are taken: its own amount, and that of any
-/// earlier charge on the same counter.
-pub(crate) fn demand(charges: &[Charge], index: usize) -> u64 {
-    let charge = &charges[index];
-    let same = |other: &&Charge| {
-        (Arc::ptr_eq(&other.limit, &charge.limit) || other.limit.same_counter(&charge.limit))
-            && other.subject == charge.subject
+/// What asks a counter for an amount: a charge, or what was said to one.
+pub(crate) trait Claim {
+    fn limit(&self) -> &Arc<Limit>;
+    fn subject(&self) -> &Subject;
+    fn amount(&self) -> u64;
+}
+
+impl Claim for Charge {
+    fn limit(&self) -> &Arc<Limit> {
+        &self.limit
+    }
+
+    fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    fn amount(&self) -> u64 {
+        self.amount
+    }
+}
+
+/// What claim `index` needs from its counter when the ones before it are taken: its own amount, and that of any
+/// earlier claim on the same counter.
+pub(crate) fn demand<C: Claim>(claims: &[C], index: usize) -> u64 {
+    let claim = &claims[index];
+    let same = |other: &&C| {
+        let one_limit =
+            Arc::ptr_eq(other.limit(), claim.limit()) || other.limit().same_counter(claim.limit());
+        one_limit && other.subject() == claim.subject()
     };
-    let earlier = charges[..index].iter().filter(same);
-    earlier.fold(charge.amount, |sum, other| sum.saturating_add(other.amount))
+    let earlier = claims[..index].iter().filter(same);
+    earlier.fold(claim.amount(), |sum, other| sum.saturating_add(other.amount()))
 }
