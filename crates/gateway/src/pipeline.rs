@@ -298,7 +298,7 @@ async fn own_limits(context: &Context<'_>, caller: &Caller) -> Result<serde_json
         return Err(Error::MissingKey);
     }
     let counters = counters(gateway, now, head, caller)?;
-    counters.standings(&gateway.limits, gateway.metrics()).await
+    counters.standings(&gateway.limits).await
 }
 
 fn counters(
