@@ -255,7 +255,7 @@ async fn expect(
     let estimate = gateway.ledger.estimates.before(key, &model.name, &call.content(), counted);
     let usage = Usage { prompt: estimate.input, completion: estimate.output, ..Usage::default() };
     let prices = deployments.iter().filter_map(|deployment| deployment.provider.price.as_ref());
-    let cost = prices.map(|price| admission::cost(price, &usage)).max().unwrap_or(0);
+    let cost = prices.map(|price| admission::cost(price, &usage)).max().unwrap_or_default();
     Demand { estimate, cost }
 }
 
