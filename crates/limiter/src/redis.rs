@@ -7,6 +7,7 @@
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::BuildHasher;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -30,6 +31,7 @@ mod plan;
 mod replay;
 mod scripts;
 mod settlement;
+mod underway;
 
 use connection::Connection;
 use flights::{Flights, Waiting};
@@ -38,6 +40,7 @@ use plan::Plan;
 use replay::{Counters, Outcome};
 use scripts::Scripts;
 use settlement::Held;
+use underway::Underway;
 
 /// Births are told apart by so many bits.
 const LIFE_BITS: u32 = 32;
@@ -118,6 +121,8 @@ struct Inner {
     connection: Connection,
     flights: Arc<Flights>,
     asking: AtomicUsize,
+    /// Scripts on their way, settlements among them.
+    underway: Arc<Underway>,
     denials: Option<Denials<Arc<Plan>, Counters>>,
     clock: Option<ManualClock>,
     births: AtomicU64,
@@ -160,6 +165,7 @@ impl RedisStore {
             coalescing: options.coalescing,
             flights: Arc::default(),
             asking: AtomicUsize::new(0),
+            underway: Arc::default(),
             denials: options.denial_memory.then(Denials::new),
             clock: options.rehearsal.map(|rehearsal| rehearsal.clock),
             births: AtomicU64::new(0),
@@ -194,15 +200,19 @@ impl RedisStore {
         let runtime = self.0.connection.runtime();
         // In a task: whoever asked may leave, and others may wait for the same script.
         if !self.0.coalescing {
-            let store = self.clone();
-            drop(runtime.spawn(async move { store.fly(&plan, vec![waiting]).await }));
+            let (store, piece) = (self.clone(), self.0.underway.begin());
+            drop(runtime.spawn(async move {
+                store.fly(&plan, vec![waiting]).await;
+                drop(piece);
+            }));
         } else if let Some((mut flight, mut batch)) = self.0.flights.join(plan, waiting) {
-            let store = self.clone();
+            let (store, piece) = (self.clone(), self.0.underway.begin());
             drop(runtime.spawn(async move {
                 while !batch.is_empty() {
                     store.fly(&flight.plan, batch).await;
                     batch = flight.next();
                 }
+                drop(piece);
             }));
         }
         match timeout(self.0.deadline + GRACE, answer).await {
@@ -290,6 +300,10 @@ impl Store for RedisStore {
             self.0.forget(&key);
             Ok(matches!(answer?, Value::Int(1..)))
         })
+    }
+
+    fn flush(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.0.underway.over())
     }
 }
 

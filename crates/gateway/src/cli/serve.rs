@@ -92,7 +92,7 @@ where
     let failed = |error: std::io::Error| Stopped::new(exit::NO, error);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let workers = Workers::start().map_err(failed)?;
-    let code = runtime.block_on(async {
+    let (code, gateway) = runtime.block_on(async {
         let limits = Limits::open(&config).map_err(|error| Stopped::new(exit::CONFIG, error))?;
         let gateway = Gateway::new(config, limits, log);
         let connections = TaskTracker::new();
@@ -101,10 +101,16 @@ where
         let signals = Signals::new().map_err(failed)?;
         tokio::spawn(reap(gateway.clone()));
         started(gateway.clone()).await;
-        Ok(until_ended(&gateway, &connections, signals).await)
+        let code = until_ended(&gateway, &connections, signals).await;
+        Ok((code, gateway))
     })?;
-    // Requests still under way are dropped here, which ends them: counted and logged as all others.
+    // Requests still under way are dropped here, which ends them: settled, counted and logged as all others.
     workers.stop();
+    runtime.block_on(async {
+        if tokio::time::timeout(LAST_WORDS, gateway.limits.flush()).await.is_err() {
+            tracing::warn!("the store of limits does not answer: some estimates stand");
+        }
+    });
     runtime.shutdown_timeout(LAST_WORDS);
     last.flush(LOG_PATIENCE);
     Ok(code)

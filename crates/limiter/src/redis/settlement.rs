@@ -56,7 +56,7 @@ impl Hold for Held {
         };
         plan.keys.iter().for_each(|key| self.store.0.forget(key));
         let (reply, answer) = oneshot::channel();
-        let store = self.store.clone();
+        let (store, piece) = (self.store.clone(), self.store.0.underway.begin());
         drop(self.store.0.connection.runtime().spawn(async move {
             let corrections = store.correct(&plan, &settlements, charges).await;
             if corrections.is_err() {
@@ -64,6 +64,7 @@ impl Hold for Held {
             }
             // Nobody who wants to know is the usual case.
             let _ = reply.send(corrections);
+            drop(piece);
         }));
         Box::pin(async move { answer.await.unwrap_or(Err(StoreError::Lost)) })
     }
