@@ -196,6 +196,7 @@ impl RedisStore {
         };
         let _place = Place::among(&self.0.asking).ok_or(StoreError::Busy)?;
         let (reply, answer) = oneshot::channel();
+        let mut answer = Awaited(answer);
         let waiting = Waiting { charges, reply };
         let runtime = self.0.connection.runtime();
         // In a task: whoever asked may leave, and others may wait for the same script.
@@ -215,7 +216,7 @@ impl RedisStore {
                 drop(piece);
             }));
         }
-        match timeout(self.0.deadline + GRACE, answer).await {
+        match timeout(self.0.deadline + GRACE, &mut answer.0).await {
             Ok(Ok(decision)) => decision,
             Ok(Err(_)) => Err(StoreError::Lost),
             Err(_) => Err(StoreError::Timeout),
@@ -304,6 +305,19 @@ impl Store for RedisStore {
 
     fn flush(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(self.0.underway.over())
+    }
+}
+
+/// The answer that somebody waits for who may leave at any moment: also when it has come and was not yet looked at. What it
+/// grants goes back then.
+struct Awaited(oneshot::Receiver<Result<Decision, StoreError>>);
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        self.0.close();
+        if let Ok(Ok(Decision::Granted(unwanted))) = self.0.try_recv() {
+            unwanted.refund();
+        }
     }
 }
 
