@@ -14,10 +14,11 @@ use support::{
 };
 use tokio::sync::Semaphore;
 
-const AT_ONCE: usize = 200;
-const LEAVES_WITHIN: Duration = Duration::from_millis(60);
+const AT_ONCE: usize = 64;
+const LEAVES_WITHIN: Duration = Duration::from_millis(40);
 const TOKENS: &str = "r-tokens-day";
 const REQUESTS: &str = "r-requests-day";
+const UNDER_WAY: &str = "r-concurrency";
 
 /// What a provider makes of a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,7 +54,7 @@ impl Plan {
             _ => Answers::Refuses { whole: random.bool() },
         };
         let leaves = answers == Answers::FallsSilent || random.u8(..10) < 4;
-        let patience = leaves.then(|| LEAVES_WITHIN.mul_f64(random.f64().powi(2)));
+        let patience = leaves.then(|| LEAVES_WITHIN.mul_f64(random.f64()));
         Self {
             stream: random.u8(..3) > 0,
             answers,
@@ -144,8 +145,10 @@ async fn cut(redis: Option<Redis>, size: usize, callers: usize) {
     let provider =
         Provider::start(|seen| Plan::of(seen.json()["seed"].as_u64().expect("a number") as usize).steps())
             .await;
-    let limits = "[{ name: r, per: user, limit: [1G tokens/day, 1M/day] }]";
-    let fleet = Fleet::start(redis, size, "", &provider, limits).await;
+    // Calls under way are counted in memory only.
+    let under_way = if redis.is_none() { ", 1M concurrent" } else { "" };
+    let limits = format!("[{{ name: r, per: user, limit: [1G tokens/day, 1M/day{under_way}] }}]");
+    let fleet = Fleet::start(redis, size, "", &provider, &limits).await;
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut calls = Vec::new();
     for number in 0..callers {
@@ -174,6 +177,9 @@ async fn cut(redis: Option<Redis>, size: usize, callers: usize) {
     );
     fleet.used_becomes(TOKENS, tokens_of(&lines)).await;
     fleet.used_becomes(REQUESTS, asked).await;
+    if fleet.redis.is_none() {
+        fleet.used_becomes(UNDER_WAY, 0).await;
+    }
     assert_eq!(fleet.tokens_counted().await, tokens_of(&lines));
     assert_eq!(fleet.sum("rate_limit_tokens_total", r#"kind="used""#).await, tokens_of(&lines));
     let settled = fleet.sum("rate_limit_settlements_total", "").await;
@@ -227,28 +233,16 @@ fn check_lines(lines: &[Value], provider: &Provider, whole: &[bool]) -> u64 {
     let of = |outcome: &str| lines.iter().filter(|line| line["outcome"] == outcome).count();
     let (done, left, died) = (of("done"), of("client_left"), of("upstream_died"));
     println!("{done} done, {left} left, {died} died, {} refused", of("refused"));
-    assert!(left > lines.len() / 10 && done > lines.len() / 4 && died > lines.len() / 50);
+    assert!(left > lines.len() / 5 && done > lines.len() / 5 && died > lines.len() / 50);
     said
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_cut_is_counted_once_in_memory() {
-    cut(None, 1, 2_500).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_cut_is_counted_once_in_redis() {
-    cut(Some(Redis::start()), 3, 2_500).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes half a minute"]
 async fn ten_thousand_cuts_are_counted_once_in_memory() {
     cut(None, 1, 10_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes half a minute"]
 async fn ten_thousand_cuts_are_counted_once_in_redis() {
     cut(Some(Redis::start()), 3, 10_000).await;
 }
