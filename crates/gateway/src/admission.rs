@@ -125,6 +125,9 @@ impl Admitted {
 
     /// Gives everything back: it reached no provider.
     pub fn refund(self, metrics: &Metrics) {
+        if self.plan.counts_tokens() {
+            metrics.rate_limit_tokens.returned.inc_by(self.demand.estimate.total());
+        }
         if let Some(reservation) = self.hold.take() {
             reservation.refund();
             metrics.rate_limit_settlements.refunded.inc();
