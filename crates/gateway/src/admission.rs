@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::header::HeaderMap;
-use tollgate_limiter::{Decision, Reservation, StoreError};
+use tollgate_limiter::{Decision, Reservation, Standing, StoreError, Unit};
 
 pub use self::amounts::{Demand, Used, cost};
 pub use self::plan::{Plan, Plans};
@@ -50,17 +50,27 @@ pub async fn admit(
     match decision {
         Decision::Granted(reservation) => {
             plan.count_granted(reservation.standings());
-            if plan.counts_tokens() {
-                metrics.rate_limit_tokens.reserved.inc_by(demand.estimate.total());
-            }
+            let reserved = reserved_tokens(reservation.standings());
+            metrics.rate_limit_tokens.reserved.inc_by(reserved);
             let said = headers::granted(&reservation, plan.policy());
-            Ok((Admitted { hold: Hold::new(reservation, plan), plan: plan.clone(), demand, took }, said))
+            let hold = Hold::new(reservation, plan);
+            Ok((Admitted { hold, plan: plan.clone(), demand, reserved, took }, said))
         }
         Decision::Denied(denial) => {
             plan.count_denied(&denial);
             Err(Error::Limited(Box::new(denial)))
         }
     }
+}
+
+/// Tokens taken, each once, whatever number of limits they were taken from: what was asked for was first clamped to the
+/// limits, for a client may ask for any number.
+fn reserved_tokens(standings: &[Standing]) -> u64 {
+    let most = |unit| {
+        let taken = standings.iter().filter(|standing| standing.taken && standing.limit.unit() == unit);
+        taken.map(|standing| standing.requested).max().unwrap_or(0)
+    };
+    most(Unit::Tokens).max(most(Unit::InputTokens).saturating_add(most(Unit::OutputTokens)))
 }
 
 fn failed(metrics: &Metrics, error: &StoreError) -> Error {
@@ -82,6 +92,8 @@ pub struct Admitted {
     hold: Hold,
     plan: Arc<Plan>,
     demand: Demand,
+    /// Tokens, of all kinds together.
+    reserved: u64,
     took: Duration,
 }
 
@@ -105,11 +117,9 @@ impl Admitted {
     /// Replaces the estimates by what was used. Sent, not waited for.
     pub fn settle(self, used: &Used, metrics: &Metrics) {
         if self.plan.counts_tokens() {
-            let reserved = self.demand.estimate.total();
             let tokens = used.usage.prompt.saturating_add(used.usage.completion);
             metrics.rate_limit_tokens.used.inc_by(tokens);
-            let returned = reserved.saturating_sub(tokens);
-            metrics.rate_limit_tokens.returned.inc_by(returned);
+            metrics.rate_limit_tokens.returned.inc_by(self.reserved.saturating_sub(tokens));
         }
         if let Some(reservation) = self.hold.take() {
             let amounts: Vec<u64> =
@@ -127,6 +137,7 @@ impl Admitted {
     pub fn refund(self, metrics: &Metrics) {
         if let Some(reservation) = self.hold.take() {
             reservation.refund();
+            metrics.rate_limit_tokens.returned.inc_by(self.reserved);
             metrics.rate_limit_settlements.refunded.inc();
         }
     }
