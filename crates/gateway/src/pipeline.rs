@@ -198,9 +198,7 @@ fn relay(
         deployment.series.first_token.observe(waited.as_secs_f64());
         entry.first_event = Some(Instant::now());
     }
-    // An error, however long and of whatever type, is no answer: nothing is taken to be used where it does not say so.
-    let prompt = entry.expected_prompt().filter(|_| answer.status.is_success());
-    let basis = Basis { prompt, counts_deltas: deployment.counts_deltas() };
+    let basis = Basis { prompt: entry.expected_prompt(), counts_deltas: deployment.counts_deltas() };
     match answer.body {
         AnswerBody::Whole(bytes) => {
             if answer.status.is_success() {
