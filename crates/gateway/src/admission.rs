@@ -73,6 +73,11 @@ fn reserved_tokens(standings: &[Standing]) -> u64 {
     most(Unit::Tokens).max(most(Unit::InputTokens).saturating_add(most(Unit::OutputTokens)))
 }
 
+/// Whether a unit is tokens of some kind.
+fn counts_tokens(unit: Unit) -> bool {
+    matches!(unit, Unit::Tokens | Unit::InputTokens | Unit::OutputTokens)
+}
+
 fn failed(metrics: &Metrics, error: &StoreError) -> Error {
     let kind = match error {
         StoreError::Unreachable => "unreachable",
@@ -122,10 +127,11 @@ impl Admitted {
             metrics.rate_limit_tokens.returned.inc_by(self.reserved.saturating_sub(tokens));
         }
         if let Some(reservation) = self.hold.take() {
-            let amounts: Vec<u64> =
-                reservation.standings().iter().map(|standing| used.amount(standing.limit.unit())).collect();
+            let units = reservation.standings().iter().map(|standing| standing.limit.unit());
+            let (units, amounts): (Vec<Unit>, Vec<u64>) = units.map(|unit| (unit, used.amount(unit))).unzip();
             let corrections = reservation.settle(&amounts);
-            let forgiven: u64 = corrections.iter().map(|correction| correction.forgiven).sum();
+            let of_tokens = corrections.iter().zip(units).filter(|(_, unit)| counts_tokens(*unit));
+            let forgiven = of_tokens.map(|(correction, _)| correction.forgiven).max().unwrap_or(0);
             if forgiven > 0 {
                 metrics.rate_limit_tokens.forgiven.inc_by(forgiven);
             }

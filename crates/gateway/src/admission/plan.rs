@@ -60,7 +60,7 @@ impl Plan {
             denied: rules().find(|rule| rule.deny).map(|rule| Name::from(rule.name.as_str())),
             policy: headers::policy(met.iter().map(|met| &*met.limit)),
             holds_calls: any(|unit| unit == Unit::Concurrency),
-            counts_tokens: any(|unit| matches!(unit, Unit::Tokens | Unit::InputTokens | Unit::OutputTokens)),
+            counts_tokens: any(super::counts_tokens),
             met,
         }
     }
