@@ -3,9 +3,10 @@
 mod support;
 
 use support::{
-    Ask, CHAT, Conn, Response, Store, Tollgate, governed, obedient, post, request, start_counting,
-    start_governed,
+    Ask, Conn, Response, Store, Tollgate, governed, obedient, post, request, start_counting, start_governed,
 };
+
+const CHAT: &str = Ask::CHAT;
 
 const USED: &str = r#","x_usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}"#;
 const MILLION: u64 = 1_000_000;

@@ -4,8 +4,10 @@ mod support;
 
 use serde_json::{Value, json};
 use support::{
-    Ask, CHAT, Conn, Gate, Provider, Response, Step, Store, Tollgate, governed, obedient, sse, start_counting,
+    Ask, Conn, Gate, Provider, Response, Step, Store, Tollgate, governed, obedient, sse, start_counting,
 };
+
+const CHAT: &str = Ask::CHAT;
 
 /// Requests, tokens, input tokens, output tokens, micro-units of money.
 type Cost = [u64; 5];

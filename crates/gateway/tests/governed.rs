@@ -317,6 +317,62 @@ async fn every_algorithm_scope_and_unit_in_redis() {
     assert_eq!(redis.cli(&["EVAL", eternal, "0"]), "0", "keys that live for ever");
 }
 
+/// In each unit and scope the first request leaves too little; the second one asks for more of that unit than is left.
+#[tokio::test]
+async fn one_that_refuses_leaves_all_others_as_they_were() {
+    for store in [Store::Memory, Store::redis()] {
+        let provider = obedient().await;
+        let roomy = ["1k/week", "1M tokens/week", "1M input tokens/week", "1M output tokens/week", "$1/week"];
+        let tight =
+            ["1/week", "60 tokens/week", "20 input tokens/week", "40 output tokens/week", "$0.0001/week"];
+        let mut models = "models:\n  - { name: chat, providers: [*upstream] }\n".to_owned();
+        let mut limits = "limits:\n".to_owned();
+        for (index, (unit, ..)) in UNITS.iter().enumerate() {
+            let mut own = roomy;
+            own[index] = tight[index];
+            models += &format!("  - {{ name: {unit}, providers: [*upstream] }}\n");
+            let rule = |name: &str, per: &str, limits: &[&str]| {
+                let limits = limits.join(", ");
+                format!(
+                    "  - {{ name: {unit}-{name}, match: {{ model: {unit} }}, per: {per}, limit: [{limits}] }}\n"
+                )
+            };
+            limits += &rule("all", "global", &roomy);
+            limits += &rule("address", "ip", &roomy);
+            limits += &rule("own", "user", &own);
+        }
+        let gateway = start_counting(&governed(&store, &provider, &format!("{models}{limits}"))).await;
+        for (unit, _, used) in UNITS {
+            let ask = Ask { model: unit, ..ALICE };
+            assert_eq!(ask.send(&gateway).await.status, 200, "{unit}");
+            let own = format!("{unit}-own-{unit}-week");
+            ask.level_becomes(&gateway, &own, used).await;
+            let before = ask.limits(&gateway).await.json();
+            assert_eq!(before["data"].as_array().map(Vec::len), Some(15));
+            for _ in 0..2 {
+                let refused = ask.send(&gateway).await;
+                assert_eq!(
+                    (refused.status, &refused.json()["error"]["rule"]),
+                    (429, &own.as_str().into()),
+                    "{unit}"
+                );
+            }
+            let [before, after] = [before, ask.limits(&gateway).await.json()].map(levels);
+            assert_eq!(before, after, "{unit}");
+        }
+    }
+}
+
+/// What of `GET /v1/limits` does not change by itself.
+fn levels(said: serde_json::Value) -> Vec<(String, u64, u64)> {
+    let entries = said["data"].as_array().expect("a list").iter();
+    let level = |entry: &serde_json::Value| {
+        let number = |name: &str| entry[name].as_u64().expect("a number");
+        (entry["rule"].to_string(), number("used"), number("remaining"))
+    };
+    entries.map(level).collect()
+}
+
 /// Every counter and the hash of its dump, a line each.
 fn counters(redis: &Redis) -> String {
     let script = "local all = {} for _, k in ipairs(redis.call('KEYS', '*:rl:*')) do \

@@ -217,6 +217,23 @@ async fn what_is_counted_about_limits() {
 }
 
 #[tokio::test]
+async fn what_a_limit_forgives_is_tokens() {
+    let provider = obedient().await;
+    let limits =
+        "limits: [{ name: r, per: user, limit: [100 tokens/day, 100 input tokens/day, $0.0001/day] }]";
+    let gateway = start_governed(&Store::Memory, &provider, limits).await;
+    let body = r#","max_tokens":10,"x_usage":{"prompt_tokens":1000,"completion_tokens":0}"#;
+    assert_eq!(Ask { body, ..Ask::PLAIN }.send(&gateway).await.status, 200);
+    // A limit remembers twice itself, so much of what was used is forgiven; money is not tokens.
+    for limit in ["r-tokens-day", "r-input_tokens-day", "r-cost-day"] {
+        Ask::PLAIN.level_becomes(&gateway, limit, 200).await;
+    }
+    let metrics = gateway.metrics().await;
+    assert_eq!(metrics.sum("rate_limit_tokens_total", r#"kind="forgiven""#), 800.0, "{}", metrics.0);
+    assert_eq!(metrics.sum("rate_limit_tokens_total", r#"kind="used""#), 1_000.0);
+}
+
+#[tokio::test]
 async fn a_refusal_is_one_line_and_a_flood_is_not() {
     let provider = obedient().await;
     let gateway =

@@ -6,8 +6,6 @@ use serde_json::{Value, json};
 
 use super::{Provider, Redis, Response, SOON, Step, Tollgate, json_answer, post, request, sse};
 
-pub const CHAT: &str = "/v1/chat/completions";
-
 /// Where counters are kept.
 pub enum Store {
     Memory,
@@ -51,9 +49,11 @@ pub struct Ask<'a> {
 }
 
 impl Ask<'_> {
+    pub const CHAT: &'static str = "/v1/chat/completions";
+
     /// alice asks for nothing in particular.
     pub const PLAIN: Ask<'static> =
-        Ask { key: "sk-alice", ip: "203.0.113.1", agent: "a", model: "chat", path: CHAT, body: "" };
+        Ask { key: "sk-alice", ip: "203.0.113.1", agent: "a", model: "chat", path: Ask::CHAT, body: "" };
 
     fn headers<'a>(&'a self, bearer: &'a str) -> Vec<(&'a str, &'a str)> {
         let mut headers = vec![("X-Forwarded-For", self.ip), ("User-Agent", self.agent)];

@@ -15,7 +15,7 @@ mod tollgate;
 use std::time::Duration;
 
 pub use client::{Conn, Response, chat, get, post, request};
-pub use governed::{Ask, CHAT, Store, governed, obedient, start_counting, start_governed};
+pub use governed::{Ask, Store, governed, obedient, start_counting, start_governed};
 pub use provider::{Gate, Provider, Seen, Step, blackhole, chunk, json_answer, refusing, sse};
 pub use redis::Redis;
 pub use tollgate::{Metrics, Tollgate};
