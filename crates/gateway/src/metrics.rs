@@ -200,7 +200,7 @@ pub struct Metrics {
     /// 1 while limits do what they say for when Redis is down.
     pub rate_limit_degraded: Gauge,
     /// Configurations that were to be taken over.
-    pub rate_limit_config_updates: Family<ByUpdate, Counter>,
+    rate_limit_config_updates: Family<ByUpdate, Counter>,
     /// How many times what a request used was reserved for it.
     pub estimate_error_ratio: Family<ByModel, Histogram, Buckets>,
     /// Streams that ended early.
@@ -210,7 +210,7 @@ pub struct Metrics {
     /// Open connections on the data listener.
     pub connections: Gauge,
     /// 1 while the running configuration is the one in the file.
-    pub config_last_reload_successful: Gauge,
+    config_last_reload_successful: Gauge,
     registry: Registry,
 }
 
@@ -351,6 +351,13 @@ impl Metrics {
     pub fn route(&self, endpoint: &str) -> &Arc<RouteSeries> {
         let own = self.routes.iter().find(|route| route.endpoint == endpoint);
         own.or(self.routes.last()).expect("there is a series for every route, `other` being the last")
+    }
+
+    /// A configuration that was to be taken over, from `file` or by `signal`.
+    pub fn config_update(&self, source: &'static str, applied: bool) {
+        self.config_last_reload_successful.set(i64::from(applied));
+        let result = if applied { "applied" } else { "refused" };
+        self.rate_limit_config_updates.get_or_create(&ByUpdate { source, result }).inc();
     }
 
     /// Durations of requests to a route for a model.

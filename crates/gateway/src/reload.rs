@@ -152,7 +152,8 @@ pub async fn run(gateway: Arc<Gateway>, source: Source, mut seen: Seen, watch: b
         let resolving = source.clone();
         let result = tokio::task::spawn_blocking(move || resolving.resolve(text?.as_deref()));
         let result = result.await.map_err(std::io::Error::other)?;
-        gateway.metrics().config_last_reload_successful.set(i64::from(result.is_ok()));
+        let source = if asked { "signal" } else { "file" };
+        gateway.metrics().config_update(source, result.is_ok());
         match result {
             Ok(loaded) => {
                 for warning in &loaded.warnings {

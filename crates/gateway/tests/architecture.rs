@@ -199,7 +199,7 @@ fn metrics_are_written_and_never_read() {
 }
 
 /// What of the limiter may name what. Everything else of it is values and locks.
-const LIMITER_DOORS: [(&str, &[&str]); 10] = [
+const LIMITER_DOORS: [(&str, &[&str]); 11] = [
     ("http", &["tower"]),
     ("http_body", &["tower"]),
     ("tower_layer", &["tower"]),
@@ -209,6 +209,7 @@ const LIMITER_DOORS: [(&str, &[&str]); 10] = [
     // Also the name of our own module, which the front door and the layer's storage open.
     ("redis", &["redis", "lib.rs", "tower/storage.rs"]),
     ("tokio", &["redis"]),
+    ("tokio_rustls", &["redis/tls", "redis/dial"]),
     ("std::net", &["tower", "redis"]),
     ("std::env", &[]),
 ];

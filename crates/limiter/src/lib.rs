@@ -78,8 +78,10 @@ pub use memory::persist::PersistError;
 pub use memory::{Budgets, MemoryStore, Occupancy};
 pub use names::UnknownName;
 pub use quota::{Algorithm, Quota, QuotaError, Span, Unit, Window};
+#[cfg(feature = "redis-tls")]
+pub use redis::Tls;
 #[cfg(feature = "redis")]
-pub use redis::{RedisOptions, RedisStore};
+pub use redis::{RedisOptions, RedisStore, ServerInfo, Status, Topology};
 pub use reservation::{Decision, Denial, Reservation, Standing};
 pub use scope::{Dimension, Scope, Subject, SubjectError};
 pub use spec::{Correction, LEASE, Retry};

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ::redis::{Client, Value};
+use ::redis::Value;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -19,19 +19,37 @@ use tokio::time::timeout;
 use crate::clock::{Clock, ManualClock, Millis, SystemClock};
 use crate::denials::Denials;
 use crate::limit::Charge;
+use crate::quota::Algorithm;
 use crate::reservation::{Decision, Denial, Reservation, Standing};
 use crate::scope::Subject;
+use crate::spec::Retry;
 use crate::store::{Answer, Source, Store, StoreError};
 
+mod address;
+mod cluster;
 mod connection;
+mod dial;
 mod flights;
+mod link;
+mod node;
 mod pack;
 mod plan;
 mod replay;
 mod scripts;
+mod sentinel;
 mod settlement;
+mod spread;
+mod status;
+#[cfg(feature = "redis-tls")]
+mod tls;
 
+pub use status::{ServerInfo, Status, Topology};
+#[cfg(feature = "redis-tls")]
+pub use tls::Tls;
+
+use address::Address;
 use connection::Connection;
+use dial::Dialer;
 use flights::{Flights, Waiting};
 use pack::Packer;
 use plan::Plan;
@@ -49,9 +67,11 @@ const GRACE: Duration = Duration::from_millis(5);
 const AMOUNT_MAX: u64 = 1 << 52;
 
 /// How a store in Redis is reached, and what it does to spare round trips.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RedisOptions {
     url: String,
+    #[cfg(feature = "redis-tls")]
+    tls: Tls,
     prefix: String,
     deadline: Duration,
     coalescing: bool,
@@ -67,16 +87,33 @@ struct Rehearsal {
 }
 
 impl RedisOptions {
-    /// `redis://[[user]:password@]host[:port][/database]`, or `unix:///path/to/socket`.
+    /// - `redis://[[user]:password@]host[:port][/database]`
+    /// - `unix:///path/to/socket[?db=…&user=…&pass=…]`
+    /// - `redis+sentinel://[[user]:password@]host[:port],…/master[/database]`: the master that these sentinels name,
+    ///   followed through failovers. User and password are the master's; those of the sentinels are
+    ///   `?sentinel_username=…&sentinel_password=…`
+    /// - `redis+cluster://[[user]:password@]host[:port],…`: all masters of a cluster; some servers of it are enough
+    /// - `rediss://…`, `rediss+sentinel://…`, `rediss+cluster://…`: the same, encrypted (feature `redis-tls`).
+    ///   Certificates are checked against the names in the URL, or those that sentinels and servers announce
+    ///
+    /// In user and password, `% / ? # @` are written `%25 %2F %3F %23 %40`.
     pub fn new(url: &str) -> RedisOptions {
         RedisOptions {
             url: url.to_string(),
+            #[cfg(feature = "redis-tls")]
+            tls: Tls::default(),
             prefix: "tollgate".to_string(),
             deadline: Duration::from_millis(50),
             coalescing: true,
             denial_memory: true,
             rehearsal: None,
         }
+    }
+
+    /// Whom an encrypted connection believes, and as whom it shows itself.
+    #[cfg(feature = "redis-tls")]
+    pub fn tls(self, tls: Tls) -> RedisOptions {
+        RedisOptions { tls, ..self }
     }
 
     /// What every key begins with, instead of `tollgate`. No braces: they mark what keeps keys together.
@@ -148,13 +185,23 @@ impl RedisStore {
             let prefix = crate::names::excerpt(&options.prefix);
             return Err(wrong(format!("`{prefix}` cannot begin keys: no braces, nothing invisible")));
         }
-        let client = Client::open(options.url.as_str())
-            .map_err(|error| wrong(format!("this is no address of a Redis: {error}")))?;
+        let address = Address::parse(&options.url)
+            .map_err(|problem| wrong(format!("this is no address of a Redis: {problem}")))?;
         let runtime = Handle::try_current().map_err(|_| wrong("there is no tokio runtime here".into()))?;
+        #[cfg(not(feature = "redis-tls"))]
+        if address.tls {
+            let problem = "an encrypted connection needs the feature `redis-tls` of tollgate-limiter";
+            return Err(wrong(format!("{problem}, which is not built in")));
+        }
+        let dialer = Dialer {
+            runtime,
+            #[cfg(feature = "redis-tls")]
+            tls: address.tls.then(|| options.tls.connector()).transpose().map_err(wrong)?,
+        };
         let scripts = Scripts::new(options.rehearsal.as_ref());
         let hasher = RandomState::new();
         Ok(RedisStore(Arc::new(Inner {
-            connection: Connection::new(client, options.deadline, scripts, runtime),
+            connection: Connection::new(address, dialer, scripts, options.deadline),
             prefix: options.prefix,
             deadline: options.deadline,
             coalescing: options.coalescing,
@@ -178,12 +225,35 @@ impl RedisStore {
         }
     }
 
+    /// How it is connected, as this process sees it: nothing is asked.
+    pub fn status(&self) -> Status {
+        self.0.connection.status()
+    }
+
+    /// How long Redis takes to answer, waiting for a connection included; of a cluster, the slowest master.
+    pub async fn ping(&self) -> Result<Duration, StoreError> {
+        self.0.connection.ping().await
+    }
+
+    /// What Redis says of itself, as far as it does. The deadline is that of a decision.
+    pub async fn info(&self) -> Result<ServerInfo, StoreError> {
+        self.0.connection.info().await
+    }
+
     async fn take(&self, charges: Vec<Charge>) -> Result<Decision, StoreError> {
         if charges.is_empty() {
             // Nothing to ask about; the time of nothing is that of this machine.
             return Ok(Decision::Granted(self.hold(Vec::new(), SystemClock.now(), Vec::new())));
         }
+        if self.0.connection.is_cluster() {
+            return self.take_spread(charges).await;
+        }
         let plan = Arc::new(Plan::of_charges(&self.0.prefix, &charges)?);
+        self.take_together(plan, charges).await
+    }
+
+    /// Decides what one script can.
+    async fn take_together(&self, plan: Arc<Plan>, charges: Vec<Charge>) -> Result<Decision, StoreError> {
         let charges = match self.0.remembered(&plan, charges) {
             Ok(denial) => return Ok(Decision::Denied(denial)),
             Err(charges) => charges,
@@ -237,7 +307,7 @@ impl RedisStore {
         for Waiting { charges, reply } in batch {
             let outcome = counters.reserve(plan, charges);
             let verdict = verdicts.next() == Some(b'1');
-            denied |= matches!(outcome, Outcome::Denied(_));
+            denied |= matches!(&outcome, Outcome::Denied(denial) if worth_remembering(denial));
             let decision = match outcome {
                 Outcome::Granted(standings, receipts) if verdict => {
                     Ok(Decision::Granted(self.hold(standings, counters.now, receipts)))
@@ -261,8 +331,9 @@ impl RedisStore {
         now: Millis,
         receipts: Vec<Option<crate::spec::Receipt>>,
     ) -> Reservation {
-        let held = Held { store: self.clone(), receipts };
-        Reservation::new(standings, now, Box::new(held)).decided_by(Source::Redis)
+        let held = Held::new(self.clone(), receipts);
+        let hold = if self.0.connection.is_cluster() { held.spread() } else { Box::new(held) };
+        Reservation::new(standings, now, hold).decided_by(Source::Redis)
     }
 }
 
@@ -276,6 +347,9 @@ impl Store for RedisStore {
             if charges.is_empty() {
                 return Ok(Vec::new());
             }
+            if self.0.connection.is_cluster() {
+                return self.peek_spread(charges).await;
+            }
             let plan = Plan::of_charges(&self.0.prefix, &charges)?;
             let (_, counters) = self.0.ask(&plan, &charges, Vec::new()).await?;
             Ok(counters.stand(&plan, charges))
@@ -286,10 +360,21 @@ impl Store for RedisStore {
         Box::pin(async move {
             let key = plan::key(&self.0.prefix, subject);
             self.0.forget(&key);
-            let answer = self.0.connection.command(::redis::cmd("DEL").arg(&key)).await;
+            let both = [&key, &plan::leases_key(&key)];
+            let answer = self.0.connection.command(&key, ::redis::cmd("DEL").arg(&both)).await;
             self.0.forget(&key);
             Ok(matches!(answer?, Value::Int(1..)))
         })
+    }
+}
+
+impl fmt::Debug for RedisOptions {
+    /// Without the URL, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RedisOptions { prefix, deadline, coalescing, denial_memory, .. } = self;
+        let mut shown = f.debug_struct("RedisOptions");
+        shown.field("prefix", prefix).field("deadline", deadline);
+        shown.field("coalescing", coalescing).field("denial_memory", denial_memory).finish_non_exhaustive()
     }
 }
 
@@ -358,6 +443,14 @@ impl Inner {
     fn time_given(&self) -> String {
         self.clock.as_ref().map_or_else(String::new, |clock| clock.now().get().to_string())
     }
+}
+
+/// Whether a limit refuses that is not on calls in flight: those may end at any moment, so they are asked for each time.
+fn worth_remembering(denial: &Denial) -> bool {
+    denial.standings().iter().any(|standing| {
+        let limit = &standing.limit;
+        !limit.is_shadow() && standing.retry != Retry::Now && limit.algorithm() != Algorithm::Concurrency
+    })
 }
 
 /// A place among those who ask, given up when dropped.

@@ -178,6 +178,12 @@ impl Reservation {
         self.hold.renew(&self.standings);
     }
 
+    /// Says so, and waits until the store has heard it.
+    pub async fn renewed(&self) -> Result<(), StoreError> {
+        let answer = self.hold.renewed(&self.standings);
+        answer.await
+    }
+
     /// Settles, and waits until the store has done it. A settlement is sent once: after an error the estimate may
     /// stand, which the store counts.
     pub async fn settled(self, actual: &[u64]) -> Result<Vec<Correction>, StoreError> {
@@ -205,6 +211,12 @@ pub(crate) trait Hold: Send + Sync {
 
     /// Renews the leases of calls in flight, where there are some.
     fn renew(&self, _standings: &[Standing]) {}
+
+    /// Renews before it returns, or sends it off; the answer is only for who wants to know.
+    fn renewed(&self, standings: &[Standing]) -> Answer<'static, ()> {
+        self.renew(standings);
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Settles before it returns, or sends it off; the answer is only for who wants to know.
     fn settled(&self, standings: &[Standing], actual: &[u64]) -> Answer<'static, Vec<Correction>> {

@@ -117,12 +117,7 @@ impl RateLimitLayer {
             let problem = format!("there is a limit `{}` already; name one differently", entry.limit.id());
             return Err(LimitError::new(entry.limit.rule(), problem));
         }
-        let in_flight = entry.limit.algorithm() == Algorithm::Concurrency;
-        if in_flight && self.policy.storage.as_memory().is_none() {
-            let problem = "calls in flight are counted in memory only".into();
-            return Err(LimitError::new(entry.limit.rule(), problem));
-        }
-        if in_flight && self.policy.pulse.is_none() {
+        if entry.limit.algorithm() == Algorithm::Concurrency && self.policy.pulse.is_none() {
             self.policy.pulse = Some(Arc::new(Pulse::start()));
         }
         self.policy.rules = rules.iter().cloned().chain([entry]).collect();

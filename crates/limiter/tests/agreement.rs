@@ -13,7 +13,7 @@ const STEPS: u64 = 10_000;
 #[tokio::test]
 async fn definition_memory_and_redis_agree() {
     let server = Server::start();
-    let (mut grants, mut denials, mut settlements, mut together) = (0, 0, 0, 0);
+    let (mut grants, mut denials, mut settlements, mut renewals, mut together) = (0, 0, 0, 0, 0);
     for seed in 0..HISTORIES {
         let clock = ManualClock::at(Millis(FUTURE));
         let options = server.options().prefix(&format!("seed{seed}")).without_denial_memory();
@@ -25,8 +25,12 @@ async fn definition_memory_and_redis_agree() {
         grants += history.grants;
         denials += history.denials;
         settlements += history.settlements;
+        renewals += history.renewals;
         together += history.together;
     }
-    println!("{grants} granted, {denials} denied, {settlements} settled, {together} times together");
-    assert!(grants > 20_000 && denials > 20_000 && settlements > 10_000 && together > 3_000);
+    println!(
+        "{grants} granted, {denials} denied, {settlements} settled, {renewals} renewed, {together} together"
+    );
+    assert!(grants > 20_000 && denials > 20_000 && settlements > 10_000);
+    assert!(renewals > 3_000 && together > 3_000);
 }

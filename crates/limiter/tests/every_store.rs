@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use support::agreement::FUTURE;
 use support::server::Server;
-use support::{charge, denied, granted, limit, user};
+use support::{charge, denied, granted, limit, slots, user};
 use tollgate_limiter::{
-    Algorithm, Charge, Correction, Limit, ManualClock, MemoryStore, Millis, Retry, Standing, Store,
+    Algorithm, Charge, Correction, LEASE, Limit, ManualClock, MemoryStore, Millis, Retry, Standing, Store,
 };
 
 const DAY: u64 = 86_400_000;
@@ -81,6 +81,10 @@ on_every_store!(
     a_changed_capacity_keeps_what_was_used,
     one_excursion_of_the_clock_freezes_nobody,
     never_is_not_later,
+    a_call_holds_its_slot_until_it_is_over,
+    a_call_that_is_not_heard_of_loses_its_slot,
+    slots_are_taken_with_everything_else_or_not_at_all,
+    a_changed_number_of_slots_counts_who_holds_one,
 );
 
 /// Five per five seconds, all at once: time in ms, amount, granted, remaining, reset in ms, retry in ms. The table that
@@ -299,5 +303,117 @@ async fn never_is_not_later(case: Case<'_>) {
         }
         let estimate = Charge::estimate(Arc::clone(&limit), user("u"), u64::MAX);
         drop(granted(case.store.reserve(vec![estimate]).await.unwrap()));
+    }
+}
+
+async fn a_call_holds_its_slot_until_it_is_over(case: Case<'_>) {
+    let limit = slots("gpu", 2);
+    let take = async |amount| granted(case.store.reserve(charge(&limit, "u", amount)).await.unwrap());
+    let (first, second) = (take(1).await, take(1).await);
+    let standing = &second.standings()[0];
+    assert_eq!((standing.used, standing.remaining, standing.reset), (2, 0, LEASE));
+    let denial = denied(case.store.reserve(charge(&limit, "u", 1)).await.unwrap());
+    assert_eq!(denial.retry(), Retry::After(Millis(1_000)), "no promise, only a hint");
+    assert_eq!(denied(case.store.reserve(charge(&limit, "u", 3)).await.unwrap()).retry(), Retry::Never);
+    assert!(case.take(&limit, "somebody else", 2).await);
+    // Whatever a call is settled with, and be it what it took, it is over.
+    let over = Correction { returned: 1, ..Correction::default() };
+    assert_eq!(first.settled(&[1]).await.unwrap(), [over]);
+    let third = take(1).await;
+    assert_eq!(second.settled(&[]).await.unwrap(), [over]);
+    assert_eq!(third.settled(&[0]).await.unwrap(), [over]);
+    assert_eq!(case.look(&limit, "u", 1).await.used, 0);
+    let heavy = take(2).await;
+    assert!(!case.take(&limit, "u", 1).await);
+    case.at(1);
+    assert_eq!(heavy.settled(&[7]).await.unwrap()[0].returned, 2);
+    // Without waiting for it; and what takes nothing gives nothing back.
+    take(2).await.refund();
+    let nothing = take(0).await;
+    let mut asked = 0;
+    while case.look(&limit, "u", 0).await.used > 0 {
+        asked += 1;
+        assert!(asked < 10_000, "the refund never came");
+    }
+    assert_eq!(nothing.settled(&[0]).await.unwrap(), [Correction::default()]);
+    // What was cleared takes nobody else's slot.
+    let old = take(1).await;
+    assert!(case.store.clear(&user("u")).await.unwrap());
+    let new = take(1).await;
+    assert_eq!(old.settled(&[0]).await.unwrap()[0].returned, 0);
+    assert_eq!(case.look(&limit, "u", 0).await.used, 1);
+    assert_eq!(new.settled(&[0]).await.unwrap()[0].returned, 1);
+}
+
+async fn a_call_that_is_not_heard_of_loses_its_slot(case: Case<'_>) {
+    let limit = slots("gpu", 2);
+    let take = async || granted(case.store.reserve(charge(&limit, "u", 1)).await.unwrap());
+    // Whoever held it is gone.
+    drop(take().await);
+    let alive = take().await;
+    for beat in 1..=5 {
+        case.at(beat * 10_000);
+        alive.renewed().await.unwrap();
+    }
+    assert_eq!(case.look(&limit, "u", 1).await.used, 1);
+    case.at(50_000 + LEASE.get() - 1);
+    assert_eq!(case.look(&limit, "u", 1).await.reset, Millis(1));
+    case.at(50_000 + LEASE.get());
+    assert_eq!(case.look(&limit, "u", 1).await.used, 0);
+    // It was only asleep: its call does run, so it counts again, even past the limit.
+    let others = [take().await, take().await];
+    alive.renewed().await.unwrap();
+    let standing = case.look(&limit, "u", 1).await;
+    assert_eq!((standing.used, standing.remaining), (3, 0));
+    assert_eq!(alive.settled(&[0]).await.unwrap()[0].returned, 1);
+    assert!(!case.take(&limit, "u", 1).await);
+    // Those ran out: that they end takes nothing from whoever came since.
+    case.at(50_000 + 2 * LEASE.get());
+    drop([take().await, take().await]);
+    for late in others {
+        assert_eq!(late.settled(&[0]).await.unwrap(), [Correction::default()]);
+    }
+    assert_eq!(case.look(&limit, "u", 1).await.used, 2);
+}
+
+async fn slots_are_taken_with_everything_else_or_not_at_all(case: Case<'_>) {
+    let (one, two) = (slots("one", 5), slots("two", 3));
+    let minute = limit("m", "4/minute", Algorithm::MovingWindow);
+    let all = || [charge(&one, "a", 1), charge(&two, "a", 1), charge(&minute, "b", 1)].concat();
+    let used = async || -> Vec<u64> {
+        let standings = case.store.peek(all()).await.unwrap();
+        standings.iter().map(|standing| standing.used).collect()
+    };
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(granted(case.store.reserve(all()).await.unwrap()));
+    }
+    let denial = denied(case.store.reserve(all()).await.unwrap());
+    assert_eq!((denial.binding().limit.id(), used().await), ("two-concurrency", vec![3, 3, 3]));
+    let ended = held.remove(0).settled(&[1, 1, 1]).await.unwrap();
+    assert_eq!(ended.iter().map(|one| one.returned).collect::<Vec<_>>(), [1, 1, 0]);
+    held.push(granted(case.store.reserve(all()).await.unwrap()));
+    drop(held.remove(0).settled(&[]).await.unwrap());
+    let denial = denied(case.store.reserve(all()).await.unwrap());
+    assert_eq!((denial.binding().limit.id(), used().await), ("m-requests-minute", vec![2, 2, 4]));
+    // Of two charges on one limit each has its lease.
+    let twice = [charge(&one, "c", 1), charge(&one, "c", 2)].concat();
+    let both = granted(case.store.reserve(twice.clone()).await.unwrap());
+    assert!(!case.store.reserve(twice).await.unwrap().is_granted());
+    let ended = both.settled(&[0, 0]).await.unwrap();
+    assert_eq!(ended.iter().map(|one| one.returned).collect::<Vec<_>>(), [1, 2]);
+}
+
+async fn a_changed_number_of_slots_counts_who_holds_one(case: Case<'_>) {
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(granted(case.store.reserve(charge(&slots("gpu", 4), "u", 1)).await.unwrap()));
+    }
+    assert_eq!(case.look(&slots("gpu", 6), "u", 1).await.remaining, 2);
+    assert_eq!(case.look(&slots("gpu", 2), "u", 1).await.remaining, 0);
+    for (ended, reservation) in held.into_iter().enumerate() {
+        let fits = case.look(&slots("gpu", 2), "u", 1).await.retry == Retry::Now;
+        assert_eq!(fits, ended > 2, "{ended} ended");
+        reservation.settled(&[]).await.unwrap();
     }
 }

@@ -15,6 +15,14 @@ use tollgate_limiter::{Algorithm, Charge, RedisOptions, RedisStore, Store};
 const PROCESSES: usize = 8;
 const TASKS: usize = 64;
 const RUNS: usize = 20;
+/// Calls in flight are held by leases that nobody ends: those of a run outlast it.
+const KINDS: [Algorithm; 5] = [
+    Algorithm::FixedWindow,
+    Algorithm::SlidingWindow,
+    Algorithm::MovingWindow,
+    Algorithm::TokenBucket,
+    Algorithm::Concurrency,
+];
 const LIMITS: [u64; 3] = [1, 5, 1_000];
 /// Where a process finds its Redis.
 const ADDRESS: &str = "LIMITER_TEST_REDIS";
@@ -26,7 +34,7 @@ async fn admitted_is_the_limit_whoever_asks() {
     let mut processes: Vec<Process> = (0..PROCESSES).map(|_| Process::start(&server.url())).collect();
     let mut wrong = Vec::new();
     for run in 0..RUNS {
-        for (kind, algorithm) in Algorithm::ALL.into_iter().enumerate() {
+        for (kind, algorithm) in KINDS.into_iter().enumerate() {
             for limit in LIMITS {
                 processes.iter_mut().for_each(|process| process.tell(&format!("{kind} {limit} {run}")));
                 let admitted: u64 = processes.iter_mut().map(Process::answer).sum();
@@ -78,11 +86,15 @@ async fn ask(store: RedisStore, charges: Vec<Charge>, times: u64) -> u64 {
 
 /// Three limits of two subjects, one of which binds. The windows neither roll nor drain while the test runs.
 fn charges(kind: usize, capacity: u64, run: u64) -> Vec<Charge> {
-    let quota = |n: u64| format!("{n}/366 days");
+    let quota = |n: u64, kind: usize| match KINDS[kind % 5] {
+        Algorithm::Concurrency => format!("{n} concurrent"),
+        _ => format!("{n}/366 days"),
+    };
     let name = format!("{kind}-{capacity}-{run}");
-    let binding = limit("binding", &quota(capacity), Algorithm::ALL[kind]);
-    let wider = limit("wider", &quota(capacity + 1), Algorithm::ALL[(kind + 1) % 4]);
-    let shared = limit("shared", &quota(100_000), Algorithm::ALL[(kind + 2) % 4]);
+    let of = |rule: &str, n: u64, kind: usize| limit(rule, &quota(n, kind), KINDS[kind % 5]);
+    let binding = of("binding", capacity, kind);
+    let wider = of("wider", capacity + 1, kind + 1);
+    let shared = of("shared", 100_000, kind + 2);
     vec![
         Charge::new(wider, user(&name), 1),
         Charge::new(shared, user("everybody"), 1),

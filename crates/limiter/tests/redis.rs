@@ -12,7 +12,7 @@ use redis::aio::MultiplexedConnection;
 use support::agreement::FUTURE;
 use support::proxy::Proxy;
 use support::server::Server;
-use support::{Random, charge, denied, granted, limit, user};
+use support::{Random, charge, denied, granted, limit, slots, user};
 use tollgate_limiter::{
     Algorithm, Charge, Decision, Limit, ManualClock, Millis, RedisOptions, RedisStore, Retry, Source, Store,
     StoreError,
@@ -36,7 +36,8 @@ async fn lifetime(client: &mut MultiplexedConnection, key: &str) -> i64 {
 fn limits() -> Vec<Arc<Limit>> {
     let quotas = ["20/second", "60/minute", "500/hour", "1000000000/day", "90/month"];
     let kinds = Algorithm::ALL.into_iter().flat_map(|algorithm| quotas.map(|quota| (algorithm, quota)));
-    kinds.enumerate().map(|(n, (algorithm, quota))| limit(&format!("r{n}"), quota, algorithm)).collect()
+    let windows = kinds.enumerate().map(|(n, (algorithm, quota))| limit(&format!("r{n}"), quota, algorithm));
+    windows.chain([slots("few", 6), slots("many", 30)]).collect()
 }
 
 fn random_charges(random: &mut Random, limits: &[Arc<Limit>]) -> Vec<Charge> {
@@ -68,6 +69,11 @@ async fn a_denial_writes_nothing_and_no_key_lives_for_ever() {
                 for standing in reservation.standings() {
                     let key = format!("tollgate:{{{}}}:rl:{}", standing.subject.tag(), standing.subject);
                     let left = lifetime(&mut client, &key).await;
+                    let left = if standing.limit.algorithm() == Algorithm::Concurrency {
+                        left.min(lifetime(&mut client, &format!("{key}:c")).await)
+                    } else {
+                        left
+                    };
                     // What the reset has shrunk by meanwhile is the lifetime's, too.
                     assert!(left + 2_000 >= standing.reset.get() as i64, "{left} ms for {standing:?}");
                 }
@@ -98,6 +104,8 @@ async fn names_are_those_of_the_contract() {
     }
     let tenant = Charge::new(Arc::clone(&limit), user("carol").of_tenant("team{1}"), 1);
     drop(granted(store.reserve(vec![tenant]).await.unwrap()));
+    let slot = Charge::new(slots("slots", 2), user("dave"), 1);
+    drop(granted(store.reserve(vec![slot]).await.unwrap()));
     let mut client = server.client().await;
     let names: Vec<String> = dump(&mut client).await.into_keys().collect();
     assert_eq!(
@@ -105,6 +113,8 @@ async fn names_are_those_of_the_contract() {
         [
             "mine:{a%7Bb}:rl:user:a%7Bb",
             "mine:{alice}:rl:user:alice:model:m",
+            "mine:{dave}:rl:user:dave",
+            "mine:{dave}:rl:user:dave:c",
             "mine:{global}:rl:global",
             "mine:{ip:10.0.0.1}:rl:ip:10.0.0.1",
             "mine:{k1}:rl:api_key:k1",

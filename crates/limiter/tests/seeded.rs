@@ -11,7 +11,7 @@ const HISTORIES: u64 = 12;
 const STEPS: u64 = 10_000;
 
 /// What, and how: in place of the first, the second.
-const FAULTS: [(&str, &str, &str); 14] = [
+const FAULTS: [(&str, &str, &str); 20] = [
     (
         "a full window is not full",
         "return s[USED] + amount <= capacity end",
@@ -34,6 +34,28 @@ const FAULTS: [(&str, &str, &str); 14] = [
     ("a state from the future stays there", "if s[AT] <= now + c[WINDOW] then", "if true then"),
     ("a clear is not noticed", "s[LIFE] == life and s[GENERATION]", "s[GENERATION]"),
     ("two charges on one counter are not added", "(needed[c] or 0) + amounts", "0 + amounts"),
+    ("a lease that has run out still counts", "                    c.total = c.total - amount\n", ""),
+    (
+        "a heartbeat holds a second slot",
+        "c.total, c.leases[member] = c.total - held, false",
+        "c.leases[member] = false",
+    ),
+    (
+        "a lease that has run out ends once more",
+        "ends and ends > c.state[AT] and amount or 0",
+        "ends and amount or 0",
+    ),
+    (
+        "two limits mix their leases",
+        "if field == c[FIELD] then c.leases[member] = now",
+        "if true then c.leases[member] = now",
+    ),
+    ("leases from the future stay there", "    else\n        leases.extend(c, now)\n", ""),
+    (
+        "a call that is over keeps its slot",
+        "leases.hold(c, member, actual)",
+        "leases.hold(c, member, amount)",
+    ),
 ];
 
 #[tokio::test]
@@ -64,6 +86,7 @@ async fn seeded_faults_are_caught() {
 #[test]
 fn each_fault_is_in_the_text() {
     let text = [
+        include_str!("../src/redis/leases.lua"),
         include_str!("../src/redis/state.lua"),
         include_str!("../src/redis/charge.lua"),
         include_str!("../src/redis/settle.lua"),

@@ -7,11 +7,13 @@
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http::{HeaderValue, Request, Response, Uri, header};
 use http_body::{Body as _, Frame};
 use http_body_util::Full;
@@ -34,6 +36,9 @@ const IDLE_CONNECTIONS_MAX: usize = 512;
 
 /// What is buffered of an answer, its head included.
 const BUFFER_BYTES_MAX: usize = 32 << 10;
+
+/// How often a connection is polled in a row because it called for it; then others have a turn.
+const TURNS_MAX: usize = 8;
 
 /// A worker thread: connections wait for the next request where their socket is watched. More workers share.
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,8 +73,59 @@ struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     /// `None` once it has ended. Dropped then: only that gives a request back that it never took over.
     driver: Option<http1::Connection<Stream, Full<Bytes>>>,
+    bell: Arc<Bell>,
     opened: Instant,
     used: Instant,
+}
+
+/// The waker of one connection. Polling it wakes whoever polls: what it reads it hands over through channels, to the same
+/// task. That is noted, and looked at before the poll ends, instead of running the whole task once more for nothing.
+#[derive(Default)]
+struct Bell {
+    task: AtomicWaker,
+    polled: AtomicBool,
+    rung: AtomicBool,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.polled.load(Ordering::SeqCst) {
+            self.rung.store(true, Ordering::SeqCst);
+        } else {
+            self.task.wake();
+        }
+    }
+}
+
+impl Bell {
+    /// Polls until nothing that was done calls for more.
+    fn quieten<T>(
+        self: &Arc<Self>,
+        cx: &Context<'_>,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        self.task.register(cx.waker());
+        let own = Waker::from(self.clone());
+        self.polled.store(true, Ordering::SeqCst);
+        let mut polled = Poll::Pending;
+        for _ in 0..TURNS_MAX {
+            self.rung.store(false, Ordering::SeqCst);
+            polled = poll(&mut Context::from_waker(&own));
+            if polled.is_ready() || !self.rung.load(Ordering::SeqCst) {
+                break;
+            }
+        }
+        self.polled.store(false, Ordering::SeqCst);
+        // Rung after all, it must not be lost. Ready, the caller comes back by itself.
+        if polled.is_pending() && self.rung.load(Ordering::SeqCst) {
+            self.task.wake();
+        }
+        polled
+    }
 }
 
 impl Connection {
@@ -158,7 +214,8 @@ impl Client {
         let shaken = http1::Builder::new().max_buf_size(BUFFER_BYTES_MAX).handshake(stream).await;
         let (sender, driver) = shaken.map_err(|error| failure(&error))?;
         let now = Instant::now();
-        Ok(Box::new(Connection { sender, driver: Some(driver), opened: now, used: now }))
+        let bell = Arc::default();
+        Ok(Box::new(Connection { sender, driver: Some(driver), bell, opened: now, used: now }))
     }
 }
 
@@ -168,13 +225,13 @@ async fn exchange(
     request: Request<Full<Bytes>>,
 ) -> Result<Response<Incoming>, hyper::client::conn::TrySendError<Request<Full<Bytes>>>> {
     let mut sending = pin!(link.sender.try_send_request(request));
+    let bell = link.bell.clone();
     poll_fn(|cx| {
-        if let Poll::Ready(done) = sending.as_mut().poll(cx) {
-            return Poll::Ready(done);
-        }
-        // That it ended, and why, the request hears through `sending`.
-        link.drive(cx);
-        sending.as_mut().poll(cx)
+        bell.quieten(cx, |cx| {
+            // That it ended, and why, the request hears through `sending`.
+            link.drive(cx);
+            sending.as_mut().poll(cx)
+        })
     })
     .await
 }
@@ -190,13 +247,24 @@ pub struct Flow {
 impl Flow {
     /// The next frame. Behind the last one the connection is free for others.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let mut polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let (Poll::Pending, Some(link)) = (&polled, &mut self.link) {
-            if link.drive(cx) {
-                self.link = None;
+        let body = &mut self.body;
+        let polled = match &mut self.link {
+            None => Pin::new(body).poll_frame(cx),
+            Some(link) => {
+                let (bell, mut ended) = (link.bell.clone(), false);
+                let polled = bell.quieten(cx, |cx| match Pin::new(&mut *body).poll_frame(cx) {
+                    Poll::Pending => {
+                        ended |= link.drive(cx);
+                        Pin::new(&mut *body).poll_frame(cx)
+                    }
+                    ready => ready,
+                });
+                if ended {
+                    self.link = None;
+                }
+                polled
             }
-            polled = Pin::new(&mut self.body).poll_frame(cx);
-        }
+        };
         if let Poll::Ready(None) = polled {
             self.release();
         }

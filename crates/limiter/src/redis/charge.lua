@@ -1,6 +1,6 @@
 -- One decision, or several one after the other, over the same set of charges.
 --
--- KEYS      a hash per subject
+-- KEYS      a hash per subject, and the set of leases of each that has calls in flight
 -- ARGV[1]   the set: {counters, charges}; a counter as in `load`; of a charge, its counter and 1 if it is a shadow
 -- ARGV[2]   {life, amounts}: what a state born now is known by; one amount per charge, request after request
 -- Returns   the time, '1' or '0' per request, and the counters as they were found. No request: only looks.
@@ -11,7 +11,7 @@ local counters, charges = set[1], set[2]
 local function fits(c, amount)
     local s, capacity = c.state, c[CAPACITY]
     if c[ALGORITHM] == FIXED then return s[USED] + amount <= capacity end
-    if c[ALGORITHM] == MOVING then return c.total + amount <= capacity end
+    if c.total then return c.total + amount <= capacity end
     local window = length(c)
     if c[ALGORITHM] == BUCKET then
         return amount <= c[BURST] and s[DEBT] + amount * window <= c[BURST] * window
@@ -27,6 +27,9 @@ local function take(c, amount)
         log(c, amount)
     elseif c[ALGORITHM] == BUCKET then
         s[DEBT] = s[DEBT] + amount * length(c)
+    elseif c[ALGORITHM] == LEASES then
+        s[LAST] = s[LAST] + 1
+        leases.hold(c, leases.member(c, s[LIFE], s[LAST], amount), amount)
     else
         s[USED] = s[USED] + amount
     end

@@ -1,259 +1,173 @@
-//! One multiplexed connection, with a deadline and a watchdog of its own.
-//!
-//! The client's own timeout does not cover waiting for a connection, and it never replaces a connection that swallows
-//! everything: the deadline is outside it, and three timeouts in a row bring a new connection beside the old one.
+//! The servers of a store, whatever their number, as one that is asked within a deadline.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ::redis::aio::MultiplexedConnection;
-use ::redis::{AsyncConnectionConfig, Client, Cmd, RedisError, Value};
+use ::redis::{Cmd, Value};
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, watch};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::Instant;
 
-use super::scripts::{Name, Scripts};
+use super::address::{Address, Servers};
+use super::cluster::Cluster;
+use super::dial::Dialer;
+use super::link::{Question, Slot};
+use super::node::{Ground, Node, Target};
+use super::scripts::Scripts;
+use super::sentinel::Sentinels;
+use super::status::{ServerInfo, Status, Topology};
 use crate::store::StoreError;
 
-/// Timeouts in a row after which a connection is given up.
-const TIMEOUTS_MAX: u32 = 3;
-/// How long a new connection may take to be made and to answer.
-const CONNECT_DEADLINE: Duration = Duration::from_millis(500);
-/// Between attempts to connect.
-const CONNECT_PAUSE: Duration = Duration::from_millis(50);
-/// How often a script that the server forgot again and again is asked for by its digest.
-const DIGEST_ATTEMPTS: usize = 3;
-/// The first version that reads the flags of a script.
-const FLAGS_SINCE: u32 = 7;
-
-/// Asks one server. Clones share the connection.
-#[derive(Clone)]
-pub(super) struct Connection(Arc<Shared>);
-
-struct Shared {
-    client: Client,
+/// Asks the server that a key is on.
+pub(super) struct Connection {
+    ground: Arc<Ground>,
     deadline: Duration,
-    scripts: Scripts,
-    runtime: Handle,
-    current: watch::Sender<Option<Arc<Link>>>,
-    connecting: AtomicBool,
-    made: AtomicU64,
+    topology: Topology,
+    /// What was asked for, without a password.
+    asked_for: String,
+    servers: Way,
 }
 
-/// One connection that was made.
-struct Link {
-    connection: MultiplexedConnection,
-    reads_flags: bool,
-    timeouts: AtomicU32,
-    loads: [Load; 3],
-}
-
-/// Whoever first learns that the server does not know a script sends its text; the others wait for that.
-#[derive(Default)]
-struct Load {
-    turn: Mutex<()>,
-    count: AtomicU64,
+enum Way {
+    One(Node),
+    Cluster(Cluster),
 }
 
 impl Connection {
     /// Connects in the background.
-    pub(super) fn new(client: Client, deadline: Duration, scripts: Scripts, runtime: Handle) -> Connection {
-        let shared = Shared {
-            client,
-            deadline,
-            scripts,
-            runtime,
-            current: watch::Sender::new(None),
-            connecting: AtomicBool::new(false),
-            made: AtomicU64::new(0),
+    pub(super) fn new(address: Address, dialer: Dialer, scripts: Scripts, deadline: Duration) -> Connection {
+        let Address { servers, login, sentinel_login, .. } = address;
+        let (made, began) = (AtomicU64::new(0), std::time::Instant::now());
+        let ground = Arc::new(Ground { dialer, login, scripts, made, began });
+        let list = |endpoints: &[super::address::Endpoint]| -> String {
+            endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
         };
-        let connection = Connection(Arc::new(shared));
-        connection.0.reconnect();
-        connection
+        let (topology, asked_for, servers) = match servers {
+            Servers::Single(endpoint) => {
+                let shown = endpoint.to_string();
+                (Topology::Single, shown, Way::One(Node::new(&ground, Target::Named(endpoint))))
+            }
+            Servers::Sentinel { sentinels, master } => {
+                let shown = format!("{}/{master}", list(&sentinels));
+                let sentinels = Sentinels::new(&ground.dialer, &sentinel_login, &sentinels, &master);
+                (Topology::Sentinel, shown, Way::One(Node::new(&ground, Target::Elected(sentinels))))
+            }
+            Servers::Cluster(seeds) => {
+                (Topology::Cluster, list(&seeds), Way::Cluster(Cluster::new(&ground, seeds)))
+            }
+        };
+        Connection { ground, deadline, topology, asked_for, servers }
     }
 
     /// How many connections have been made so far.
     pub(super) fn made(&self) -> u64 {
-        self.0.made.load(Ordering::Relaxed)
+        self.ground.made.load(Ordering::Relaxed)
     }
 
     pub(super) fn runtime(&self) -> &Handle {
-        &self.0.runtime
+        &self.ground.dialer.runtime
+    }
+
+    /// Whether keys may be on different servers.
+    pub(super) const fn is_cluster(&self) -> bool {
+        matches!(self.servers, Way::Cluster(_))
     }
 
     /// Runs a script.
     pub(super) async fn charge(&self, keys: &[String], args: &[&[u8]]) -> Result<Value, StoreError> {
-        self.within_deadline(async |link| link.run(&self.0.scripts, Name::Charge, keys, args).await).await
+        self.ask(keys, Question::Charge(keys, args)).await
     }
 
     /// Runs a script that gets through when the server is out of memory, where the server has that.
     pub(super) async fn settle(&self, keys: &[String], args: &[&[u8]]) -> Result<Value, StoreError> {
-        self.within_deadline(async |link| {
-            let name = if link.reads_flags { Name::SettleAllowOom } else { Name::Settle };
-            link.run(&self.0.scripts, name, keys, args).await
-        })
-        .await
+        self.ask(keys, Question::Settle(keys, args)).await
     }
 
-    /// Sends a command.
-    pub(super) async fn command(&self, command: &Cmd) -> Result<Value, StoreError> {
-        self.within_deadline(async |link| link.send(command).await).await
+    /// Sends a command about a key.
+    pub(super) async fn command(&self, key: &String, command: &Cmd) -> Result<Value, StoreError> {
+        self.ask(std::slice::from_ref(key), Question::Command(command)).await
     }
 
-    async fn within_deadline(
-        &self,
-        ask: impl AsyncFnOnce(&Link) -> Result<Value, RedisError>,
-    ) -> Result<Value, StoreError> {
-        let deadline = Instant::now() + self.0.deadline;
-        let link = timeout_at(deadline, self.0.link()).await.map_err(|_| StoreError::Unreachable)?;
-        match timeout_at(deadline, ask(&link)).await {
-            Ok(Ok(value)) => {
-                link.timeouts.store(0, Ordering::Relaxed);
-                Ok(value)
-            }
-            Ok(Err(error)) if error.is_io_error() || error.is_unrecoverable_error() => {
-                self.0.lost(&link);
-                Err(StoreError::Lost)
-            }
-            Ok(Err(error)) => {
-                link.timeouts.store(0, Ordering::Relaxed);
-                Err(refused(&error))
-            }
-            Err(_) => {
-                if link.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_MAX
-                    && self.0.is_current(&link)
-                {
-                    self.0.reconnect();
-                }
-                Err(StoreError::Timeout)
-            }
-        }
-    }
-}
-
-impl Shared {
-    /// The connection; when there is none that answers, the one that is being made. A question to a connection that
-    /// swallows everything would only have an unknown outcome.
-    async fn link(self: &Arc<Shared>) -> Arc<Link> {
-        let mut current = self.current.subscribe();
-        loop {
-            let found = current.borrow_and_update().clone();
-            if let Some(link) = found.filter(|link| link.timeouts.load(Ordering::Relaxed) < TIMEOUTS_MAX) {
-                return link;
-            }
-            self.reconnect();
-            if current.changed().await.is_err() {
-                // The sender is a field of `self`: it outlives this.
-                std::future::pending::<()>().await;
+    /// The keys are all in one slot.
+    async fn ask(&self, keys: &[String], question: Question<'_>) -> Result<Value, StoreError> {
+        let until = Instant::now() + self.deadline;
+        match &self.servers {
+            Way::One(node) => node.ask(until, question, Slot::Owned).await,
+            Way::Cluster(cluster) => {
+                let key = keys.first().map_or("", String::as_str);
+                cluster.ask(super::cluster::slot(key), until, question).await
             }
         }
     }
 
-    fn is_current(&self, link: &Arc<Link>) -> bool {
-        self.current.borrow().as_ref().is_some_and(|current| Arc::ptr_eq(current, link))
+    /// How long every master took to answer; the slowest counts.
+    pub(super) async fn ping(&self) -> Result<Duration, StoreError> {
+        let start = Instant::now();
+        self.ask_all(&::redis::cmd("PING")).await?;
+        Ok(start.elapsed())
     }
 
-    /// Lets go of a broken connection.
-    fn lost(self: &Arc<Shared>, link: &Arc<Link>) {
-        let dropped = self.current.send_if_modified(|current| {
-            let broken = current.as_ref().is_some_and(|current| Arc::ptr_eq(current, link));
-            if broken {
-                *current = None;
-            }
-            broken
-        });
-        if dropped {
-            self.reconnect();
+    /// What every master says of itself.
+    pub(super) async fn info(&self) -> Result<ServerInfo, StoreError> {
+        let mut all: Option<ServerInfo> = None;
+        for answer in self.ask_all(&::redis::cmd("INFO")).await? {
+            let Value::BulkString(text) = answer else {
+                return Err(StoreError::Reply("INFO is no text".into()));
+            };
+            let info = ServerInfo::parse(&String::from_utf8_lossy(&text));
+            all = Some(match all {
+                None => info,
+                Some(all) => all.and(info),
+            });
         }
+        Ok(all.unwrap_or_default())
     }
 
-    /// Makes a new connection in the background, unless one is being made. The old one serves until then.
-    fn reconnect(self: &Arc<Shared>) {
-        if self.connecting.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        self.runtime.spawn(keep_connecting(Arc::downgrade(self)));
-    }
-}
-
-/// Ends when there is a connection, or nobody who wants one.
-async fn keep_connecting(shared: Weak<Shared>) {
-    while let Some(shared) = shared.upgrade() {
-        let made = timeout(CONNECT_DEADLINE, Link::connect(&shared.client)).await;
-        if let Ok(Ok(link)) = made {
-            shared.made.fetch_add(1, Ordering::Relaxed);
-            shared.current.send_replace(Some(Arc::new(link)));
-            shared.connecting.store(false, Ordering::Release);
-            return;
-        }
-        drop(shared);
-        sleep(CONNECT_PAUSE).await;
-    }
-}
-
-impl Link {
-    /// Connects, and waits for a first answer: the version.
-    async fn connect(client: &Client) -> Result<Link, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_DEADLINE))
-            .set_response_timeout(None);
-        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let about: String = ::redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
-        let version = about.lines().find_map(|line| line.strip_prefix("redis_version:"));
-        let major = version.and_then(|version| version.split('.').next()?.parse::<u32>().ok());
-        Ok(Link {
-            connection,
-            reads_flags: major.is_some_and(|major| major >= FLAGS_SINCE),
-            timeouts: AtomicU32::new(0),
-            loads: Default::default(),
-        })
-    }
-
-    async fn send(&self, command: &Cmd) -> Result<Value, RedisError> {
-        command.query_async(&mut self.connection.clone()).await
-    }
-
-    /// By digest; when the server does not know it, one caller sends the text and the others ask again. What the
-    /// server did not know it did not do, so asking again is safe.
-    async fn run(
-        &self,
-        scripts: &Scripts,
-        name: Name,
-        keys: &[String],
-        args: &[&[u8]],
-    ) -> Result<Value, RedisError> {
-        let (script, load) = (scripts.get(name), &self.loads[name as usize]);
-        let call = |how: &str, what: &str| {
-            let mut command = ::redis::cmd(how);
-            command.arg(what).arg(keys.len()).arg(keys).arg(args);
-            command
+    async fn ask_all(&self, command: &Cmd) -> Result<Vec<Value>, StoreError> {
+        let until = Instant::now() + self.deadline;
+        let nodes = match &self.servers {
+            Way::One(node) => vec![node.clone()],
+            Way::Cluster(cluster) => cluster.masters(until).await?,
         };
-        let by_digest = call("EVALSHA", &script.digest);
-        for _ in 0..DIGEST_ATTEMPTS {
-            let loads = load.count.load(Ordering::Acquire);
-            match self.send(&by_digest).await {
-                Err(error) if error.code() == Some("NOSCRIPT") => {}
-                answer => return answer,
-            }
-            let turn = load.turn.lock().await;
-            if load.count.load(Ordering::Acquire) == loads {
-                let answer = self.send(&call("EVAL", &script.text)).await;
-                load.count.fetch_add(1, Ordering::Release);
-                drop(turn);
-                return answer;
-            }
+        let ask = |node: Node| {
+            let command = command.clone();
+            self.runtime()
+                .spawn(async move { node.ask(until, Question::Command(&command), Slot::Owned).await })
+        };
+        let asked: Vec<_> = nodes.into_iter().map(ask).collect();
+        let mut answers = Vec::with_capacity(asked.len());
+        for asked in asked {
+            answers.push(asked.await.map_err(|_| StoreError::Lost)??);
         }
-        self.send(&call("EVAL", &script.text)).await
+        Ok(answers)
     }
-}
 
-fn refused(error: &RedisError) -> StoreError {
-    let message = error.detail().map_or_else(|| error.to_string(), str::to_string);
-    let code = error.code().unwrap_or("ERR");
-    // Before 7.0 what stopped a script is only named in its words: `@user_script:231: -OOM command not allowed`.
-    let inner = message.split_once(": -").and_then(|(_, inner)| inner.split_whitespace().next());
-    let inner = inner.filter(|inner| inner.chars().all(|c| c.is_ascii_uppercase()));
-    let code = if code == "ERR" { inner.unwrap_or(code) } else { code }.to_string();
-    StoreError::Refused { code, message }
+    pub(super) fn status(&self) -> Status {
+        let (nodes, problem) = match &self.servers {
+            Way::One(node) => (vec![node.clone()], None),
+            Way::Cluster(cluster) => (cluster.known_masters(), cluster.problem()),
+        };
+        let links: Vec<_> = nodes.iter().map(Node::connected).collect();
+        let connected = !links.is_empty() && links.iter().all(Option::is_some);
+        let lately: Vec<_> = nodes.iter().map(Node::lately).collect();
+        let concerned = lately.iter().zip(&links).filter(|(_, link)| link.is_some() == connected);
+        let since = concerned.clone().map(|(lately, _)| lately.since);
+        // Connected since the last one was; disconnected since the first one is.
+        let since = if connected { since.max() } else { since.min() };
+        let first = links.iter().flatten().next();
+        let names: Vec<String> = links.iter().flatten().map(|link| link.endpoint.to_string()).collect();
+        Status {
+            connected,
+            topology: self.topology,
+            address: if names.is_empty() { self.asked_for.clone() } else { names.join(",") },
+            since: since.unwrap_or(self.ground.began),
+            problem: if connected {
+                None
+            } else {
+                concerned.filter_map(|(l, _)| l.problem.clone()).next().or(problem)
+            },
+            version: first.and_then(|link| link.version.clone()),
+            role: first.and_then(|link| link.role.clone()),
+        }
+    }
 }

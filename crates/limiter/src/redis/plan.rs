@@ -16,7 +16,7 @@ pub(super) const CHARGES_MAX: usize = 16;
 /// Two requests with equal plans meet the same counters at the same terms: they differ in their amounts only.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct Plan {
-    /// One per subject.
+    /// One per subject, and one more for each that has calls in flight.
     pub(super) keys: Vec<String>,
     /// What the charging script is told about counters and charges.
     pub(super) set: Vec<u8>,
@@ -28,6 +28,8 @@ pub(super) struct Plan {
 
 struct Counter<'c> {
     key: usize,
+    /// Where its leases are, if it has such.
+    leases: Option<usize>,
     limit: &'c Arc<Limit>,
     subject: &'c Subject,
 }
@@ -63,6 +65,11 @@ pub(super) fn key(prefix: &str, subject: &Subject) -> String {
     format!("{prefix}:{{{}}}:rl:{}", subject.tag(), subject.as_str())
 }
 
+/// Where a subject's leases are, of its limits on calls in flight.
+pub(super) fn leases_key(key: &str) -> String {
+    format!("{key}:c")
+}
+
 /// One field per limit and algorithm. The window is in the id; the capacity is not, so that a limit that was raised
 /// or lowered keeps what was used.
 fn field(limit: &Limit) -> String {
@@ -90,17 +97,13 @@ fn resolve<'c>(
     let mut counters: Vec<Counter<'c>> = Vec::with_capacity(met.len());
     let mut found = Vec::with_capacity(met.len());
     for (limit, subject) in met {
-        if limit.algorithm() == Algorithm::Concurrency {
-            let problem = format!("`{}`: calls in flight are counted in memory only", limit.id());
-            return Err(StoreError::Charges(problem));
-        }
         let key = subjects.iter().position(|known| *known == subject).unwrap_or_else(|| {
             subjects.push(subject);
             subjects.len() - 1
         });
         let same = |counter: &Counter<'_>| counter.key == key && counter.limit.same_counter(limit);
         let counter = counters.iter().position(same).unwrap_or_else(|| {
-            counters.push(Counter { key, limit, subject });
+            counters.push(Counter { key, leases: None, limit, subject });
             counters.len() - 1
         });
         if counters[counter].limit.rate() != limit.rate() {
@@ -115,7 +118,15 @@ fn resolve<'c>(
     order.iter().enumerate().for_each(|(to, from)| place[*from] = to);
     counters.sort_by_key(|counter| counter.key);
     debug_assert!(counters.iter().all(|counter| subjects[counter.key] == counter.subject));
-    let keys = subjects.into_iter().map(|subject| key(prefix, subject)).collect();
+    let mut keys: Vec<String> = subjects.into_iter().map(|subject| key(prefix, subject)).collect();
+    let mut last = None;
+    for counter in counters.iter_mut().filter(|c| c.limit.algorithm() == Algorithm::Concurrency) {
+        if last != Some(counter.key) {
+            keys.push(leases_key(&keys[counter.key]));
+            last = Some(counter.key);
+        }
+        counter.leases = Some(keys.len() - 1);
+    }
     Ok((keys, counters, found.into_iter().map(|counter| place[counter]).collect()))
 }
 
@@ -123,9 +134,10 @@ fn pack(packer: &mut Packer, counters: &[Counter<'_>]) {
     packer.list(counters.len());
     for counter in counters {
         let rate: &Rate = counter.limit.rate();
-        packer.list(9);
+        packer.list(9 + usize::from(counter.leases.is_some()));
         packer.number(counter.key as u64 + 1);
         packer.text(&field(counter.limit));
         rate.numbers().into_iter().for_each(|number| packer.number(number));
+        counter.leases.iter().for_each(|key| packer.number(*key as u64 + 1));
     }
 }

@@ -7,6 +7,7 @@ use super::pack::numbers;
 use super::plan::Plan;
 use crate::clock::Millis;
 use crate::limit::{Charge, demand};
+use crate::quota::Algorithm;
 use crate::reservation::{Denial, Standing};
 use crate::spec::{Rate, Receipt, Retry, State};
 use crate::store::StoreError;
@@ -106,12 +107,14 @@ impl Counters {
         standings
     }
 
-    /// Whether an enforced limit has no room for these charges.
+    /// Whether an enforced limit has no room for these charges. Not one on calls in flight: what is known of them is
+    /// too old as soon as one ends.
     pub(super) fn refuse(&self, plan: &Plan, charges: &[Charge]) -> bool {
         charges.iter().enumerate().any(|(index, charge)| {
             let limit = charge.limit();
             let state = &self.states[plan.places[index]];
-            !limit.is_shadow() && !state.fits(limit.rate(), self.now, demand(charges, index))
+            let asked_each_time = limit.is_shadow() || limit.algorithm() == Algorithm::Concurrency;
+            !asked_each_time && !state.fits(limit.rate(), self.now, demand(charges, index))
         })
     }
 }

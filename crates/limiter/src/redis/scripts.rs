@@ -1,4 +1,4 @@
-//! The two scripts, assembled: header, clock, shared part, own part.
+//! The two scripts, assembled: header, clock, shared parts, own part.
 
 use std::collections::HashMap;
 
@@ -42,7 +42,8 @@ impl Scripts {
                 Name::Settle => ("", include_str!("settle.lua")),
                 Name::SettleAllowOom => (ALLOW_OOM, include_str!("settle.lua")),
             };
-            let mut text = format!("{header}{clock}{}{own}", include_str!("state.lua"));
+            let (leases, state) = (include_str!("leases.lua"), include_str!("state.lua"));
+            let mut text = format!("{header}{clock}{leases}{state}{own}");
             for (from, to) in rehearsal.iter().flat_map(|rehearsal| &rehearsal.edits) {
                 text = text.replace(from, to);
             }

@@ -1,10 +1,11 @@
--- Replaces what reservations took by what was used.
+-- Replaces what reservations took by what was used. A call in flight that keeps all of it still runs: its lease starts
+-- anew. One that keeps nothing is over.
 --
--- KEYS      a hash per subject
+-- KEYS      a hash per subject, and the set of leases of each that has calls in flight
 -- ARGV[1]   the counters, as in `load`
--- ARGV[2]   {life, settlements}; of each: its counter, the receipt (life, generation, amount, time, debt, refunded),
---           and the actual amount
--- Returns   the time, and the counters as they were found.
+-- ARGV[2]   {life, settlements}; of each: its counter, the receipt (life, generation, amount, time, debt, refunded,
+--           lease), and the actual amount
+-- Returns   the time, what each settlement gave back of calls in flight, and the counters as they were found.
 
 local counters, order = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
 
@@ -57,8 +58,9 @@ local function give_back(c, taken, debt, refunded, less)
     end
 end
 
-local function correct(c, life, generation, amount, taken, debt, refunded, actual)
-    if not c.known and actual <= amount then return end
+local function correct(c, life, generation, amount, taken, debt, refunded, number, actual)
+    local idle = c[ALGORITHM] ~= LEASES or c.total + actual == 0
+    if not c.known and actual <= amount and idle then return 0 end
     local s = c.state
     if c[ALGORITHM] == BUCKET then
         -- At the terms of the last charge: settling does not bring back those of a limit changed since.
@@ -66,19 +68,24 @@ local function correct(c, life, generation, amount, taken, debt, refunded, actua
     end
     refresh(c, now)
     renew(c)
-    if actual > amount then
+    local ended = 0
+    if c[ALGORITHM] == LEASES then
+        ended = leases.release(c, life, number, amount, actual)
+    elseif actual > amount then
         add_late(c, max(0, min(actual, stop(c)) - amount))
     elseif s[LIFE] == life and s[GENERATION] == generation then
         give_back(c, taken, debt, refunded, amount - actual)
     end
     c.known, c.written = true, true
+    return ended
 end
 
 local reply = load(counters, now, order[1])
-local settlements = order[2]
-for at = 1, #settlements, 8 do
-    correct(counters[settlements[at]], unpack(settlements, at + 1, at + 7))
+local settlements, ended = order[2], {}
+for at = 1, #settlements, 9 do
+    ended[#ended + 1] = correct(counters[settlements[at]], unpack(settlements, at + 1, at + 8))
 end
 save(counters, now)
+table.insert(reply, 1, ended)
 table.insert(reply, 1, now)
 return reply

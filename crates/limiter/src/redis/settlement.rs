@@ -1,14 +1,18 @@
 //! Settling in Redis: sent once, awaited by nobody who does not want to know.
 
+use std::future::{Future, ready};
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
 
 use ::redis::Value;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::RedisStore;
 use super::pack::Packer;
 use super::plan::Plan;
 use super::replay::Counters;
+use crate::quota::Algorithm;
 use crate::reservation::{Hold, Standing};
 use crate::spec::{Correction, Receipt};
 use crate::store::{Answer, StoreError};
@@ -20,15 +24,26 @@ const ACTUAL_MAX: u64 = (1 << 53) - 1;
 pub(super) struct Held {
     pub(super) store: RedisStore,
     pub(super) receipts: Vec<Option<Receipt>>,
+    /// What was sent last. What is sent next waits for it: a heartbeat that overtook the end of its call would hold a
+    /// slot that nobody uses.
+    sent: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// One charge that is settled.
+/// One charge that is settled. A call in flight is over, when `actual` is nothing; else it still runs.
 struct Settlement {
     /// Its position among the charges.
     index: usize,
     standing: Standing,
     receipt: Receipt,
     actual: u64,
+}
+
+/// Settlements that can be sent: in whose counters, and since when.
+struct Sending {
+    plan: Plan,
+    settlements: Vec<Settlement>,
+    /// The time for scripts whose clock is given.
+    now: String,
 }
 
 impl Hold for Held {
@@ -39,71 +54,136 @@ impl Hold for Held {
 
     fn settled(&self, standings: &[Standing], actual: &[u64]) -> Answer<'static, Vec<Correction>> {
         let charges = standings.len();
-        let changed = standings.iter().zip(&self.receipts).zip(actual).enumerate();
-        let settlements: Vec<Settlement> = changed
-            .filter_map(|(index, ((standing, receipt), actual))| {
-                let receipt = receipt.filter(|_| *actual != standing.requested)?;
-                Some(Settlement { index, standing: standing.clone(), receipt, actual: *actual })
-            })
-            .collect();
-        if settlements.is_empty() {
-            return Box::pin(std::future::ready(Ok(vec![Correction::default(); charges])));
-        }
-        let standings: Vec<&Standing> = settlements.iter().map(|settlement| &settlement.standing).collect();
-        let plan = match Plan::of_standings(&self.store.0.prefix, &standings) {
-            Ok(plan) => plan,
-            Err(error) => return Box::pin(std::future::ready(Err(error))),
+        let sending = self.sending(standings, |index, standing| {
+            let over = (standing.limit.algorithm() == Algorithm::Concurrency).then_some(0);
+            over.or(actual.get(index).copied()).filter(|actual| *actual != standing.requested)
+        });
+        let sending = match sending {
+            Ok(Some(sending)) => sending,
+            Ok(None) => return Box::pin(ready(Ok(vec![Correction::default(); charges]))),
+            Err(error) => return Box::pin(ready(Err(error))),
         };
-        plan.keys.iter().for_each(|key| self.store.0.forget(key));
-        let (reply, answer) = oneshot::channel();
-        let store = self.store.clone();
-        drop(self.store.0.connection.runtime().spawn(async move {
-            let corrections = store.correct(&plan, &settlements, charges).await;
-            if corrections.is_err() {
+        sending.plan.keys.iter().for_each(|key| self.store.0.forget(key));
+        self.send(async move |store| {
+            let corrections = store.correct(&sending, charges).await;
+            if corrections.as_ref().is_err_and(|error| !super::spread::is_split(error)) {
                 store.0.settlements_lost.fetch_add(1, Ordering::Relaxed);
             }
+            corrections
+        })
+    }
+
+    fn renew(&self, standings: &[Standing]) {
+        drop(self.renewed(standings));
+    }
+
+    /// Sent as settlements that change nothing. One that is lost harms nobody: the next comes well before its lease ends.
+    fn renewed(&self, standings: &[Standing]) -> Answer<'static, ()> {
+        let sending = self.sending(standings, |_, standing| {
+            (standing.limit.algorithm() == Algorithm::Concurrency).then_some(standing.requested)
+        });
+        match sending {
+            Ok(Some(sending)) => self.send(async move |store| store.settle(&sending).await.map(drop)),
+            Ok(None) => Box::pin(ready(Ok(()))),
+            Err(error) => Box::pin(ready(Err(error))),
+        }
+    }
+}
+
+impl Held {
+    pub(super) fn new(store: RedisStore, receipts: Vec<Option<Receipt>>) -> Held {
+        Held { store, receipts, sent: Mutex::new(None) }
+    }
+
+    /// What `actual` says of charges that were taken; nothing if it says nothing of any.
+    fn sending(
+        &self,
+        standings: &[Standing],
+        actual: impl Fn(usize, &Standing) -> Option<u64>,
+    ) -> Result<Option<Sending>, StoreError> {
+        let mut settlements = Vec::new();
+        for (index, (standing, receipt)) in standings.iter().zip(&self.receipts).enumerate() {
+            if let (Some(receipt), Some(actual)) = (receipt, actual(index, standing)) {
+                let (standing, receipt) = (standing.clone(), *receipt);
+                settlements.push(Settlement { index, standing, receipt, actual });
+            }
+        }
+        if settlements.is_empty() {
+            return Ok(None);
+        }
+        let standings: Vec<&Standing> = settlements.iter().map(|settlement| &settlement.standing).collect();
+        let plan = Plan::of_standings(&self.store.0.prefix, &standings)?;
+        Ok(Some(Sending { plan, settlements, now: self.store.0.time_given() }))
+    }
+
+    /// In a task, so that nobody has to wait for it.
+    fn send<T: Send + 'static, F: Future<Output = Result<T, StoreError>> + Send>(
+        &self,
+        work: impl FnOnce(RedisStore) -> F + Send + 'static,
+    ) -> Answer<'static, T> {
+        let (reply, answer) = oneshot::channel();
+        let store = self.store.clone();
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = sent.take();
+        *sent = Some(self.store.0.connection.runtime().spawn(async move {
+            if let Some(before) = before {
+                // Only its being over matters.
+                let _ = before.await;
+            }
             // Nobody who wants to know is the usual case.
-            let _ = reply.send(corrections);
+            let _ = reply.send(work(store).await);
         }));
         Box::pin(async move { answer.await.unwrap_or(Err(StoreError::Lost)) })
     }
 }
 
 impl RedisStore {
-    async fn correct(
+    /// Sends the settling script: what each settlement ended of calls in flight, and the counters as they were before.
+    async fn settle(
         &self,
-        plan: &Plan,
-        settlements: &[Settlement],
-        charges: usize,
-    ) -> Result<Vec<Correction>, StoreError> {
+        Sending { plan, settlements, now }: &Sending,
+    ) -> Result<(Vec<Value>, Counters), StoreError> {
         let life = self.0.life();
         let mut order = Packer::default();
         order.list(2);
         order.number(life);
-        order.list(8 * settlements.len());
+        order.list(9 * settlements.len());
         for (settlement, place) in settlements.iter().zip(&plan.places) {
             order.number(*place as u64 + 1);
             settlement.receipt.numbers().into_iter().for_each(|number| order.number(number));
             order.number(settlement.actual.min(ACTUAL_MAX));
         }
-        let now = self.0.time_given();
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
         let used = if self.0.clock.is_some() { 3 } else { 2 };
         let reply = self.0.connection.settle(&plan.keys, &args[..used]).await;
-        // Forgotten once when it was sent, and once more for what left meanwhile.
-        plan.keys.iter().for_each(|key| self.0.forget(key));
         let Value::Array(parts) = reply? else {
             return Err(StoreError::Reply("no list".into()));
         };
-        let [Value::Int(now), states @ ..] = &parts[..] else {
-            return Err(StoreError::Reply("not a time and counters".into()));
+        let [Value::Int(now), Value::Array(ended), states @ ..] = &parts[..] else {
+            return Err(StoreError::Reply("not a time, calls that ended and counters".into()));
         };
+        if ended.len() != settlements.len() {
+            return Err(StoreError::Reply("another number of settlements than was sent".into()));
+        }
         let rates = settlements.iter().map(|settlement| settlement.standing.limit.rate());
-        let mut counters = Counters::read(plan, rates, *now, states, life)?;
+        Ok((ended.clone(), Counters::read(plan, rates, *now, states, life)?))
+    }
+
+    /// Settles: one correction per charge.
+    async fn correct(&self, sending: &Sending, charges: usize) -> Result<Vec<Correction>, StoreError> {
+        let answer = self.settle(sending).await;
+        let Sending { plan, settlements, .. } = sending;
+        // Forgotten once when it was sent, and once more for what left meanwhile.
+        plan.keys.iter().for_each(|key| self.0.forget(key));
+        let (ended, mut counters) = answer?;
         let mut corrections = vec![Correction::default(); charges];
         let mut born = vec![false; plan.counters];
-        for (Settlement { index, standing, receipt, actual }, &place) in settlements.iter().zip(&plan.places)
-        {
+        for ((settlement, &place), ended) in settlements.iter().zip(&plan.places).zip(ended) {
+            let Settlement { index, standing, receipt, actual } = settlement;
+            if let (Algorithm::Concurrency, Value::Int(ended)) = (standing.limit.algorithm(), ended) {
+                corrections[*index].returned = u64::try_from(ended).unwrap_or_default();
+                continue;
+            }
             born[place] |= *actual > standing.requested;
             if counters.found(place) || born[place] {
                 let (rate, now) = (standing.limit.rate(), counters.now);

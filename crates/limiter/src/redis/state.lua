@@ -7,18 +7,21 @@ local floor, min, max = math.floor, math.min, math.max
 -- for every decision anew.
 
 -- A counter, as the request describes it: where it is, and the terms of its limit.
-local KEY, FIELD, ALGORITHM, CAPACITY, BURST, TICK, WINDOW, OFFSET, CALENDAR = 1, 2, 3, 4, 5, 6, 7, 8, 9
-local FIXED, SLIDING, MOVING, BUCKET = 0, 1, 2, 3
+-- Of a limit on calls in flight, where its leases are, too.
+local KEY, FIELD, ALGORITHM, CAPACITY, BURST, TICK, WINDOW, OFFSET, CALENDAR, SET = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+local FIXED, SLIDING, MOVING, BUCKET, LEASES = 0, 1, 2, 3, 4
 -- A state, as it is stored. What follows depends on the algorithm; of a moving window, pairs of time and amount.
 local EXPIRY, LIFE, GENERATION, AT = 1, 2, 3, 4
 local INDEX, USED, PREVIOUS = 5, 6, 7
 local LOG = 5
 local DEBT, REFUNDED, OLD_CAPACITY, OLD_BURST, OLD_TICK = 5, 6, 7, 8, 9
+local LAST = 5
 
 local EXACT = 4503599627370496
 local COUNT_MAX = 9007199254740991
 local EXACT_ENTRIES = 64
 local SPARE_FIELDS = 4
+local LITTER_AGE = 86400000
 
 local function round_up(a, b)
     local rest = a % b
@@ -53,6 +56,7 @@ local function newborn(c, life)
     if c[ALGORITHM] == FIXED then return { 0, life, 0, 0, 0, 0 } end
     if c[ALGORITHM] == SLIDING then return { 0, life, 0, 0, 0, 0, 0 } end
     if c[ALGORITHM] == MOVING then return { 0, life, 0, 0 } end
+    if c[ALGORITHM] == LEASES then return { 0, life, 0, 0, 0 } end
     return { 0, life, 0, 0, 0, 0, c[CAPACITY], c[BURST], c[TICK] }
 end
 
@@ -91,8 +95,10 @@ local function redate(c, now)
         local kept = level(s)
         for place = #s, LOG, -1 do s[place] = nil end
         if kept > 0 then s[LOG], s[LOG + 1] = now, kept end
-    else
+    elseif c[ALGORITHM] == BUCKET then
         at = now - now % s[OLD_TICK]
+    else
+        leases.extend(c, now)
     end
     s[AT], s[GENERATION] = at, s[GENERATION] + 1
     return true
@@ -137,6 +143,7 @@ local function refresh(c, now)
     local at = max(s[AT], now)
     s[AT] = at
     if c[ALGORITHM] == MOVING then return forget(c, at) end
+    if c[ALGORITHM] == LEASES then return end
     local window = index(c, at)
     if window <= s[INDEX] then return end
     if c[ALGORITHM] == SLIDING then s[PREVIOUS] = window == s[INDEX] + 1 and s[USED] or 0 end
@@ -189,9 +196,9 @@ local function load(counters, now, life)
         local packed = redis.call('HMGET', KEYS[key], unpack(fields))
         for number = 1, #fields do
             local c, text = counters[first + number - 1], packed[number]
-            found[#found + 1] = text
             c.known = text and true or false
             c.state = text and cmsgpack.unpack(text) or newborn(c, life)
+            found[#found + 1] = c[ALGORITHM] == LEASES and with_leases().count(c, now) or text
             if redate(c, now) then
                 c.state[EXPIRY] = expiry(c)
                 c.redated = cmsgpack.pack(c.state)
@@ -215,7 +222,7 @@ end
 local function save(counters, now)
     local place = 1
     while place <= #counters do
-        local key, latest, known, count, changed = counters[place][KEY], 0, {}, 0, {}
+        local key, latest, known, count, changed, held = counters[place][KEY], 0, {}, 0, {}, {}
         while counters[place] and counters[place][KEY] == key do
             local c = counters[place]
             known[c[FIELD]], count = true, count + 1
@@ -232,6 +239,7 @@ local function save(counters, now)
             if packed then
                 changed[#changed + 1] = c[FIELD]
                 changed[#changed + 1] = packed
+                if c.leases then held[#held + 1] = c end
             end
             place = place + 1
         end
@@ -241,6 +249,8 @@ local function save(counters, now)
             if latest > 0 and now + redis.call('PTTL', name) < latest then
                 redis.call('PEXPIREAT', name, string.format('%.0f', latest))
             end
+            -- After what a full server refuses: half of a decision is none.
+            for _, c in ipairs(held) do leases.save(c, known, now) end
             if born > 0 and redis.call('HLEN', name) > count + SPARE_FIELDS then sweep(name, known, now) end
         end
     end

@@ -1,6 +1,6 @@
 //! Rates, states and receipts as plain numbers, for a store that keeps them elsewhere.
 
-use super::{Bucket, Fixed, Level, Moving, Rate, Receipt, Sliding, State};
+use super::{Bucket, Fixed, Leases, Level, Moving, Rate, Receipt, Sliding, State};
 use crate::clock::Millis;
 use crate::quota::{Algorithm, Span};
 
@@ -27,14 +27,15 @@ impl Rate {
 }
 
 impl Receipt {
-    /// Life, generation, amount, time, debt, refunded.
-    pub(crate) fn numbers(&self) -> [u64; 6] {
-        [self.life, self.generation, self.amount, self.at.get(), self.debt, self.refunded]
+    /// Life, generation, amount, time, debt, refunded, lease.
+    pub(crate) fn numbers(&self) -> [u64; 7] {
+        [self.life, self.generation, self.amount, self.at.get(), self.debt, self.refunded, self.lease]
     }
 }
 
 impl State {
-    /// Reads life, generation, time, and what the algorithm keeps. `None`: this is no state of that rate.
+    /// Reads life, generation, time, and what the algorithm keeps; of leases, the last number, their sum, and when the
+    /// last of them ends. `None`: this is no state of that rate.
     pub(crate) fn from_numbers(rate: &Rate, numbers: &[u64]) -> Option<State> {
         let [life, generation, at, rest @ ..] = numbers else {
             return None;
@@ -61,6 +62,9 @@ impl State {
                 }
                 Level::Bucket(Bucket::at(debt, refunded, capacity, burst, tick))
             }
+            (Algorithm::Concurrency, &[last, used, latest]) if latest <= TIME_MAX.get() => {
+                Level::Leases(Leases::in_sum(last, used, Millis(latest)))
+            }
             _ => return None,
         };
         Some(State { life: *life, generation: *generation, at: Millis(*at), level })
@@ -81,7 +85,7 @@ mod tests {
         let numbers =
             [0, 1, 7, 1_000, now.get(), 1 << 32, TIME_MAX.get(), TIME_MAX.get() + 1, 1 << 53, u64::MAX];
         let mut read = 0;
-        for algorithm in Algorithm::ALL {
+        for algorithm in Algorithm::ALL.into_iter().chain([Algorithm::Concurrency]) {
             for quota in ["5/second", "60/minute", "1000000000/day", "9/366 days", "3/week", "3/month"] {
                 let quota: Quota = quota.parse().unwrap();
                 let rate = Rate::new(&quota, quota.window().unwrap(), algorithm).unwrap();

@@ -33,6 +33,13 @@ struct Lease {
 }
 
 impl Leases {
+    /// Many as one, which nobody holds: where they are kept elsewhere, their sum is enough to decide.
+    #[cfg(feature = "redis")]
+    pub(super) fn in_sum(last: u64, used: u64, latest: Millis) -> Leases {
+        let sum = Lease { member: Member::default(), amount: used, end: latest };
+        Leases { held: (used > 0).then_some(sum).into_iter().collect(), last }
+    }
+
     /// Every live lease runs its full time from `now`; their number stays.
     pub(super) fn redate(&mut self, rate: &Rate, at: Millis, now: Millis) {
         self.forget(at);

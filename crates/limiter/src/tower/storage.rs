@@ -26,18 +26,21 @@ impl Storage {
 
     /// - `memory://`: in this process, forgotten when it ends
     /// - `memory:///var/lib/app/limits.redb`: the same, and kept in this file over restarts (feature `persist`)
-    /// - `redis://host:6379/0`, `unix:///run/redis.sock`: shared by many processes (feature `redis`); inside a tokio
-    ///   runtime
+    /// - `redis://host:6379/0`, `unix:///run/redis.sock` and the other forms of [`RedisOptions`]: shared by many
+    ///   processes (feature `redis`); inside a tokio runtime
+    ///
+    /// [`RedisOptions`]: https://docs.rs/tollgate-limiter/latest/tollgate_limiter/struct.RedisOptions.html#method.new
     pub fn from_url(url: &str) -> Result<Storage, StorageError> {
         let refused = |problem: String| Err(StorageError { url: masked(url), problem });
         let Some((scheme, rest)) = url.split_once("://") else {
             return refused("no storage; write `memory://`, or `redis://host:6379`".into());
         };
-        match (scheme, rest) {
+        let kind = scheme.split('+').next().unwrap_or(scheme);
+        match (kind, rest) {
             ("memory", "") => Ok(MemoryStore::new(SystemClock).into()),
             ("memory", path) => persisted(path).or_else(refused),
-            ("redis" | "unix", _) => in_redis(url).or_else(refused),
-            _ => refused("an unknown storage; allowed: memory://, redis://, unix://".into()),
+            ("redis" | "rediss" | "unix", _) => in_redis(url).or_else(refused),
+            _ => refused("an unknown storage; allowed: memory://, redis://, rediss://, unix://".into()),
         }
     }
 

@@ -29,6 +29,9 @@ const QUOTAS: [&[&str]; 7] = [
     &["100/month", "90/month"],
 ];
 
+/// Those of calls in flight.
+const SLOTS: &[&str] = &["5 concurrent", "2 concurrent", "12 concurrent", "1000000 concurrent"];
+
 /// Those that are counted in different units of time.
 const DAYS: usize = 4;
 
@@ -46,6 +49,7 @@ struct Definition {
     births: u64,
 }
 
+#[derive(Clone)]
 struct Taken {
     key: (String, String),
     limit: Arc<Limit>,
@@ -122,6 +126,8 @@ impl Definition {
         for (index, (taken, &actual)) in taken.iter().zip(actual).enumerate() {
             let known = self.states.contains_key(&taken.key);
             let Some(receipt) = &taken.receipt else { continue };
+            let over = taken.limit.algorithm() == Algorithm::Concurrency;
+            let actual = if over { 0 } else { actual };
             if actual == taken.amount || !known && actual < taken.amount {
                 continue;
             }
@@ -132,6 +138,17 @@ impl Definition {
             corrections[index] = state.correct(taken.limit.rate(), now, receipt, actual);
         }
         corrections
+    }
+}
+
+impl Definition {
+    fn renew(&mut self, taken: &[Taken], now: Millis) {
+        for taken in taken.iter().filter(|taken| taken.limit.algorithm() == Algorithm::Concurrency) {
+            if let (Some(receipt), Some(state)) = (&taken.receipt, self.states.get_mut(&taken.key)) {
+                state.redate(taken.limit.rate(), now);
+                state.renew(taken.limit.rate(), now, receipt);
+            }
+        }
     }
 }
 
@@ -157,6 +174,7 @@ pub(crate) struct History {
     pub(crate) grants: u64,
     pub(crate) denials: u64,
     pub(crate) settlements: u64,
+    pub(crate) renewals: u64,
     pub(crate) together: u64,
 }
 
@@ -177,6 +195,7 @@ impl History {
             grants: 0,
             denials: 0,
             settlements: 0,
+            renewals: 0,
             together: 0,
         }
     }
@@ -189,6 +208,7 @@ impl History {
         for step in 0..steps {
             let told = match self.random.below(40) {
                 0..=5 => self.settle().await,
+                14..=15 => self.renew().await,
                 6 => self.clear().await,
                 7 => {
                     self.change_capacity();
@@ -366,13 +386,34 @@ impl History {
                 return Err(format!("{store} settled {theirs:?}, not {ours:?}"));
             }
         }
-        // What is in the counters after it.
-        let looks = held.definition.iter().map(|taken| {
+        self.compare_counters(&held.definition).await
+    }
+
+    async fn renew(&mut self) -> Result<(), String> {
+        let slots = |taken: &Taken| taken.limit.algorithm() == Algorithm::Concurrency;
+        let running = |held: &&Held| held.definition.iter().any(slots);
+        let count = self.held.iter().filter(running).count();
+        if count == 0 {
+            return Ok(());
+        }
+        let chosen = self.random.below(count as u64) as usize;
+        let held = self.held.iter().filter(running).nth(chosen).unwrap();
+        self.definition.renew(&held.definition, self.memory.now());
+        held.memory.renew();
+        held.redis.renewed().await.map_err(|error| error.to_string())?;
+        self.renewals += 1;
+        let taken: Vec<Taken> = held.definition.clone();
+        self.compare_counters(&taken).await
+    }
+
+    /// What is in the counters afterwards.
+    async fn compare_counters(&mut self, taken: &[Taken]) -> Result<(), String> {
+        let looks = taken.iter().map(|taken| {
             let subject: Subject = taken.key.0.parse().unwrap();
             Charge::new(Arc::clone(&taken.limit), subject, 1)
         });
         let charges: Vec<Charge> = looks.collect();
-        let views = self.definition.peek(&charges, now);
+        let views = self.definition.peek(&charges, self.memory.now());
         let redis = Store::peek(&self.redis, charges).await.map_err(|error| error.to_string())?;
         let redis: Vec<View> = redis.iter().map(view).collect();
         if redis == views { Ok(()) } else { Err(format!("redis is left with {redis:?}, not {views:?}")) }
@@ -444,6 +485,12 @@ fn counters(random: &mut Random, subject: usize) -> Vec<(Vec<Arc<Limit>>, usize)
             limits.extend(quotas.iter().map(|quota| make(&format!("{quota} burst 12"))));
         }
         counters.push((limits, 0));
+    }
+    // Of the first subjects, also calls in flight: two limits, whose leases are in one set.
+    for number in 0..if subject < 3 { 2 } else { 0 } {
+        let rule = format!("s{subject}{number}");
+        let limits = SLOTS.iter().map(|quota| limit(&rule, quota, Algorithm::Concurrency)).collect();
+        counters.push((limits, number));
     }
     counters
 }

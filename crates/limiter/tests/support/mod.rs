@@ -3,6 +3,8 @@
 
 #[cfg(feature = "redis")]
 pub(crate) mod agreement;
+#[cfg(feature = "redis-tls")]
+pub(crate) mod fleet;
 pub(crate) mod judge;
 #[cfg(feature = "redis")]
 pub(crate) mod proxy;
@@ -21,6 +23,11 @@ pub(crate) fn limit(rule: &str, quota: &str, algorithm: Algorithm) -> Arc<Limit>
     let scope = Scope::of([Dimension::User]);
     let quota = quota.parse().unwrap_or_else(|error| panic!("{error}"));
     Arc::new(Limit::new(rule, quota, algorithm, scope).unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// So many calls at a time.
+pub(crate) fn slots(rule: &str, n: u64) -> Arc<Limit> {
+    limit(rule, &format!("{n} concurrent"), Algorithm::Concurrency)
 }
 
 pub(crate) fn user(name: &str) -> Subject {

@@ -1,0 +1,201 @@
+//! One connection to one server, and what can be asked on it.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+use ::redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, RedisError, Value};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use super::address::Endpoint;
+use super::dial::{CONNECT_DEADLINE, Dialer, Socket};
+use super::scripts::{Name, Scripts};
+use crate::store::StoreError;
+
+/// Timeouts in a row after which a connection is given up.
+const TIMEOUTS_MAX: u32 = 3;
+/// How often a script that the server forgot again and again is asked for by its digest.
+const DIGEST_ATTEMPTS: usize = 3;
+/// The first version that reads the flags of a script.
+const FLAGS_SINCE: u32 = 7;
+
+/// What a server is asked.
+#[derive(Clone, Copy)]
+pub(super) enum Question<'q> {
+    /// The charging script, over these keys, with these arguments.
+    Charge(&'q [String], &'q [&'q [u8]]),
+    /// The settling script; it gets through when the server is out of memory, where the server has that.
+    Settle(&'q [String], &'q [&'q [u8]]),
+    Command(&'q Cmd),
+}
+
+/// Whether a server of a cluster answers for a slot that is on its way to it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Slot {
+    Owned,
+    Arriving,
+}
+
+/// One connection that was made.
+pub(super) struct Link {
+    pub(super) endpoint: Endpoint,
+    pub(super) made: Instant,
+    /// As far as the server tells.
+    pub(super) version: Option<String>,
+    /// As far as the server tells: `master`.
+    pub(super) role: Option<String>,
+    socket: Socket,
+    timeouts: AtomicU32,
+    loads: [Load; 3],
+}
+
+/// Whoever first learns that the server does not know a script sends its text; the others wait for that.
+#[derive(Default)]
+struct Load {
+    turn: Mutex<()>,
+    count: AtomicU64,
+}
+
+impl Link {
+    /// Connects, and waits for a first answer: the version. A server that does not tell it is taken for an old one.
+    pub(super) async fn connect(
+        dialer: &Dialer,
+        endpoint: Endpoint,
+        login: &RedisConnectionInfo,
+    ) -> Result<Link, RedisError> {
+        let socket = dialer.dial(&endpoint, login, AsyncConnectionConfig::new()).await?;
+        let mut link = Link {
+            endpoint,
+            made: Instant::now(),
+            version: None,
+            role: None,
+            socket,
+            timeouts: AtomicU32::new(0),
+            loads: Default::default(),
+        };
+        let about = link.told(::redis::cmd("INFO").arg("server")).await?;
+        if let Some(Value::BulkString(text)) = about {
+            let text = String::from_utf8_lossy(&text);
+            let version = text.lines().find_map(|line| line.strip_prefix("redis_version:"));
+            link.version = version.map(|version| version.trim().to_string());
+        }
+        link.role = link.ask_role().await?;
+        Ok(link)
+    }
+
+    /// `master`, `slave`, `sentinel`; `None` when the server does not tell.
+    pub(super) async fn ask_role(&self) -> Result<Option<String>, RedisError> {
+        let Some(Value::Array(parts)) = self.told(&::redis::cmd("ROLE")).await? else {
+            return Ok(None);
+        };
+        let Some(Value::BulkString(role)) = parts.first() else {
+            return Ok(None);
+        };
+        Ok(Some(String::from_utf8_lossy(role).into_owned()))
+    }
+
+    /// The answer to a question that a server may refuse, as many do that are rented.
+    async fn told(&self, command: &Cmd) -> Result<Option<Value>, RedisError> {
+        match timeout(CONNECT_DEADLINE, self.send(command, Slot::Owned)).await {
+            Ok(Ok(value)) => Ok(Some(value)),
+            Ok(Err(error)) if error.is_io_error() || error.is_unrecoverable_error() => Err(error),
+            Ok(Err(_)) => Ok(None),
+            Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time").into()),
+        }
+    }
+
+    /// Whether it answered lately, as far as it was asked.
+    pub(super) fn answers(&self) -> bool {
+        self.timeouts.load(Ordering::Relaxed) < TIMEOUTS_MAX
+    }
+
+    /// Says whether it answers again.
+    pub(super) fn has_answered(&self) -> bool {
+        self.timeouts.load(Ordering::Relaxed) > 0 && self.timeouts.swap(0, Ordering::Relaxed) >= TIMEOUTS_MAX
+    }
+
+    /// Says whether that was once too often.
+    pub(super) fn has_timed_out(&self) -> bool {
+        self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 == TIMEOUTS_MAX
+    }
+
+    pub(super) async fn ask(
+        &self,
+        scripts: &Scripts,
+        question: Question<'_>,
+        slot: Slot,
+    ) -> Result<Value, RedisError> {
+        let settle = if self.reads_flags() { Name::SettleAllowOom } else { Name::Settle };
+        match question {
+            Question::Charge(keys, args) => self.run(scripts, Name::Charge, keys, args, slot).await,
+            Question::Settle(keys, args) => self.run(scripts, settle, keys, args, slot).await,
+            Question::Command(command) => self.send(command, slot).await,
+        }
+    }
+
+    fn reads_flags(&self) -> bool {
+        let major = self.version.as_ref().and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+        major.is_some_and(|major| major >= FLAGS_SINCE)
+    }
+
+    async fn send(&self, command: &Cmd, slot: Slot) -> Result<Value, RedisError> {
+        let mut connection = self.socket.connection.clone();
+        if slot == Slot::Owned {
+            return command.query_async(&mut connection).await;
+        }
+        // As one message, so that nobody else's command comes between.
+        let mut both = ::redis::pipe();
+        both.cmd("ASKING").add_command(command.clone());
+        let mut answers = connection.send_packed_commands(&both, 0, 2).await?;
+        match answers.pop() {
+            Some(Value::ServerError(error)) => Err(error.into()),
+            Some(value) => Ok(value),
+            None => Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
+        }
+    }
+
+    /// By digest; when the server does not know it, one caller sends the text and the others ask again. What the
+    /// server did not know it did not do, so asking again is safe.
+    async fn run(
+        &self,
+        scripts: &Scripts,
+        name: Name,
+        keys: &[String],
+        args: &[&[u8]],
+        slot: Slot,
+    ) -> Result<Value, RedisError> {
+        let (script, load) = (scripts.get(name), &self.loads[name as usize]);
+        let call = |how: &str, what: &str| {
+            let mut command = ::redis::cmd(how);
+            command.arg(what).arg(keys.len()).arg(keys).arg(args);
+            command
+        };
+        let by_digest = call("EVALSHA", &script.digest);
+        for _ in 0..DIGEST_ATTEMPTS {
+            let loads = load.count.load(Ordering::Acquire);
+            match self.send(&by_digest, slot).await {
+                Err(error) if error.code() == Some("NOSCRIPT") => {}
+                answer => return answer,
+            }
+            let turn = load.turn.lock().await;
+            if load.count.load(Ordering::Acquire) == loads {
+                let answer = self.send(&call("EVAL", &script.text), slot).await;
+                load.count.fetch_add(1, Ordering::Release);
+                drop(turn);
+                return answer;
+            }
+        }
+        self.send(&call("EVAL", &script.text), slot).await
+    }
+}
+
+/// What a server's refusal is called here.
+pub(super) fn refused(error: &RedisError) -> StoreError {
+    let message = error.detail().map_or_else(|| error.to_string(), str::to_string);
+    let code = error.code().unwrap_or("ERR");
+    // Before 7.0 what stopped a script is only named in its words: `@user_script:231: -OOM command not allowed`.
+    let inner = message.split_once(": -").and_then(|(_, inner)| inner.split_whitespace().next());
+    let inner = inner.filter(|inner| inner.chars().all(|c| c.is_ascii_uppercase()));
+    let code = if code == "ERR" { inner.unwrap_or(code) } else { code }.to_string();
+    StoreError::Refused { code, message }
+}

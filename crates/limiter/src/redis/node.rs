@@ -1,0 +1,281 @@
+//! One server, or the one that sentinels call master: a connection in the background, with a watchdog.
+//!
+//! The client's own timeout does not cover waiting for a connection, and it never replaces a connection that swallows
+//! everything: the deadline is outside it, and three timeouts in a row bring a new connection beside the old one.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use ::redis::{RedisConnectionInfo, Value};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::address::Endpoint;
+use super::dial::{CONNECT_DEADLINE, Dialer};
+use super::link::{Link, Question, Slot, refused};
+use super::scripts::Scripts;
+use super::sentinel::Sentinels;
+use crate::store::StoreError;
+
+/// Between attempts to connect.
+const CONNECT_PAUSE: Duration = Duration::from_millis(50);
+/// How often a master is asked whether it still is one.
+const ROLE_PERIOD: Duration = Duration::from_secs(1);
+/// A connection that is older is made anew when its server is the wrong one: its name may mean another one now.
+const STALE: Duration = Duration::from_millis(500);
+/// Answers of a server that did nothing, because it is the wrong one or not ready.
+const NOT_NOW: [&str; 3] = ["READONLY", "LOADING", "MASTERDOWN"];
+
+/// What all connections of a store share.
+pub(super) struct Ground {
+    pub(super) dialer: Dialer,
+    pub(super) login: RedisConnectionInfo,
+    pub(super) scripts: Scripts,
+    /// Connections.
+    pub(super) made: AtomicU64,
+    pub(super) began: std::time::Instant,
+}
+
+/// Asks one server. Clones share the connection; without clones it ends.
+#[derive(Clone)]
+pub(super) struct Node(Arc<Shared>);
+
+struct Shared {
+    ground: Arc<Ground>,
+    target: Target,
+    current: watch::Sender<Option<Arc<Link>>>,
+    connecting: AtomicBool,
+    lately: Mutex<Lately>,
+}
+
+/// Who is to be asked.
+pub(super) enum Target {
+    Named(Endpoint),
+    Elected(Sentinels),
+}
+
+/// For people.
+#[derive(Clone, Debug)]
+pub(super) struct Lately {
+    /// Since when there is a connection, or none.
+    pub(super) since: std::time::Instant,
+    /// Why there is none.
+    pub(super) problem: Option<String>,
+}
+
+impl Node {
+    /// Connects in the background.
+    pub(super) fn new(ground: &Arc<Ground>, target: Target) -> Node {
+        let lately = Lately { since: std::time::Instant::now(), problem: None };
+        let node = Node(Arc::new(Shared {
+            ground: Arc::clone(ground),
+            target,
+            current: watch::Sender::new(None),
+            connecting: AtomicBool::new(false),
+            lately: Mutex::new(lately),
+        }));
+        node.0.reconnect();
+        if let Target::Elected(sentinels) = &node.0.target {
+            ground.dialer.runtime.spawn(follow(Arc::downgrade(&node.0), sentinels.master()));
+        }
+        node
+    }
+
+    /// The connection there is, unless it swallows everything.
+    pub(super) fn connected(&self) -> Option<Arc<Link>> {
+        self.0.current.borrow().clone().filter(|link| link.answers())
+    }
+
+    pub(super) fn lately(&self) -> Lately {
+        self.0.lately().clone()
+    }
+
+    /// Asks, until the deadline. What a server certainly did not do, because it is no master or not ready, is asked
+    /// once more, of the right one.
+    pub(super) async fn ask(
+        &self,
+        until: Instant,
+        question: Question<'_>,
+        slot: Slot,
+    ) -> Result<Value, StoreError> {
+        let link = self.link(until).await?;
+        let answer = self.ask_on(&link, until, question, slot).await;
+        match &answer {
+            Err(StoreError::Refused { code, .. }) if NOT_NOW.contains(&code.as_str()) => {}
+            _ => return answer,
+        }
+        if !self.0.leave(&link) {
+            return answer;
+        }
+        match self.link(until).await {
+            Ok(link) => self.ask_on(&link, until, question, slot).await,
+            Err(_) => answer,
+        }
+    }
+
+    async fn link(&self, until: Instant) -> Result<Arc<Link>, StoreError> {
+        timeout_at(until, self.0.link()).await.map_err(|_| StoreError::Unreachable)
+    }
+
+    async fn ask_on(
+        &self,
+        link: &Arc<Link>,
+        until: Instant,
+        question: Question<'_>,
+        slot: Slot,
+    ) -> Result<Value, StoreError> {
+        let answer = timeout_at(until, link.ask(&self.0.ground.scripts, question, slot)).await;
+        let Ok(answer) = answer else {
+            if link.has_timed_out() {
+                self.0.changed(Some("it does not answer".to_string()));
+            }
+            if !link.answers() && self.0.is_current(link) {
+                self.0.reconnect();
+            }
+            return Err(StoreError::Timeout);
+        };
+        match answer {
+            Err(error) if error.is_io_error() || error.is_unrecoverable_error() => {
+                self.0.lost(link);
+                return Err(StoreError::Lost);
+            }
+            _ if link.has_answered() => self.0.changed(None),
+            _ => {}
+        }
+        answer.map_err(|error| refused(&error))
+    }
+}
+
+impl Shared {
+    /// The connection; when there is none that answers, the one that is being made. A question to a connection that
+    /// swallows everything would only have an unknown outcome.
+    async fn link(self: &Arc<Shared>) -> Arc<Link> {
+        let mut current = self.current.subscribe();
+        loop {
+            let found = current.borrow_and_update().clone();
+            if let Some(link) = found.filter(|link| link.answers()) {
+                return link;
+            }
+            self.reconnect();
+            if current.changed().await.is_err() {
+                // The sender is a field of `self`: it outlives this.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn is_current(&self, link: &Arc<Link>) -> bool {
+        self.current.borrow().as_ref().is_some_and(|current| Arc::ptr_eq(current, link))
+    }
+
+    /// Gives up a server that is the wrong one, unless that was done a moment ago: then it would be in vain. Says
+    /// whether there is reason to ask again.
+    fn leave(self: &Arc<Shared>, link: &Arc<Link>) -> bool {
+        if let Target::Elected(sentinels) = &self.target {
+            sentinels.ask_now();
+        }
+        if self.is_current(link) && link.made.elapsed() < STALE {
+            return false;
+        }
+        self.lost(link);
+        true
+    }
+
+    /// Lets go of a connection that is broken, or to the wrong server.
+    fn lost(self: &Arc<Shared>, link: &Arc<Link>) {
+        let dropped = self.current.send_if_modified(|current| {
+            let broken = current.as_ref().is_some_and(|current| Arc::ptr_eq(current, link));
+            if broken {
+                *current = None;
+            }
+            broken
+        });
+        if dropped {
+            self.changed(None);
+            self.reconnect();
+        }
+    }
+
+    /// Makes a new connection in the background, unless one is being made. The old one serves until then.
+    fn reconnect(self: &Arc<Shared>) {
+        if self.connecting.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.ground.dialer.runtime.spawn(keep_connecting(Arc::downgrade(self)));
+    }
+
+    /// To the server that is to be asked, if it is one that counts.
+    async fn connect(&self) -> Result<Link, String> {
+        let ground = &self.ground;
+        let connect = async |endpoint: &Endpoint| {
+            let made = Link::connect(&ground.dialer, endpoint.clone(), &ground.login).await;
+            made.map_err(|error| format!("{endpoint}: {error}"))
+        };
+        let sentinels = match &self.target {
+            Target::Named(endpoint) => return connect(endpoint).await,
+            Target::Elected(sentinels) => sentinels,
+        };
+        let endpoint = sentinels.known()?;
+        let made = sentinels.unless_moved(&endpoint, connect(&endpoint)).await;
+        let link = made.unwrap_or_else(|| Err(format!("{endpoint} is no master any more")))?;
+        match &link.role {
+            Some(role) if role != "master" => {
+                sentinels.ask_now();
+                Err(format!("{endpoint} is no master: it says `{role}`"))
+            }
+            _ => Ok(link),
+        }
+    }
+
+    fn changed(&self, problem: Option<String>) {
+        *self.lately() = Lately { since: std::time::Instant::now(), problem };
+    }
+
+    fn lately(&self) -> MutexGuard<'_, Lately> {
+        self.lately.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends when there is a connection, or nobody who wants one.
+async fn keep_connecting(shared: Weak<Shared>) {
+    while let Some(shared) = shared.upgrade() {
+        match shared.connect().await {
+            Ok(link) => {
+                shared.ground.made.fetch_add(1, Ordering::Relaxed);
+                let before = shared.current.send_replace(Some(Arc::new(link)));
+                if !before.is_some_and(|before| before.answers()) {
+                    shared.changed(None);
+                }
+                shared.connecting.store(false, Ordering::Release);
+                return;
+            }
+            Err(problem) => shared.lately().problem = Some(problem),
+        }
+        drop(shared);
+        sleep(CONNECT_PAUSE).await;
+    }
+}
+
+/// Leaves a server when sentinels name another one, or when it is no master any more.
+async fn follow(shared: Weak<Shared>, mut master: watch::Receiver<Option<Endpoint>>) {
+    loop {
+        if let Ok(Err(_)) = timeout(ROLE_PERIOD, master.changed()).await {
+            return;
+        }
+        let named = master.borrow_and_update().clone();
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let Some(link) = shared.current.borrow().clone() else {
+            continue;
+        };
+        if named.is_some_and(|named| named != link.endpoint) {
+            shared.lost(&link);
+        } else if let Ok(Ok(Some(role))) = timeout(CONNECT_DEADLINE, link.ask_role()).await
+            && role != "master"
+        {
+            shared.leave(&link);
+        }
+    }
+}
