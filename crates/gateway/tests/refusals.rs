@@ -38,8 +38,7 @@ async fn a_prompt_that_never_fits_is_told_apart() {
 
 #[tokio::test]
 async fn calls_in_flight() {
-    // Of this process only: a Redis refuses to count them.
-    for store in [Store::Memory] {
+    for store in [Store::Memory, Store::redis()] {
         let gate = Gate::new();
         let waiting = gate.clone();
         let provider = Provider::start(move |seen| {
