@@ -20,6 +20,7 @@ const MODELS: &str = "models:
   - { name: chat, providers: [*upstream] }
   - { name: weighed, token_weights: { cached_input: 0.1, reasoning: 0.5 }, providers: [{ <<: *upstream, price: { input: 1, cached_input: 0.5, output: 2 } }] }
   - { name: hasty, providers: [{ <<: *upstream, timeout: 100ms }] }
+  - { name: falling, fallback: [hasty, chat], providers: [{ <<: *upstream, url: 'http://127.0.0.1:1', price: { input: 9, output: 9 } }] }
   - { name: simulated, providers: [{ type: simulated, completion_tokens: 1_000, tokens_per_second: 20 }] }
 ";
 
@@ -125,6 +126,41 @@ async fn an_error_costs_a_request_where_a_provider_said_it_and_nothing_where_non
 }
 
 #[tokio::test]
+async fn who_answers_is_paid_once_whoever_was_asked_before() {
+    let provider = obedient().await;
+    let gateway = start(&provider).await;
+    let body = r#","messages":[],"x_usage":{"prompt_tokens":100,"completion_tokens":50}"#;
+    let answer = Ask { model: "falling", body, ..Ask::PLAIN }.send(&gateway).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(cost(&gateway, [0; 5], &answer).await, [1, 150, 100, 50, 200]);
+}
+
+#[tokio::test]
+async fn an_answer_nobody_waited_for_costs_its_prompt() {
+    let gate = Gate::new();
+    let waiting = gate.clone();
+    let provider = Provider::start(move |_| vec![Step::Wait(waiting.clone()), Step::Close]).await;
+    let gateway = start(&provider).await;
+    for (number, body) in [
+        r#","messages":[{"role":"user","content":"Hello there"}],"max_tokens":50"#,
+        r#","messages":[{"role":"user","content":"Hello there"}],"max_tokens":50,"stream":true"#,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let before = levels(&gateway).await;
+        let lines = gateway.lines().len();
+        let conn = Conn::ask(gateway.data, &Ask { body, ..Ask::PLAIN }.bytes()).await;
+        provider.request(number).await;
+        conn.leave();
+        gateway.logged_after(lines, |line| line["outcome"] == "client_left").await;
+        let after = levels(&gateway).await;
+        let added: Cost = std::array::from_fn(|unit| after[unit] - before[unit]);
+        assert_eq!(added, [1, 4, 4, 0, 4], "{body}");
+    }
+}
+
+#[tokio::test]
 async fn a_stream_that_was_cut_costs_what_came_and_its_prompt() {
     let gate = Gate::new();
     let waiting = gate.clone();
@@ -157,23 +193,6 @@ async fn a_stream_that_was_cut_costs_what_came_and_its_prompt() {
     let answer = Ask { body: &body, ..Ask::PLAIN }.send(&gateway).await;
     assert!(answer.text().contains("upstream_failed"), "{}", answer.text());
     assert_eq!(cost(&gateway, before, &answer).await, expected, "the provider died");
-
-    // Before anything came: what it was given to read.
-    let before = levels(&gateway).await;
-    let hanging = Provider::always(vec![Step::Hang]).await;
-    gateway.configure(
-        "  trusted_proxies: [127.0.0.0/8]\n",
-        &governed(&Store::Memory, &hanging, &format!("{MODELS}{ALL_UNITS}")),
-    );
-    gateway.reload().await;
-    let lines = gateway.lines().len();
-    let conn = Conn::ask(gateway.data, &streaming.bytes()).await;
-    hanging.request(0).await;
-    conn.leave();
-    gateway.logged_after(lines, |line| line["outcome"] == "client_left").await;
-    let after = levels(&gateway).await;
-    let added: Cost = std::array::from_fn(|unit| after[unit] - before[unit]);
-    assert_eq!(added, [1, 4, 4, 0, 4], "the caller did not wait");
 }
 
 #[tokio::test]

@@ -7,7 +7,9 @@ mod support;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use support::{Ask, Provider, Redis, Response, Store, Tollgate, governed, obedient, start_counting};
+use support::{
+    Ask, Provider, Redis, Response, Store, Tollgate, governed, obedient, start_counting, start_governed,
+};
 use tokio::task::JoinSet;
 
 const WEEK_MS: u64 = 7 * 86_400_000;
@@ -144,9 +146,7 @@ impl Row {
     /// What is known of the time until there is room again, and until all is gone, when twice [`Row::used`] is in use:
     /// at most so many milliseconds, at least [`SLACK_MS`] less.
     fn waits(&self) -> (u64, u64) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
-        // The epoch began on a Thursday, weeks do on Mondays.
-        let to_monday = WEEK_MS - (now as u64 + 3 * 86_400_000) % WEEK_MS;
+        let to_monday = to_monday();
         match self.algorithm {
             "fixed_window" => (to_monday, to_monday),
             // Of what is in use, half must have faded: with the next week's half.
@@ -231,8 +231,7 @@ impl Row {
         self.families(answer, left);
         let general = (answer.number("x-ratelimit-limit"), answer.number("x-ratelimit-remaining"));
         assert_eq!(general, (self.limit(), left), "{id}");
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-        near(&id, (answer.number("x-ratelimit-reset") - now) * 1_000, reset);
+        near(&id, answer.number("x-ratelimit-reset") * 1_000 - now_ms(), reset);
     }
 
     /// `RateLimit*`, and OpenAI's where its limits have that unit.
@@ -252,6 +251,15 @@ impl Row {
             assert_eq!(said("reset").is_some(), own, "{id}");
         }
     }
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as u64
+}
+
+/// Until the week ends. The epoch began on a Thursday, weeks do on Mondays.
+fn to_monday() -> u64 {
+    WEEK_MS - (now_ms() + 3 * 86_400_000) % WEEK_MS
 }
 
 fn number(text: &str) -> u64 {
@@ -360,6 +368,52 @@ async fn one_that_refuses_leaves_all_others_as_they_were() {
             let [before, after] = [before, ask.limits(&gateway).await.json()].map(levels);
             assert_eq!(before, after, "{unit}");
         }
+    }
+}
+
+#[tokio::test]
+async fn the_limit_that_binds_is_the_one_told() {
+    for store in [Store::Memory, Store::redis()] {
+        let provider = obedient().await;
+        // A burst is what fits at once, a month is of the calendar whatever the strategy; of equals the shorter one is told.
+        let limits = "limits:\n  - { name: b, match: { model: chat }, per: user, strategy: token_bucket, \
+                      limit: [1k/week burst 3, 4/month] }\n  \
+                      - { name: t, match: { model: other }, per: user, limit: [2/month, 2/week, 1k tokens/month, 10k tokens/week] }\n";
+        let gateway = start_governed(&store, &provider, limits).await;
+        for (model, number, limit, left, status) in [
+            ("chat", 1, 3, 2, 200),
+            ("chat", 2, 3, 1, 200),
+            ("chat", 3, 3, 0, 200),
+            ("chat", 4, 3, 0, 429),
+            ("other", 1, 2, 1, 200),
+            ("other", 2, 2, 0, 200),
+            ("other", 3, 2, 0, 429),
+        ] {
+            let answer = Ask { model, ..ALICE }.send(&gateway).await;
+            assert_eq!(answer.status, status, "{model} {number}: {}", answer.text());
+            let told = (
+                answer.number("x-ratelimit-limit-requests"),
+                answer.number("x-ratelimit-remaining-requests"),
+            );
+            assert_eq!(told, (limit, left), "{model} {number}");
+            assert_eq!((answer.number("x-ratelimit-limit"), answer.number("x-ratelimit-remaining")), told);
+            if model == "other" {
+                assert_eq!(answer.number("x-ratelimit-limit-tokens"), 1_000, "less is left of it");
+                let rest = answer.number("x-ratelimit-reset") - now_ms() / 1_000;
+                let week = to_monday() / 1_000;
+                // Where both refuse, the longer wait is told.
+                assert!(status == 429 || rest.abs_diff(week) <= 120, "{rest} {week}");
+            }
+        }
+        let refused = Ask { model: "other", ..ALICE }.send(&gateway).await;
+        // Which of the two depends on the day.
+        let rule = refused.json()["error"]["rule"].to_string();
+        assert!(rule.starts_with("\"t-requests-"), "{rule}");
+        let refused = Ask { model: "chat", ..ALICE }.send(&gateway).await;
+        assert_eq!(refused.json()["error"]["rule"], "b-requests-week");
+        assert!(
+            refused.json()["error"]["retry_after_ms"].as_u64().is_some_and(|wait| wait <= WEEK_MS / 1_000)
+        );
     }
 }
 
