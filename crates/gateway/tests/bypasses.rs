@@ -29,7 +29,8 @@ async fn what_a_request_may_write_is_reserved_and_what_it_wrote_is_counted() {
         (chat, "", 512),
         (chat, r#","max_tokens":null"#, 512),
         (chat, r#","max_tokens":100"#, 100),
-        (chat, r#","max_tokens":0"#, 0),
+        // Nothing is no bound to some servers.
+        (chat, r#","max_tokens":0"#, 512),
         (chat, r#","max_tokens":99.5"#, 100),
         (chat, r#","max_tokens":1,"max_completion_tokens":100"#, 100),
         (chat, r#","max_tokens":100,"max_completion_tokens":1"#, 100),
@@ -135,6 +136,23 @@ async fn another_name_for_a_model_is_the_same_counter() {
         assert_eq!(Ask { model, ..Ask::PLAIN }.send(&gateway).await.status, status, "{model}");
     }
     assert_eq!(provider.hits(), 4);
+}
+
+#[tokio::test]
+async fn a_user_is_not_the_team_of_that_name() {
+    let provider = obedient().await;
+    let gateway =
+        start_governed(&Store::Memory, &provider, "limits: [{ name: r, per: team, limit: 2/day }]").await;
+    for (key, status) in [
+        ("sk-alice", 200),
+        ("sk-carol", 200),
+        ("sk-alice", 429),
+        ("sk-red", 200),
+        ("sk-red", 200),
+        ("sk-red", 429),
+    ] {
+        assert_eq!(Ask { key, ..Ask::PLAIN }.send(&gateway).await.status, status, "{key}");
+    }
 }
 
 #[tokio::test]

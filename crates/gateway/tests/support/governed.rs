@@ -148,14 +148,16 @@ fn stream(text: &str, asked: &Value) -> Vec<u8> {
 }
 
 /// A configuration: alice has two keys and is in team `red` with carol; alice and bob are in tier `gold`, carol in
-/// `silver`. `rest` has `models` (their providers: `[*upstream]`, at $1 and $2 per million tokens) and `limits`.
+/// `silver`; a user in no team is called `red`, too. `rest` has `models` (their providers: `[*upstream]`, at $1 and $2 per
+/// million tokens) and `limits`.
 pub fn governed(store: &Store, provider: &Provider, rest: &str) -> String {
     format!(
         "x-upstream: &upstream {{ type: openai, url: 'http://{}', price: {{ input: 1, output: 2 }} }}\n\
          auth: optional\ntiers: {{ gold: [unlimited], silver: [unlimited] }}\nusers:\n  \
          - {{ name: alice, team: red, tier: gold, keys: [sk-alice, sk-alice-2] }}\n  \
          - {{ name: bob, tier: gold, keys: [sk-bob] }}\n  \
-         - {{ name: carol, team: red, tier: silver, keys: [sk-carol] }}\n{}{rest}\n",
+         - {{ name: carol, team: red, tier: silver, keys: [sk-carol] }}\n  \
+         - {{ name: red, keys: [sk-red] }}\n{}{rest}\n",
         provider.address,
         store.section()
     )
