@@ -18,9 +18,13 @@ const UNITS: [&str; 5] = ["requests", "tokens", "input_tokens", "output_tokens",
 
 const MODELS: &str = "models:
   - { name: chat, providers: [*upstream] }
-  - { name: weighed, token_weights: { cached_input: 0.1, reasoning: 0.5 }, providers: [{ <<: *upstream, price: { input: 1, cached_input: 0.5, output: 2 } }] }
+  - name: weighed
+    token_weights: { cached_input: 0.1, reasoning: 0.5 }
+    providers: [{ <<: *upstream, price: { input: 1, cached_input: 0.5, output: 2 } }]
   - { name: hasty, providers: [{ <<: *upstream, timeout: 100ms }] }
-  - { name: falling, fallback: [hasty, chat], providers: [{ <<: *upstream, url: 'http://127.0.0.1:1', price: { input: 9, output: 9 } }] }
+  - name: falling
+    fallback: [hasty, chat]
+    providers: [{ <<: *upstream, url: 'http://127.0.0.1:1', price: { input: 9, output: 9 } }]
   - { name: simulated, providers: [{ type: simulated, completion_tokens: 1_000, tokens_per_second: 20 }] }
 ";
 
