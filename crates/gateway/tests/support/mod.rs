@@ -8,6 +8,7 @@
 
 mod client;
 mod fleet;
+mod governed;
 mod provider;
 mod redis;
 mod tollgate;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 pub use client::{Conn, Response, chat, get, post, request};
 pub use fleet::{CHAT, Fleet, tokens_of};
+pub use governed::{Ask, Store, governed, obedient, start_counting, start_governed};
 pub use provider::{Gate, Provider, Seen, Step, blackhole, chunk, json_answer, refusing, sse};
 pub use redis::Redis;
 pub use tollgate::{Metrics, Tollgate};
