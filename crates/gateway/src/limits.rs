@@ -39,6 +39,13 @@ impl Limits {
         Ok(Self::Redis(ResilientStore::new(store, options)))
     }
 
+    /// From now on requests of the runtime this is called in ask by a connection of their own.
+    pub fn join_runtime(&self) {
+        if let Self::Redis(store) = self {
+            store.redis().join_runtime();
+        }
+    }
+
     /// Takes every charge, or none.
     pub async fn reserve(&self, charges: Vec<Charge>) -> Result<Decision, StoreError> {
         match self {

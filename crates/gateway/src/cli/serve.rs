@@ -98,6 +98,10 @@ where
     let (code, gateway) = runtime.block_on(async {
         let gateway = Gateway::new(config, log).map_err(|error| Stopped::new(exit::CONFIG, error))?;
         refuse_eviction(&gateway).await?;
+        for worker in &workers.handles {
+            let gateway = gateway.clone();
+            worker.spawn(async move { gateway.limits.join_runtime() });
+        }
         let connections = TaskTracker::new();
         open(&gateway, &workers, &connections).map_err(|error| Stopped::new(exit::UNAVAILABLE, error))?;
         // The handler is there before anybody can have read an address to send a signal about.
