@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::header::HeaderMap;
-use tollgate_limiter::{Decision, Reservation, Standing, StoreError, Unit};
+use tollgate_limiter::{Decision, Reservation, Source, Standing, StoreError, Unit};
 
 pub use self::amounts::{Demand, Used, cost};
 pub use self::plan::{Plan, Plans};
@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::headers;
 use crate::identity::Caller;
 use crate::limits::Limits;
-use crate::metrics::{ByKind, Metrics};
+use crate::metrics::Metrics;
 
 /// Calls in flight say that they still run this often; they count for [`tollgate_limiter::LEASE`] after they last did.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -43,8 +43,11 @@ pub async fn admit(
     let decided = limits.reserve(plan.charges(caller, &demand)).await;
     let took = started.elapsed();
     let decision = decided.map_err(|error| {
+        if let StoreError::Closed { .. } = error {
+            metrics.decided(Source::Closed, took);
+        }
         plan.count_failed();
-        failed(metrics, &error)
+        failed(&error)
     })?;
     metrics.decided(decision.source(), took);
     match decision {
@@ -78,17 +81,14 @@ fn counts_tokens(unit: Unit) -> bool {
     matches!(unit, Unit::Tokens | Unit::InputTokens | Unit::OutputTokens)
 }
 
-fn failed(metrics: &Metrics, error: &StoreError) -> Error {
-    let kind = match error {
-        StoreError::Unreachable => "unreachable",
-        StoreError::Busy => "busy",
-        StoreError::Timeout => "timeout",
-        StoreError::Lost => "lost",
-        StoreError::Refused { .. } => "refused",
-        _ => "reply",
-    };
-    metrics.rate_limit_redis_errors.get_or_create(&ByKind { kind }).inc();
-    Error::LimiterUnavailable(None)
+/// Failures of the store are counted by the store itself.
+fn failed(error: &StoreError) -> Error {
+    match error {
+        StoreError::Closed { retry, .. } => {
+            Error::LimiterUnavailable(Some(Duration::from_millis(retry.get())))
+        }
+        _ => Error::LimiterUnavailable(None),
+    }
 }
 
 /// What a request holds that was let through. Dropped unsettled, its estimates stand.

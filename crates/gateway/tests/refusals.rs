@@ -3,8 +3,8 @@
 mod support;
 
 use support::{
-    Ask, Conn, Gate, Provider, Redis, Step, Store, governed, json_answer, obedient, post, request, sse,
-    start_counting, start_governed,
+    Ask, Conn, Gate, Provider, Redis, Step, Store, json_answer, obedient, post, request, sse, start_counting,
+    start_governed,
 };
 
 #[tokio::test]
@@ -13,7 +13,7 @@ async fn a_prompt_that_never_fits_is_told_apart() {
     let rest = "models:\n  - { name: exact, count: exact, providers: [{ <<: *upstream, model_name: gpt-4o-mini }] }\n  \
                 - { name: chat, providers: [*upstream] }\n\
                 limits: [{ name: r, per: [user, model], limit: 50 tokens/day }]";
-    let gateway = start_counting(&governed(&Store::Memory, &provider, rest)).await;
+    let gateway = start_counting(&Store::Memory, &provider, rest).await;
     let long = "one two three ".repeat(100);
     let body = format!(r#","messages":[{{"role":"user","content":"{long}"}}]"#);
     let exact = Ask { model: "exact", body: &body, ..Ask::PLAIN };

@@ -14,15 +14,18 @@ fn decisions(criterion: &mut Criterion) {
     };
     let load = Load::new(None);
     criterion.bench_function("governor, one limit", |bencher| bencher.iter(|| load.governor(next())));
-    criterion.bench_function("take, one limit", |bencher| bencher.iter(|| load.tollgate_take(next())));
     for limits in [1, 2, 4] {
+        let name = format!("take, {limits} limits");
+        criterion.bench_function(&name, |bencher| bencher.iter(|| load.tollgate_take(next(), limits)));
         let name = format!("reserve, {limits} limits");
         criterion.bench_function(&name, |bencher| bencher.iter(|| load.tollgate_reserve(next(), limits)));
+        let name = format!("reserve and settle, {limits} limits");
+        criterion.bench_function(&name, |bencher| bencher.iter(|| load.tollgate_settle(next(), limits)));
     }
     for algorithm in Algorithm::ALL {
         let load = Load::new(Some(algorithm));
         let name = format!("take, one {algorithm}");
-        criterion.bench_function(&name, |bencher| bencher.iter(|| load.tollgate_take(next())));
+        criterion.bench_function(&name, |bencher| bencher.iter(|| load.tollgate_take(next(), 1)));
     }
 }
 

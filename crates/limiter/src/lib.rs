@@ -28,6 +28,7 @@
 //! - [`memory`]: the store of one process
 //! - [`store`]: what every store can be asked, and how it fails
 //! - `redis` (feature `redis`): the store that many processes share
+//! - `resilient` (feature `redis`): what happens while that one does not answer
 //! - [`clock`]: where its time comes from
 //!
 //! Without features it depends on nothing. With `tower` there is a layer for axum and its kin; with
@@ -65,6 +66,8 @@ pub mod quota;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod reservation;
+#[cfg(feature = "redis")]
+pub mod resilient;
 pub mod scope;
 pub mod spec;
 pub mod store;
@@ -72,17 +75,19 @@ pub mod store;
 pub mod tower;
 
 pub use clock::{Clock, ManualClock, Millis, SystemClock};
-pub use limit::{Charge, Limit, LimitError};
+pub use limit::{Charge, Limit, LimitError, WhenDown};
 #[cfg(feature = "persist")]
 pub use memory::persist::PersistError;
 pub use memory::{Budgets, MemoryStore, Occupancy};
 pub use names::UnknownName;
-pub use quota::{Algorithm, Quota, QuotaError, Span, Unit, Window};
+pub use quota::{Algorithm, Cost, Quota, QuotaError, Span, Unit, Window};
 #[cfg(feature = "redis-tls")]
 pub use redis::Tls;
 #[cfg(feature = "redis")]
 pub use redis::{RedisOptions, RedisStore, ServerInfo, Status, Topology};
 pub use reservation::{Decision, Denial, Reservation, Standing};
+#[cfg(feature = "redis")]
+pub use resilient::{Circuit, ResilientOptions, ResilientStore};
 pub use scope::{Dimension, Scope, Subject, SubjectError};
 pub use spec::{Correction, LEASE, Retry};
 pub use store::{Answer, Source, Store, StoreError};

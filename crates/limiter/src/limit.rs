@@ -1,14 +1,57 @@
 //! A limit, and one request's charge against it.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::names::UnknownName;
 use crate::quota::{Algorithm, Quota, Span, Unit, Window};
 use crate::scope::{Scope, Subject};
 use crate::spec::Rate;
 
 /// The longest name of a rule.
 const RULE_BYTES_MAX: usize = 128;
+
+/// What a limit says while the store that everybody shares does not answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WhenDown {
+    /// This process counts by itself, up to its share of the limit: an equal part for every process.
+    #[default]
+    Share,
+    /// Everything is allowed, and nothing is counted.
+    Open,
+    /// Nothing is allowed: an error, never a refusal.
+    Closed,
+}
+
+impl WhenDown {
+    /// Every one of them.
+    pub const ALL: [WhenDown; 3] = [WhenDown::Share, WhenDown::Open, WhenDown::Closed];
+
+    /// The name used in configuration: `share`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            WhenDown::Share => "share",
+            WhenDown::Open => "open",
+            WhenDown::Closed => "closed",
+        }
+    }
+}
+
+impl fmt::Display for WhenDown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for WhenDown {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<WhenDown, UnknownName> {
+        let found = WhenDown::ALL.into_iter().find(|mode| mode.as_str() == name);
+        found.ok_or_else(|| UnknownName::new("mode", name, WhenDown::ALL.map(WhenDown::as_str)))
+    }
+}
 
 /// One quota of one rule: what is counted, how, and per what. One that exists can be counted exactly.
 #[derive(Clone, Debug)]
@@ -19,6 +62,7 @@ pub struct Limit {
     scope: Scope,
     rate: Rate,
     shadow: bool,
+    when_down: WhenDown,
 }
 
 impl Limit {
@@ -54,7 +98,15 @@ impl Limit {
             None => format!("{rule}-{}", quota.unit()),
             Some(window) => format!("{rule}-{}-{}", quota.unit(), window.to_string().replace(' ', "-")),
         };
-        Ok(Limit { id, rule: rule.to_string(), quota, scope, rate, shadow: false })
+        Ok(Limit {
+            id,
+            rule: rule.to_string(),
+            quota,
+            scope,
+            rate,
+            shadow: false,
+            when_down: WhenDown::Share,
+        })
     }
 
     /// The same limit, counting and reporting but never refusing. Charged only when it fits.
@@ -65,6 +117,33 @@ impl Limit {
     /// Whether it only counts and reports.
     pub const fn is_shadow(&self) -> bool {
         self.shadow
+    }
+
+    /// The same limit, saying this while a shared store does not answer, instead of [`WhenDown::Share`].
+    pub fn when_down(self, when_down: WhenDown) -> Limit {
+        Limit { when_down, ..self }
+    }
+
+    /// What it says while a shared store does not answer.
+    pub const fn while_down(&self) -> WhenDown {
+        self.when_down
+    }
+
+    /// The part of one of `instances`: quota and burst divided, rounded up. Counts in the same counter.
+    #[cfg(feature = "redis")]
+    pub(crate) fn share(&self, instances: u32) -> Limit {
+        let quota = self.quota.share(instances);
+        // A smaller amount passes every gate that a larger one passed.
+        let rate = Rate::new(&quota, self.rate.window(), self.rate.algorithm()).unwrap_or(self.rate);
+        Limit { quota, rate, ..self.clone() }
+    }
+
+    /// With room for everything that may have been granted elsewhere. Counts in the same counter.
+    #[cfg(feature = "redis")]
+    pub(crate) fn without_bound(&self) -> Limit {
+        let quota = self.quota.without_bound();
+        let rate = Rate::new(&quota, self.rate.window(), self.rate.algorithm()).unwrap_or(self.rate);
+        Limit { quota, rate, ..self.clone() }
     }
 
     /// `<rule>-<unit>-<window>`: `free-requests-minute`, `free-requests-15-minutes`, `free-concurrency`.
@@ -227,14 +306,36 @@ impl Charge {
     }
 }
 
-/// What charge `index` needs from its counter when the ones before it are taken: its own amount, and that of any
-/// earlier charge on the same counter.
-pub(crate) fn demand(charges: &[Charge], index: usize) -> u64 {
-    let charge = &charges[index];
-    let same = |other: &&Charge| {
-        (Arc::ptr_eq(&other.limit, &charge.limit) || other.limit.same_counter(&charge.limit))
-            && other.subject == charge.subject
+/// What asks a counter for an amount: a charge, or what was said to one.
+pub(crate) trait Claim {
+    fn limit(&self) -> &Arc<Limit>;
+    fn subject(&self) -> &Subject;
+    fn amount(&self) -> u64;
+}
+
+impl Claim for Charge {
+    fn limit(&self) -> &Arc<Limit> {
+        &self.limit
+    }
+
+    fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    fn amount(&self) -> u64 {
+        self.amount
+    }
+}
+
+/// What claim `index` needs from its counter when the ones before it are taken: its own amount, and that of any
+/// earlier claim on the same counter.
+pub(crate) fn demand<C: Claim>(claims: &[C], index: usize) -> u64 {
+    let claim = &claims[index];
+    let same = |other: &&C| {
+        let one_limit =
+            Arc::ptr_eq(other.limit(), claim.limit()) || other.limit().same_counter(claim.limit());
+        one_limit && other.subject() == claim.subject()
     };
-    let earlier = charges[..index].iter().filter(same);
-    earlier.fold(charge.amount, |sum, other| sum.saturating_add(other.amount))
+    let earlier = claims[..index].iter().filter(same);
+    earlier.fold(claim.amount(), |sum, other| sum.saturating_add(other.amount()))
 }

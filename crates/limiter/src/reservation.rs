@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::clock::Millis;
-use crate::limit::Limit;
+use crate::limit::{Charge, Claim, Limit};
 use crate::scope::Subject;
-use crate::spec::{Correction, Retry};
+use crate::spec::{Correction, Reading, Retry};
 use crate::store::{Answer, Source, StoreError};
 
 /// The answer to one request. A refusal is a value, not an error.
@@ -70,6 +70,43 @@ pub struct Standing {
     pub retry: Retry,
 }
 
+impl Standing {
+    /// Of a charge that nobody answered yet.
+    pub(crate) fn unanswered(charge: Charge) -> Standing {
+        let (limit, subject, requested) = charge.into_parts();
+        let (taken, used, remaining, reset, retry) = (false, 0, 0, Millis::ZERO, Retry::Now);
+        Standing { limit, subject, requested, taken, used, remaining, reset, retry }
+    }
+
+    /// What was taken stands at `reading`.
+    #[inline]
+    pub(crate) fn taken(&mut self, reading: Reading) {
+        self.taken = true;
+        self.read(reading, Retry::Now);
+    }
+
+    /// Nothing was taken, and the counter stands at `reading`.
+    #[inline]
+    pub(crate) fn read(&mut self, reading: Reading, retry: Retry) {
+        (self.used, self.remaining, self.reset) = (reading.used, reading.remaining, reading.reset);
+        self.retry = retry;
+    }
+}
+
+impl Claim for Standing {
+    fn limit(&self) -> &Arc<Limit> {
+        &self.limit
+    }
+
+    fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    fn amount(&self) -> u64 {
+        self.requested
+    }
+}
+
 /// A refusal. Nothing was taken from any limit.
 #[derive(Clone, Debug)]
 pub struct Denial {
@@ -91,6 +128,11 @@ impl Denial {
     #[cfg(feature = "redis")]
     pub(crate) fn decided_by(self, source: Source) -> Denial {
         Denial { source, ..self }
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn into_standings(self) -> Vec<Standing> {
+        self.standings
     }
 
     /// What each limit says, one per charge, in the order of the charges.
@@ -146,6 +188,12 @@ impl Reservation {
     #[cfg(feature = "redis")]
     pub(crate) fn decided_by(self, source: Source) -> Reservation {
         Reservation { source, ..self }
+    }
+
+    /// For a store that stands before another: what each limit says, and the other store's side.
+    #[cfg(feature = "redis")]
+    pub(crate) fn into_parts(self) -> (Vec<Standing>, Box<dyn Hold>) {
+        (self.standings, self.hold)
     }
 
     /// What each limit says, one per charge, in the order of the charges.

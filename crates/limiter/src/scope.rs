@@ -184,6 +184,7 @@ impl Subject {
 }
 
 impl PartialEq for Subject {
+    #[inline]
     fn eq(&self, other: &Subject) -> bool {
         Arc::ptr_eq(&self.text, &other.text) || self.text == other.text
     }

@@ -8,7 +8,7 @@
 //! kept, so that one forward excursion does not freeze it.
 
 use crate::clock::Millis;
-use crate::quota::{Algorithm, Quota, Span, Window};
+use crate::quota::Algorithm;
 
 mod bucket;
 mod calendar;
@@ -17,6 +17,7 @@ mod fixed;
 mod form;
 mod leases;
 mod moving;
+mod rate;
 #[cfg(feature = "persist")]
 mod saved;
 mod sliding;
@@ -25,102 +26,11 @@ use bucket::Bucket;
 use fixed::Fixed;
 use leases::{Leases, Member};
 use moving::Moving;
+pub use rate::Rate;
 use sliding::Sliding;
 
 /// How long a call in flight counts after it was last heard of. A holder renews its lease well within that.
 pub const LEASE: Millis = Millis::from_secs(30);
-
-/// From the epoch, a Thursday, to the first Monday.
-const FIRST_MONDAY_MS: u64 = 4 * 86_400_000;
-
-/// A quota and an algorithm, as the numbers the definition works with. One that exists passed the gate: no product
-/// of an amount and a time overflows what is exact.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    algorithm: Algorithm,
-    window: Window,
-    /// L: units per window.
-    capacity: u64,
-    /// B: the size of the bucket; L for the others.
-    burst: u64,
-    /// u: milliseconds in one unit of time.
-    tick: u64,
-    /// W in milliseconds; 31 days for a calendar month.
-    length_ms: u64,
-    /// W in ticks.
-    length: u64,
-    /// Added to a time before it is divided into windows.
-    offset_ms: u64,
-}
-
-impl Rate {
-    /// `None`: no unit of time lets this algorithm count this quota exactly.
-    pub(crate) fn new(quota: &Quota, window: Window, algorithm: Algorithm) -> Option<Rate> {
-        let length_ms = window.longest().get();
-        let tick = quota.resolution(algorithm)?;
-        Some(Rate {
-            algorithm,
-            window,
-            capacity: quota.amount(),
-            burst: quota.burst().unwrap_or(quota.amount()),
-            tick,
-            length_ms,
-            length: length_ms / tick,
-            offset_ms: if window.span() == Span::Week { length_ms - FIRST_MONDAY_MS } else { 0 },
-        })
-    }
-
-    /// How it is counted.
-    pub const fn algorithm(&self) -> Algorithm {
-        self.algorithm
-    }
-
-    /// How long it lasts.
-    pub const fn window(&self) -> Window {
-        self.window
-    }
-
-    /// Milliseconds in one unit of time: waits are whole numbers of it.
-    pub const fn tick(&self) -> Millis {
-        Millis(self.tick)
-    }
-
-    /// The most that can be taken at once.
-    pub const fn at_once(&self) -> u64 {
-        self.burst
-    }
-
-    /// Where unconditional charges stop, and amounts are clamped.
-    fn stop(&self) -> u64 {
-        2 * self.capacity.max(self.burst)
-    }
-
-    /// The number of the window that contains `at`.
-    fn index(&self, at: Millis) -> u64 {
-        match self.window.span() {
-            Span::Month => calendar::month_of(at),
-            _ => (at.get() + self.offset_ms) / self.length_ms,
-        }
-    }
-
-    /// The first moment after window `index`.
-    fn end(&self, index: u64) -> Millis {
-        match self.window.span() {
-            Span::Month => calendar::start_of_month(index + 1),
-            _ => Millis((index + 1) * self.length_ms - self.offset_ms),
-        }
-    }
-
-    /// How far `at` is into its window, in whole ticks.
-    fn elapsed(&self, at: Millis) -> u64 {
-        (at.get() + self.offset_ms) % self.length_ms / self.tick
-    }
-
-    /// Milliseconds from `now` to `ticks` after `at`.
-    fn wait(&self, at: Millis, ticks: u64, now: Millis) -> Millis {
-        Millis((at.get() / self.tick + ticks) * self.tick) - now
-    }
-}
 
 /// When an amount fits. Ordered: the later, the greater; never is greatest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -209,12 +119,25 @@ impl State {
         State { life, generation: 0, at: Millis::ZERO, level }
     }
 
+    /// Whether it is dated more than one window ahead of the clock.
+    #[inline]
+    pub fn is_ahead(&self, rate: &Rate, now: Millis) -> bool {
+        self.at > now + Millis(rate.length_ms)
+    }
+
     /// Brings a state from more than one window ahead back to the clock, its level kept. The one write that may come
     /// with a denial. Says whether it was one.
+    #[inline]
     pub fn redate(&mut self, rate: &Rate, now: Millis) -> bool {
-        if self.at <= now + Millis(rate.length_ms) {
-            return false;
+        let ahead = self.at > now && self.is_ahead(rate, now);
+        if ahead {
+            self.date_back(rate, now);
         }
+        ahead
+    }
+
+    #[cold]
+    fn date_back(&mut self, rate: &Rate, now: Millis) {
         match &mut self.level {
             Level::Fixed(fixed) => fixed.redate(rate, now),
             Level::Sliding(sliding) => sliding.redate(rate, self.at, now),
@@ -227,17 +150,34 @@ impl State {
             _ => now,
         };
         self.generation += 1;
-        true
     }
 
     /// Whether `amount` can be taken.
+    #[inline]
     pub fn fits(&self, rate: &Rate, now: Millis, amount: u64) -> bool {
+        self.fits_even_now(rate, amount) || self.fits_by(rate, now, amount)
+    }
+
+    /// Whether `amount` could be taken even if no time had passed since the last write: time only ever makes room. The
+    /// usual case, and no arithmetic on time.
+    #[inline]
+    fn fits_even_now(&self, rate: &Rate, amount: u64) -> bool {
+        match &self.level {
+            Level::Fixed(fixed) => fixed.fits(rate, amount),
+            Level::Sliding(sliding) => sliding.fits_whole(rate, amount),
+            Level::Bucket(bucket) => bucket.fits_undrained(rate, amount),
+            Level::Moving(_) | Level::Leases(_) => false,
+        }
+    }
+
+    #[inline(never)]
+    fn fits_by(&self, rate: &Rate, now: Millis, amount: u64) -> bool {
         let at = self.at.max(now);
         match &self.level {
             Level::Fixed(fixed) => fixed.rolled(rate, at).fits(rate, amount),
             Level::Sliding(sliding) => sliding.rolled(rate, at).fits(rate, at, amount),
             Level::Moving(moving) => moving.fits(rate, at, amount),
-            Level::Bucket(bucket) => bucket.drained(rate, self.at, now).bucket.fits(rate, amount),
+            Level::Bucket(bucket) => bucket.drained(rate, self.at, now).fits(rate, amount),
             Level::Leases(leases) => leases.fits(rate, at, amount),
         }
     }
@@ -255,41 +195,69 @@ impl State {
             Level::Fixed(fixed) => rate.end(fixed.rolled(rate, at).window()) - now,
             Level::Sliding(sliding) => sliding.rolled(rate, at).wait(rate, at, now, amount),
             Level::Moving(moving) => moving.wait(rate, at, now, amount),
-            Level::Bucket(bucket) => {
-                let drained = bucket.drained(rate, self.at, now);
-                drained.bucket.wait(rate, drained.at, now, amount)
-            }
+            Level::Bucket(bucket) => bucket.drained(rate, self.at, now).wait(rate, now, amount),
             Level::Leases(leases) => leases.wait(),
         })
     }
 
     /// What is in use and what is left.
+    #[inline]
     pub fn reading(&self, rate: &Rate, now: Millis) -> Reading {
         let at = self.at.max(now);
         match &self.level {
             Level::Fixed(fixed) => fixed.rolled(rate, at).reading(rate, now),
             Level::Sliding(sliding) => sliding.rolled(rate, at).reading(rate, at, now),
             Level::Moving(moving) => moving.reading(rate, at, now),
-            Level::Bucket(bucket) => {
-                let drained = bucket.drained(rate, self.at, now);
-                drained.bucket.reading(rate, drained.at, now)
-            }
+            Level::Bucket(bucket) => bucket.drained(rate, self.at, now).reading(rate, now),
             Level::Leases(leases) => leases.reading(rate, at, now),
         }
     }
 
     /// Takes `amount`, which fits.
     pub fn charge(&mut self, rate: &Rate, now: Millis, amount: u64) -> Receipt {
-        self.refresh(rate, now);
-        let (mut debt, mut refunded, mut lease) = (0, 0, 0);
-        match &mut self.level {
-            Level::Fixed(fixed) => fixed.add(amount),
-            Level::Sliding(sliding) => sliding.add(amount),
-            Level::Moving(moving) => moving.add(rate, self.at, amount),
-            Level::Bucket(bucket) => (debt, refunded) = bucket.add(rate, amount),
-            Level::Leases(leases) => lease = leases.add(rate, self.at, self.life, amount),
-        }
+        let (debt, refunded, lease) = self.take(rate, now, amount);
         Receipt { life: self.life, generation: self.generation, amount, at: self.at, debt, refunded, lease }
+    }
+
+    /// The same for good, without a receipt.
+    #[inline]
+    pub fn spend(&mut self, rate: &Rate, now: Millis, amount: u64) {
+        self.take(rate, now, amount);
+    }
+
+    /// D, R and the number of the lease, for the receipt.
+    #[inline(always)]
+    fn take(&mut self, rate: &Rate, now: Millis, amount: u64) -> (u64, u64, u64) {
+        let (mut debt, mut refunded, mut lease) = (0, 0, 0);
+        let at = self.at.max(now);
+        match &mut self.level {
+            Level::Fixed(fixed) => {
+                fixed.roll(rate, at);
+                fixed.add(amount);
+                self.at = at;
+            }
+            Level::Sliding(sliding) => {
+                sliding.roll(rate, at);
+                sliding.add(amount);
+                self.at = at;
+            }
+            Level::Moving(moving) => {
+                moving.take(rate, at, amount);
+                self.at = at;
+            }
+            Level::Bucket(bucket) => {
+                let drained = bucket.drained(rate, self.at, now);
+                bucket.set(rate, drained);
+                (debt, refunded) = bucket.add(rate, amount);
+                self.generation += u64::from(drained.renewed);
+                self.at = drained.at;
+            }
+            Level::Leases(leases) => {
+                lease = leases.take(rate, at, self.life, amount);
+                self.at = at;
+            }
+        }
+        (debt, refunded, lease)
     }
 
     /// Replaces what `receipt` took by `actual`. More is charged now, unconditionally, up to a bound; less is given
@@ -344,14 +312,15 @@ impl State {
     fn refresh(&mut self, rate: &Rate, now: Millis) {
         let at = self.at.max(now);
         match &mut self.level {
-            Level::Fixed(fixed) => *fixed = fixed.rolled(rate, at),
-            Level::Sliding(sliding) => *sliding = sliding.rolled(rate, at),
+            Level::Fixed(fixed) => fixed.roll(rate, at),
+            Level::Sliding(sliding) => sliding.roll(rate, at),
             Level::Moving(moving) => moving.forget(rate, at),
             Level::Leases(leases) => leases.forget(at),
             Level::Bucket(bucket) => {
                 let drained = bucket.drained(rate, self.at, now);
                 self.generation += u64::from(drained.renewed);
-                (*bucket, self.at) = (drained.bucket, drained.at);
+                bucket.set(rate, drained);
+                self.at = drained.at;
                 return;
             }
         }

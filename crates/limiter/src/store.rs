@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 
+use crate::clock::Millis;
 use crate::limit::Charge;
 use crate::reservation::{Decision, Standing};
 use crate::scope::Subject;
@@ -38,6 +39,13 @@ pub enum Source {
     Redis,
     /// This process, which remembered that Redis had just refused the same.
     DenialMemory,
+    /// This process, by its share of the limits: the shared store does not answer.
+    Share,
+    /// Nobody: the shared store does not answer, and every limit that was met lets everything pass then.
+    Open,
+    /// Nobody: the shared store does not answer, and a limit that was met lets nothing pass then. A decision never
+    /// says this; it is what [`StoreError::Closed`] is labelled with.
+    Closed,
 }
 
 impl Source {
@@ -47,6 +55,9 @@ impl Source {
             Source::Memory => "memory",
             Source::Redis => "redis",
             Source::DenialMemory => "denial_memory",
+            Source::Share => "share",
+            Source::Open => "open",
+            Source::Closed => "closed",
         }
     }
 }
@@ -80,6 +91,13 @@ pub enum StoreError {
     Reply(String),
     /// These charges cannot be decided together: why. Nothing was asked.
     Charges(String),
+    /// The store does not answer, and this limit lets nothing pass until it does. No refusal: nobody counted.
+    Closed {
+        /// The id of the limit.
+        limit: String,
+        /// When it is worth asking again.
+        retry: Millis,
+    },
 }
 
 impl StoreError {
@@ -98,6 +116,9 @@ impl fmt::Display for StoreError {
             StoreError::Lost => f.write_str("the connection to the store broke"),
             StoreError::Refused { code, message } => write!(f, "the store refused: {code} {message}"),
             StoreError::Reply(problem) => write!(f, "the store's answer makes no sense: {problem}"),
+            StoreError::Closed { limit, .. } => {
+                write!(f, "`{limit}` lets nothing pass while the store does not answer")
+            }
             StoreError::Charges(problem) => write!(f, "charges that cannot be decided together: {problem}"),
         }
     }

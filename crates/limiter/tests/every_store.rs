@@ -66,6 +66,17 @@ macro_rules! on_every_store {
                 super::$name(super::Case { store: &store, clock }).await;
             })*
         }
+        mod resilient {
+            $(#[tokio::test]
+            async fn $name() {
+                let server = super::Server::start();
+                let clock = super::ManualClock::at(super::Millis(super::FUTURE));
+                let options = server.options().without_denial_memory().rehearse(clock.clone(), &[]);
+                let redis = server.store(options).await;
+                let store = tollgate_limiter::ResilientStore::new(redis, Default::default());
+                super::$name(super::Case { store: &store, clock }).await;
+            })*
+        }
     };
 }
 
@@ -87,8 +98,8 @@ on_every_store!(
     a_changed_number_of_slots_counts_who_holds_one,
 );
 
-/// Five per five seconds, all at once: time in ms, amount, granted, remaining, reset in ms, retry in ms. The table that
-/// throttled and redis-cell share.
+/// Five per five seconds, all at once: time in ms, amount, granted, remaining, reset in ms, retry in ms. The rows up to
+/// the line are the table that throttled (`rate_test.go`, cases 0 to 14) and redis-cell (`cell/mod.rs`, the same 15) share.
 async fn the_bucket_is_gcra(case: Case<'_>) {
     let limit = limit("r", "5/5 s", Algorithm::TokenBucket);
     for (row, (time, amount, grant, remaining, reset, retry)) in [
@@ -105,9 +116,12 @@ async fn the_bucket_is_gcra(case: Case<'_>) {
         (8_000, 1, true, 4, 1_000, 0),
         (9_500, 1, true, 4, 1_000, 0),
         (9_500, 0, true, 4, 1_000, 0),
-        (10_000, 0, true, 4, 500, 0),
-        (10_000, 2, true, 2, 2_500, 0),
+        (9_500, 2, true, 2, 3_000, 0),
+        (9_500, 5, false, 2, 3_000, 3_000),
+        // ----
+        (10_000, 0, true, 2, 2_500, 0),
         (10_000, 5, false, 2, 2_500, 2_500),
+        (12_500, 5, true, 0, 5_000, 0),
     ]
     .into_iter()
     .enumerate()

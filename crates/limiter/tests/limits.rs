@@ -151,6 +151,24 @@ proptest! {
         }
     }
 
+    /// One quota, from whatever text, even with control characters: what is read is written so that it reads back the
+    /// same; what is not, is refused in a sentence.
+    #[test]
+    fn any_text_is_one_quota_or_refused(text in prop_oneof![
+        any::<String>(),
+        "[ \\t0-9a-zA-Z/$._µ€-]{0,60}",
+        "[0-9_]{1,20}[kMG]?(/| per )[0-9]{0,4} ?(s|second|min|minutes|h|day|week|w|month)( burst [0-9]{1,20}[kMG]?)?",
+        "[0-9]{1,6} ?(concurrent|requests|tokens|output_tokens)?(/[a-z]{1,7})?",
+    ]) {
+        match text.parse::<Quota>() {
+            Ok(quota) => {
+                prop_assert_eq!(quota.to_string().parse::<Quota>(), Ok(quota));
+                prop_assert!(quota.amount() > 0);
+            }
+            Err(error) => prop_assert!((10..400).contains(&error.to_string().len()), "{}", error),
+        }
+    }
+
     /// Different values never make the same subject, and the text reads back.
     #[test]
     fn any_values_make_their_own_subject(a in any::<[String; 2]>(), b in any::<[String; 2]>()) {

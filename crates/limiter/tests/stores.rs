@@ -22,7 +22,7 @@ fn look(store: &MemoryStore, limit: &Arc<Limit>, name: &str, amount: u64) -> Sta
 }
 
 /// Five per five seconds, all at once: time in ms, amount, granted, remaining, reset in ms, retry in ms. The rows up to
-/// the line are the table that throttled (`rate_test.go`) and redis-cell (`cell/mod.rs`) share.
+/// the line are the table that throttled (`rate_test.go`, cases 0 to 14) and redis-cell (`cell/mod.rs`, the same 15) share.
 #[test]
 fn the_bucket_is_gcra() {
     let limit = limit("r", "5/5 s", Algorithm::TokenBucket);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use tollgate_limiter::{
-    Algorithm, Charge, Dimension, Limit, MemoryStore, Retry, Scope, Subject, SystemClock,
+    Algorithm, Charge, Decision, Dimension, Limit, MemoryStore, Retry, Scope, Subject, SystemClock,
 };
 
 /// Distinct callers. More than fits into the nearest cache, as in a real server.
@@ -18,7 +18,8 @@ pub(crate) struct Load {
     governor: DefaultKeyedRateLimiter<String>,
     store: MemoryStore,
     limits: Vec<Arc<Limit>>,
-    charges: Vec<Charge>,
+    /// Four of each caller, side by side.
+    charges: Vec<[Charge; 4]>,
 }
 
 impl Load {
@@ -40,9 +41,11 @@ impl Load {
         let million = NonZeroU32::new(1_000_000).expect("not 0");
         let limits: Vec<_> = limits.collect();
         let subjects: Vec<_> = names.iter().map(|name| scope.subject(|_| Cow::Borrowed(name))).collect();
-        let one = |subject: &Subject| Charge::new(Arc::clone(&limits[0]), subject.clone(), 1);
+        let all = |subject: &Subject| {
+            std::array::from_fn(|index| Charge::new(Arc::clone(&limits[index]), subject.clone(), 1))
+        };
         Load {
-            charges: subjects.iter().map(one).collect(),
+            charges: subjects.iter().map(all).collect(),
             subjects,
             governor: RateLimiter::keyed(Quota::per_minute(million)),
             store: MemoryStore::new(SystemClock),
@@ -57,17 +60,32 @@ impl Load {
         self.governor.check_key(&self.names[turn % CALLERS]).is_ok()
     }
 
-    /// The same here: one limit, a caller that is known, nothing to settle.
+    /// The same here, of the first `limits` of the four: a caller that is known, a verdict, nothing to settle.
     #[inline(never)]
-    pub(crate) fn tollgate_take(&self, turn: usize) -> bool {
-        self.store.take(&self.charges[turn % CALLERS]) == Retry::Now
+    pub(crate) fn tollgate_take(&self, turn: usize, limits: usize) -> bool {
+        self.store.take_all(&self.charges[turn % CALLERS][..limits]) == Retry::Now
     }
 
     /// The first `limits` of the four, of one caller, taken together, with a reservation to settle.
     #[inline(never)]
     pub(crate) fn tollgate_reserve(&self, turn: usize, limits: usize) -> bool {
+        self.reserve(turn, limits).is_granted()
+    }
+
+    /// What a request costs from beginning to end: it is reserved, and every amount turns out to be another.
+    #[inline(never)]
+    pub(crate) fn tollgate_settle(&self, turn: usize, limits: usize) -> u64 {
+        match self.reserve(turn, limits) {
+            Decision::Granted(reservation) => {
+                reservation.settle(&[2; 4]).iter().map(|correction| correction.charged).sum()
+            }
+            Decision::Denied(_) => 0,
+        }
+    }
+
+    fn reserve(&self, turn: usize, limits: usize) -> Decision {
         let subject = &self.subjects[turn % CALLERS];
         let charge = |limit: &Arc<Limit>| Charge::new(Arc::clone(limit), subject.clone(), 1);
-        self.store.reserve(self.limits[..limits].iter().map(charge).collect()).is_granted()
+        self.store.reserve(self.limits[..limits].iter().map(charge).collect())
     }
 }

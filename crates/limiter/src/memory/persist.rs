@@ -15,7 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::shard::{Key, Row, Shard};
+use super::key::Key;
+use super::shard::{Row, Shard};
 use super::{Budgets, Inner, MemoryStore, lock};
 use crate::clock::Clock;
 

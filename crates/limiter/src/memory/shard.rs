@@ -3,12 +3,13 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap};
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
+use super::key::{Brought, Key};
 use super::{Budgets, Occupancy};
 use crate::clock::Millis;
-use crate::limit::{Charge, Limit};
+use crate::limit::{Claim, Limit};
 use crate::reservation::Standing;
 use crate::scope::Subject;
 use crate::spec::{Correction, Receipt, State};
@@ -26,63 +27,6 @@ pub(crate) enum Class {
 impl Class {
     pub(super) fn of(subject: &Subject) -> Class {
         if subject.is_unauthenticated() { Class::Unauthenticated } else { Class::Keyed }
-    }
-}
-
-/// A subject and its hash, made once per decision.
-#[derive(Clone, Debug)]
-pub(super) struct Key {
-    hash: u64,
-    text: Arc<str>,
-}
-
-impl Key {
-    pub(super) fn new(hash: u64, text: Arc<str>) -> Key {
-        Key { hash, text }
-    }
-
-    /// Whether it is surely this subject's; a `false` may be wrong.
-    pub(super) fn is(&self, subject: &Subject) -> bool {
-        std::ptr::eq(&*self.text, subject.as_str())
-    }
-
-    /// Its shard, `last` being the highest number. Not the bits by which the map inside chooses.
-    pub(super) fn place(&self, last: usize) -> usize {
-        (self.hash >> 40) as usize & last
-    }
-}
-
-impl PartialEq for Key {
-    fn eq(&self, other: &Key) -> bool {
-        self.hash == other.hash && self.text == other.text
-    }
-}
-
-impl Eq for Key {}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, hasher: &mut H) {
-        hasher.write_u64(self.hash);
-    }
-}
-
-/// Passes on the hash that a key brings.
-#[derive(Default)]
-pub(super) struct Brought(u64);
-
-impl Hasher for Brought {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
     }
 }
 
@@ -149,24 +93,19 @@ impl Shard {
         Some(&mut counters.list[place].state)
     }
 
-    /// Takes a charge that needs nothing but room: of a subject that is known as what it was, from a counter that was
-    /// last charged by the same limit. `None` says only that this was not enough.
-    pub(super) fn take(&mut self, key: &Key, charge: &Charge, now: Millis) -> Option<(Receipt, &State)> {
-        let (limit, amount) = (charge.limit(), charge.amount());
+    /// The counters of a subject that is known as what these claims say it is. `None` says only that this was not enough.
+    #[inline]
+    pub(super) fn known<C: Claim>(&mut self, key: &Key, claims: &[C]) -> Option<Known<'_>> {
         let counters = self.subjects.get_mut(key)?;
-        if counters.class == Class::Unauthenticated && !charge.subject().is_unauthenticated() {
+        let promoted = || claims.iter().any(|claim| !claim.subject().is_unauthenticated());
+        if counters.class == Class::Unauthenticated && promoted() {
             return None;
         }
-        let counter = counters.list.iter_mut().find(|counter| Arc::ptr_eq(&counter.limit, limit))?;
-        let (rate, state) = (limit.rate(), &mut counter.state);
-        state.redate(rate, now);
-        if !state.fits(rate, now, amount) {
-            return None;
-        }
-        let receipt = state.charge(rate, now, amount);
-        #[cfg(feature = "persist")]
-        journal::mark(&mut self.journal, key);
-        Some((receipt, state))
+        Some(Known {
+            counters,
+            #[cfg(feature = "persist")]
+            journal: &mut self.journal,
+        })
     }
 
     /// The state of a counter, born if there was none. A subject once known as keyed stays keyed.
@@ -201,6 +140,7 @@ impl Shard {
     }
 
     /// Settles what `receipt` took. A counter that was forgotten meanwhile is born again only to be charged.
+    /// It is another amount than was asked for.
     pub(super) fn settle(
         &mut self,
         key: &Key,
@@ -211,7 +151,7 @@ impl Shard {
     ) -> Correction {
         let (limit, rate) = (&standing.limit, standing.limit.rate());
         let forgotten = self.state(key, limit).is_none();
-        if actual == standing.requested || forgotten && actual < standing.requested {
+        if forgotten && actual < standing.requested {
             return Correction::default();
         }
         let state = self.state_or_new(key, Class::of(&standing.subject), limit, now);
@@ -373,6 +313,9 @@ impl Ord for Ticket {
         (self.idle, self.number).cmp(&(other.idle, other.number))
     }
 }
+
+mod known;
+pub(super) use known::Known;
 
 #[cfg(feature = "persist")]
 mod journal;

@@ -21,9 +21,10 @@ pub(super) struct Bucket {
     tick: u64,
 }
 
-/// A bucket after the time that has passed.
+/// What a bucket comes to after the time that has passed.
+#[derive(Clone, Copy)]
 pub(super) struct Drained {
-    pub(super) bucket: Bucket,
+    pub(super) debt: u64,
     pub(super) at: Millis,
     /// What was taken before can no longer be given back: a new generation.
     pub(super) renewed: bool,
@@ -42,56 +43,47 @@ impl Bucket {
     /// The rate as it was at the last charge.
     pub(super) fn terms(self, rate: &Rate) -> Rate {
         let length = rate.length_ms / self.tick;
-        Rate { capacity: self.capacity, burst: self.burst, tick: self.tick, length, ..*rate }
+        let rate = Rate { capacity: self.capacity, burst: self.burst, tick: self.tick, length, ..*rate };
+        rate.with_products()
     }
 
     /// `at` in whole ticks.
     pub(super) fn grid(self, at: Millis) -> Millis {
-        // The usual tick is 1, and a division by it is not free.
-        if self.tick == 1 { at } else { Millis(at.get() / self.tick * self.tick) }
+        Millis(at.get() / self.tick * self.tick)
     }
 
     #[inline]
-    pub(super) fn drained(self, rate: &Rate, at: Millis, now: Millis) -> Drained {
-        let (mut bucket, at) = self.converted(rate, at);
-        bucket.debt = bucket.debt.min(full(rate));
-        let reached = at.max(bucket.grid(now));
-        let passed = reached.get() - at.get();
-        if passed > 0 {
-            let ticks = if rate.tick == 1 { passed } else { passed / rate.tick };
-            bucket.debt = bucket.debt.saturating_sub(ticks.saturating_mul(rate.capacity));
-        }
-        let renewed = bucket.debt == 0
-            || bucket.refunded >= REFUNDED_MAX
-            || (self.capacity, self.burst, self.tick) != (rate.capacity, rate.burst, rate.tick);
-        if renewed {
-            bucket.refunded = 0;
-        }
-        Drained { bucket, at: reached, renewed }
+    pub(super) fn drained(&self, rate: &Rate, at: Millis, now: Millis) -> Drained {
+        let changed = (self.capacity, self.burst, self.tick) != (rate.capacity, rate.burst, rate.tick);
+        let (debt, at) = if changed { self.converted(rate, at) } else { (self.debt, at) };
+        // `at` is on the grid of ticks, so whole ticks later is, too. The usual tick is 1, and a division is not free.
+        let passed = (now - at).get();
+        let (ticks, passed) = match rate.tick {
+            1 => (passed, passed),
+            tick => (passed / tick, passed / tick * tick),
+        };
+        let reached = at + Millis(passed);
+        let debt = debt.min(rate.full).saturating_sub(ticks.saturating_mul(rate.capacity));
+        Drained { debt, at: reached, renewed: debt == 0 || changed || self.refunded >= REFUNDED_MAX }
     }
 
-    pub(super) fn fits(self, rate: &Rate, amount: u64) -> bool {
-        amount <= rate.burst && self.debt + amount * rate.length <= rate.burst * rate.length
+    /// Whether it fits even if nothing drained since the last write.
+    #[inline]
+    pub(super) fn fits_undrained(&self, rate: &Rate, amount: u64) -> bool {
+        self.tick == rate.tick && amount <= rate.burst && self.debt + amount * rate.length <= rate.size
     }
 
-    pub(super) fn wait(self, rate: &Rate, at: Millis, now: Millis, amount: u64) -> Millis {
-        let over = self.debt + amount * rate.length - rate.burst * rate.length;
-        rate.wait(at, over.div_ceil(rate.capacity), now)
-    }
-
-    pub(super) fn reading(self, rate: &Rate, at: Millis, now: Millis) -> Reading {
-        let full = rate.burst * rate.length;
-        Reading {
-            used: self.debt.div_ceil(rate.length),
-            remaining: full.saturating_sub(self.debt) / rate.length,
-            reset: match self.debt {
-                0 => Millis::ZERO,
-                debt => rate.wait(at, debt.div_ceil(rate.capacity), now),
-            },
+    /// As drained.
+    #[inline]
+    pub(super) fn set(&mut self, rate: &Rate, drained: Drained) {
+        self.debt = drained.debt;
+        if drained.renewed {
+            *self = Bucket { debt: drained.debt, ..Bucket::new(rate) };
         }
     }
 
     /// Takes, and returns D and R for the receipt.
+    #[inline]
     pub(super) fn add(&mut self, rate: &Rate, amount: u64) -> (u64, u64) {
         self.debt += amount * rate.length;
         (self.debt, self.refunded)
@@ -99,7 +91,7 @@ impl Bucket {
 
     /// Charges unconditionally, up to B + L of debt. Returns whole units.
     pub(super) fn add_late(&mut self, rate: &Rate, amount: u64) -> u64 {
-        raise(&mut self.debt, amount * rate.length, full(rate)).div_ceil(rate.length)
+        raise(&mut self.debt, amount * rate.length, rate.full).div_ceil(rate.length)
     }
 
     /// At most what is still owed of the debt at the take: giving back more would forgive debt of others.
@@ -115,18 +107,16 @@ impl Bucket {
     }
 
     /// In the ticks of `rate`: the debt by the power of ten, rounded up; `at` never earlier than it was.
-    #[inline]
-    fn converted(self, rate: &Rate, at: Millis) -> (Bucket, Millis) {
-        let bucket = Bucket { capacity: rate.capacity, burst: rate.burst, tick: rate.tick, ..self };
+    #[cold]
+    fn converted(&self, rate: &Rate, at: Millis) -> (u64, Millis) {
         if rate.tick > self.tick {
             let debt = self.debt.div_ceil(rate.tick / self.tick);
-            return (Bucket { debt, ..bucket }, Millis(at.get().next_multiple_of(rate.tick)));
+            return (debt, Millis(at.get().next_multiple_of(rate.tick)));
         }
         if rate.tick < self.tick {
-            let debt = self.debt * (self.tick / rate.tick);
-            return (Bucket { debt, ..bucket }, at + Millis(self.tick));
+            return (self.debt * (self.tick / rate.tick), at + Millis(self.tick));
         }
-        (bucket, at)
+        (self.debt, at)
     }
 
     #[cfg(feature = "persist")]
@@ -152,7 +142,26 @@ impl Bucket {
     }
 }
 
-/// The most debt there is: (B + L)·W.
-fn full(rate: &Rate) -> u64 {
-    (rate.burst + rate.capacity) * rate.length
+impl Drained {
+    #[inline]
+    pub(super) fn fits(self, rate: &Rate, amount: u64) -> bool {
+        amount <= rate.burst && self.debt + amount * rate.length <= rate.size
+    }
+
+    pub(super) fn wait(self, rate: &Rate, now: Millis, amount: u64) -> Millis {
+        let over = self.debt + amount * rate.length - rate.size;
+        rate.wait(self.at, over.div_ceil(rate.capacity), now)
+    }
+
+    #[inline]
+    pub(super) fn reading(self, rate: &Rate, now: Millis) -> Reading {
+        Reading {
+            used: self.debt.div_ceil(rate.length),
+            remaining: rate.size.saturating_sub(self.debt) / rate.length,
+            reset: match self.debt {
+                0 => Millis::ZERO,
+                debt => rate.wait(self.at, debt.div_ceil(rate.capacity), now),
+            },
+        }
+    }
 }

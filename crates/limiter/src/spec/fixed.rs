@@ -19,8 +19,19 @@ impl Fixed {
         self.window
     }
 
+    #[inline]
+    pub(super) fn roll(&mut self, rate: &Rate, at: Millis) {
+        if rate.into(self.window, at).is_none() {
+            *self = self.rolled(rate, at);
+        }
+    }
+
     /// At the window of `at`: what was used in an earlier one is forgotten.
+    #[inline(never)]
     pub(super) fn rolled(self, rate: &Rate, at: Millis) -> Fixed {
+        if rate.into(self.window, at).is_some() {
+            return self;
+        }
         let window = rate.index(at);
         if window > self.window { Fixed { window, used: 0 } } else { self }
     }
@@ -29,10 +40,12 @@ impl Fixed {
         self.window = rate.index(now);
     }
 
+    #[inline]
     pub(super) fn fits(self, rate: &Rate, amount: u64) -> bool {
         self.used.saturating_add(amount) <= rate.capacity
     }
 
+    #[inline]
     pub(super) fn reading(self, rate: &Rate, now: Millis) -> Reading {
         Reading {
             used: self.used,
@@ -41,6 +54,7 @@ impl Fixed {
         }
     }
 
+    #[inline]
     pub(super) fn add(&mut self, amount: u64) {
         self.used += amount;
     }

@@ -72,8 +72,11 @@ impl Leases {
         self.held.drain(..dead);
     }
 
-    /// Returns the number of the lease.
-    pub(super) fn add(&mut self, rate: &Rate, at: Millis, life: u64, amount: u64) -> u64 {
+    /// After forgetting; returns the number of the lease. Not inlined: the callers are short for the other algorithms,
+    /// and this is long.
+    #[inline(never)]
+    pub(super) fn take(&mut self, rate: &Rate, at: Millis, life: u64, amount: u64) -> u64 {
+        self.forget(at);
         self.last += 1;
         self.hold(rate, at, Member { life, number: self.last }, amount);
         self.last

@@ -86,6 +86,13 @@ impl Moving {
         self.total -= gone.map(|entry| entry.amount).sum::<u64>();
     }
 
+    /// After forgetting. Not inlined: the callers are short for the other algorithms, and this is long.
+    #[inline(never)]
+    pub(super) fn take(&mut self, rate: &Rate, at: Millis, amount: u64) {
+        self.forget(rate, at);
+        self.add(rate, at, amount);
+    }
+
     pub(super) fn add(&mut self, rate: &Rate, at: Millis, amount: u64) {
         // A full log that is merged already: what merging it once more would come to.
         if self.merged && self.log.len() >= EXACT_ENTRIES {

@@ -21,8 +21,19 @@ impl Sliding {
         Sliding { window, used, previous }
     }
 
+    #[inline]
+    pub(super) fn roll(&mut self, rate: &Rate, at: Millis) {
+        if rate.into(self.window, at).is_none() {
+            *self = self.rolled(rate, at);
+        }
+    }
+
     /// At the window of `at`: rolling one keeps its count as the previous one, rolling more forgets both.
+    #[inline(never)]
     pub(super) fn rolled(self, rate: &Rate, at: Millis) -> Sliding {
+        if rate.into(self.window, at).is_some() {
+            return self;
+        }
         let window = rate.index(at);
         match window.saturating_sub(self.window) {
             0 => self,
@@ -39,8 +50,15 @@ impl Sliding {
         *self = Sliding { window: rate.index(now), used, previous: 0 };
     }
 
+    #[inline]
     pub(super) fn fits(self, rate: &Rate, at: Millis, amount: u64) -> bool {
         self.level(rate, at) + product(amount, rate.length) <= product(rate.capacity, rate.length)
+    }
+
+    /// Whether it fits even beside all of both counts.
+    #[inline]
+    pub(super) fn fits_whole(self, rate: &Rate, amount: u64) -> bool {
+        self.used.saturating_add(self.previous).saturating_add(amount) <= rate.capacity
     }
 
     pub(super) fn wait(self, rate: &Rate, at: Millis, now: Millis, amount: u64) -> Millis {
@@ -73,6 +91,7 @@ impl Sliding {
         }
     }
 
+    #[inline]
     pub(super) fn add(&mut self, amount: u64) {
         self.used += amount;
     }
@@ -94,6 +113,7 @@ impl Sliding {
     }
 
     /// level·W.
+    #[inline]
     fn level(self, rate: &Rate, at: Millis) -> u128 {
         product(self.previous, rate.length - rate.elapsed(at)) + product(self.used, rate.length)
     }
@@ -111,6 +131,7 @@ impl Sliding {
 }
 
 /// A count kept from a larger limit may exceed what the gate knows of: 128 bits hold every case.
+#[inline]
 fn product(a: u64, b: u64) -> u128 {
     u128::from(a) * u128::from(b)
 }

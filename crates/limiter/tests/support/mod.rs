@@ -9,6 +9,8 @@ pub(crate) mod judge;
 #[cfg(feature = "redis")]
 pub(crate) mod proxy;
 #[cfg(feature = "redis")]
+pub(crate) mod resilient;
+#[cfg(feature = "redis")]
 pub(crate) mod server;
 
 use std::borrow::Cow;

@@ -2,7 +2,7 @@
 #![allow(dead_code)] // each test file uses its own part
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
@@ -15,6 +15,7 @@ static FOLDERS: AtomicU32 = AtomicU32::new(0);
 pub(crate) struct Server {
     process: Child,
     folder: PathBuf,
+    more: Vec<String>,
 }
 
 impl Server {
@@ -26,16 +27,26 @@ impl Server {
         let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("limiter-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let process = Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket", "redis.sock", "--dir"])
-            .arg(&folder)
-            .args(more)
-            .current_dir(&folder)
-            .stdout(Stdio::null())
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("redis-server is needed for this test: {error}"));
-        Server { process, folder }
+        let more: Vec<String> = more.iter().map(|option| option.to_string()).collect();
+        Server { process: run(&folder, &more), folder, more }
+    }
+
+    /// A folder with nobody in it: the server starts with [`Server::again`].
+    pub(crate) fn absent() -> Server {
+        let mut server = Server::start();
+        server.crash();
+        server
+    }
+
+    /// Ends the process as a crash would, with all it knew.
+    pub(crate) fn crash(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Starts it once more, after a crash.
+    pub(crate) fn again(&mut self) {
+        self.process = run(&self.folder, &self.more);
     }
 
     pub(crate) fn url(&self) -> String {
@@ -84,6 +95,18 @@ impl Server {
         while store.clear(&nobody).await == Err(StoreError::Unreachable) {}
         store
     }
+}
+
+fn run(folder: &Path, more: &[String]) -> Child {
+    Command::new("redis-server")
+        .args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket", "redis.sock", "--dir"])
+        .arg(folder)
+        .args(more)
+        .current_dir(folder)
+        .stdout(Stdio::null())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("redis-server is needed for this test: {error}"))
 }
 
 impl Drop for Server {

@@ -1,0 +1,138 @@
+//! For a store that counts by itself while Redis does not answer: who else is there, and telling Redis afterwards.
+
+use std::sync::Arc;
+
+use ::redis::Value;
+use tokio::runtime::Handle;
+
+use super::RedisStore;
+use super::pack::Packer;
+use super::plan::Plan;
+use super::replay::Counters;
+use super::settlement::Held;
+use crate::clock::{Clock, Millis};
+use crate::limit::Limit;
+use crate::quota::Algorithm;
+use crate::reservation::{Hold, Standing};
+use crate::scope::Subject;
+use crate::spec::{Reading, Retry, State};
+use crate::store::StoreError;
+
+/// Writes an instance among those that live, by the server's time, and counts them. A write, so that a server which
+/// answers but takes no writes (full, a replica) is not taken for one that is well; and the first thing, because a
+/// script that has written anything is let through by a server that is full.
+const BEAT: &str = "
+local time = redis.call('TIME')
+local now, live = time[1] * 1000 + math.floor(time[2] / 1000), tonumber(ARGV[2])
+redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - live))
+redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('%.0f', now + live), '+inf')
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return { now, redis.call('ZCARD', KEYS[1]) }
+";
+
+/// What a counter is charged without being asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Late {
+    pub(crate) limit: Arc<Limit>,
+    pub(crate) subject: Subject,
+    pub(crate) amount: u64,
+}
+
+impl RedisStore {
+    pub(crate) fn runtime(&self) -> &Handle {
+        self.0.connection.runtime()
+    }
+
+    /// Says that `instance` lives, for as long as this. Returns the store's time, and how many live.
+    pub(crate) async fn beat(&self, instance: &str, live: Millis) -> Result<(Millis, u64), StoreError> {
+        let mut command = ::redis::cmd("EVAL");
+        let key = format!("{}:ctl:instances", self.0.prefix);
+        command.arg(BEAT).arg(1).arg(&key);
+        command.arg(instance).arg(live.get());
+        let reply = self.0.connection.command(&key, &command).await?;
+        let Value::Array(parts) = &reply else {
+            return Err(StoreError::Reply("no list".into()));
+        };
+        let &[Value::Int(now), Value::Int(count)] = &parts[..] else {
+            return Err(StoreError::Reply("not a time and a count".into()));
+        };
+        let positive =
+            |number: i64| u64::try_from(number).map_err(|_| StoreError::Reply("a count below 0".into()));
+        let now = match &self.0.clock {
+            Some(clock) => clock.now(),
+            None => Millis(positive(now)?),
+        };
+        Ok((now, positive(count)?))
+    }
+
+    /// This store's side of calls in flight that somebody else granted: it holds them from their first renewal on,
+    /// whether there is room for them or not.
+    pub(crate) fn adopt(&self, standings: &[Standing]) -> Arc<dyn Hold> {
+        let receipt = |standing: &Standing| {
+            let rate = standing.limit.rate();
+            let granted = standing.taken && rate.algorithm() == Algorithm::Concurrency;
+            granted.then(|| State::new(rate, self.0.life()).charge(rate, Millis::ZERO, standing.requested))
+        };
+        let held = Held::new(self.clone(), standings.iter().map(receipt).collect());
+        if self.0.connection.is_cluster() { Arc::from(held.spread()) } else { Arc::new(held) }
+    }
+
+    /// Charges unconditionally, like a settlement that used more than was reserved. Sent once. Returns the store's
+    /// time, and what each counter says afterwards.
+    pub(crate) async fn charge_late(&self, late: &[Late]) -> Result<(Millis, Vec<Reading>), StoreError> {
+        let standings: Vec<Standing> = late.iter().map(standing).collect();
+        let plan = Plan::of_standings(&self.0.prefix, &standings.iter().collect::<Vec<_>>())?;
+        let life = self.0.life();
+        let nothing = |rate| State::new(rate, life).charge(rate, Millis::ZERO, 0);
+        let width = late.first().map_or(0, |late| 2 + nothing(late.limit.rate()).numbers().len());
+        let mut order = Packer::default();
+        order.list(2);
+        order.number(life);
+        order.list(width * late.len());
+        for (late, place) in late.iter().zip(&plan.places) {
+            order.number(*place as u64 + 1);
+            let receipt = nothing(late.limit.rate());
+            receipt.numbers().into_iter().for_each(|number| order.number(number));
+            order.number(late.amount.min(super::AMOUNT_MAX));
+        }
+        plan.keys.iter().for_each(|key| self.0.forget(key));
+        let now = self.0.time_given();
+        let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
+        let used = if self.0.clock.is_some() { 3 } else { 2 };
+        let reply = self.0.connection.settle(&plan.keys, &args[..used]).await?;
+        let Value::Array(parts) = reply else {
+            return Err(StoreError::Reply("no list".into()));
+        };
+        // The time comes first, the counters last.
+        let states = parts.len().checked_sub(plan.counters).filter(|first| *first > 0);
+        let (Some(Value::Int(now)), Some(states)) = (parts.first(), states) else {
+            return Err(StoreError::Reply("not a time and counters".into()));
+        };
+        let rates = late.iter().map(|late| late.limit.rate());
+        let mut counters = Counters::read(&plan, rates, *now, &parts[states..], life)?;
+        let now = counters.now;
+        let readings = late.iter().zip(&plan.places).map(|(late, place)| {
+            let rate = late.limit.rate();
+            let state = counters.state(*place);
+            state.redate(rate, now);
+            state.correct(rate, now, &nothing(rate), late.amount);
+            state.reading(rate, now)
+        });
+        Ok((now, readings.collect()))
+    }
+}
+
+/// As if nothing had been reserved.
+fn standing(late: &Late) -> Standing {
+    Standing {
+        limit: Arc::clone(&late.limit),
+        subject: late.subject.clone(),
+        requested: 0,
+        taken: true,
+        used: 0,
+        remaining: 0,
+        reset: Millis::ZERO,
+        retry: Retry::Now,
+    }
+}

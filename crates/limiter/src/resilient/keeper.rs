@@ -1,0 +1,188 @@
+//! In the background: heartbeats, probes, and settling up when the store is back.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::Inner;
+use super::circuit::Failure;
+use super::counts::add;
+use super::ledger::Debt;
+use crate::clock::{Clock, Millis};
+use crate::redis::Late;
+use crate::store::StoreError;
+
+/// Between two heartbeats.
+const BEAT_PAUSE: Duration = Duration::from_secs(1);
+/// Between any two turns, however often somebody wakes the keeper.
+const TURN_PAUSE: Duration = Duration::from_millis(5);
+/// How long an instance counts as alive after one.
+const LIVE: Millis = Millis(5_000);
+/// Between two probes, give or take a fifth, so that instances do not all ask at once.
+const PROBE_PAUSE: Duration = Duration::from_millis(100);
+/// How long the store is charged what it is owed before it decides again; the rest follows.
+const SETTLE_UP_MAX: Duration = Duration::from_millis(250);
+/// How many subjects are charged at a time.
+const CHARGED_AT_ONCE: usize = 64;
+/// How many counters of one subject.
+const COUNTERS_AT_ONCE: usize = 16;
+
+/// Ends when nobody asks the store any more.
+pub(super) async fn keep(store: Weak<Inner>, wake: Arc<Notify>) {
+    let random = RandomState::new();
+    for turn in 0_u64.. {
+        let pause = {
+            let Some(store) = store.upgrade() else { return };
+            store.turn().await;
+            if store.is_open() {
+                let fifth = PROBE_PAUSE / 5;
+                PROBE_PAUSE - fifth + fifth * (random.hash_one(turn) % 256) as u32 / 128
+            } else {
+                BEAT_PAUSE
+            }
+        };
+        sleep(TURN_PAUSE).await;
+        // Woken or not, the next turn comes.
+        let _ = timeout(pause, wake.notified()).await;
+    }
+}
+
+impl Inner {
+    async fn turn(self: &Arc<Inner>) {
+        let suspected = self.suspected.swap(false, Ordering::Relaxed);
+        match self.beat().await {
+            Ok(()) => self.recover().await,
+            Err(error) if self.is_open() => self.still_failing(&error),
+            Err(error) => {
+                let silent = is_silence(&error);
+                self.failed(&error);
+                // One that did not answer a caller in time, and then not this either, is gone. So is one that did
+                // not answer two heartbeats.
+                if silent && (suspected || self.beat().await.is_err_and(|error| is_silence(&error))) {
+                    self.open(&error);
+                }
+            }
+        }
+    }
+
+    async fn beat(&self) -> Result<(), StoreError> {
+        let (now, count) = self.redis.beat(&self.name, LIVE).await?;
+        self.clock.set(now);
+        self.fleet().counted(count, Instant::now());
+        Ok(())
+    }
+
+    /// The store answers.
+    async fn recover(self: &Arc<Inner>) {
+        match self.settle_up(Instant::now() + SETTLE_UP_MAX).await {
+            Ok(()) => {
+                self.hand_over();
+                self.close();
+            }
+            Err(error) if self.is_open() => return self.still_failing(&error),
+            Err(error) => return self.failed(&error),
+        }
+        while !self.is_open() {
+            let waiting = self.settlements.take(CHARGED_AT_ONCE);
+            if waiting.is_empty() {
+                return;
+            }
+            let sent: Vec<_> = waiting.iter().map(|settlement| settlement.send()).collect();
+            let mut failed = None;
+            for settled in sent {
+                // The store counts those that fail.
+                failed = failed.or(settled.await.err());
+            }
+            if let Some(error) = failed.filter(|error| Failure::of(error).is_some()) {
+                return self.failed(&error);
+            }
+        }
+    }
+
+    /// Charges the store what it is owed. What it refuses to take for one subject holds up nobody else; it is tried
+    /// again at the next turn.
+    async fn settle_up(self: &Arc<Inner>, until: Instant) -> Result<(), StoreError> {
+        let mut refused = Vec::new();
+        let settled = loop {
+            let owed = self.ledger.debts(CHARGED_AT_ONCE);
+            if owed.is_empty() {
+                break Ok(());
+            }
+            let mut charging = JoinSet::new();
+            for debts in owed {
+                let store = Arc::clone(self);
+                charging.spawn_on(async move { store.charge(debts).await }, self.redis.runtime());
+            }
+            let mut failed = None;
+            while let Some(charged) = charging.join_next().await {
+                match charged.unwrap_or(Err(StoreError::Lost)) {
+                    Ok(debts) => refused.extend(debts),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            if let Some(error) = failed {
+                break Err(error);
+            }
+            if Instant::now() >= until {
+                self.wake.notify_one();
+                break Ok(());
+            }
+        };
+        self.owed_again(&refused);
+        settled
+    }
+
+    /// Charges the counters of one subject. Returns those that the store refused to charge.
+    async fn charge(&self, debts: Vec<Debt>) -> Result<Vec<Debt>, StoreError> {
+        let mut rest = &debts[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(COUNTERS_AT_ONCE));
+            let late: Vec<Late> = now.iter().map(Late::from).collect();
+            match self.redis.charge_late(&late).await {
+                Ok((at, readings)) => {
+                    for (debt, reading) in now.iter().zip(readings) {
+                        self.ledger.paid(debt, at);
+                        self.mirror.put(&debt.limit, &debt.subject, reading.used, at, reading.reset);
+                        add(&self.tally.charged_late, debt.amount);
+                    }
+                }
+                Err(StoreError::Refused { .. }) => {
+                    add(&self.tally.failures[Failure::Refused as usize], 1);
+                    return Ok(rest.to_vec());
+                }
+                Err(error) => {
+                    let lost = error.outcome_unknown();
+                    if lost {
+                        // It may have been charged: what is sent once is not sent again.
+                        now.iter().for_each(|debt| self.ledger.paid(debt, self.clock.now()));
+                        add(&self.tally.charges_lost, now.len() as u64);
+                    }
+                    self.owed_again(if lost { later } else { rest });
+                    return Err(error);
+                }
+            }
+            rest = later;
+        }
+        Ok(Vec::new())
+    }
+
+    fn owed_again(&self, debts: &[Debt]) {
+        debts.iter().for_each(|debt| self.ledger.touched(&debt.limit, &debt.subject));
+    }
+}
+
+impl From<&Debt> for Late {
+    fn from(debt: &Debt) -> Late {
+        Late { limit: Arc::clone(&debt.limit), subject: debt.subject.clone(), amount: debt.amount }
+    }
+}
+
+/// Whether nothing was heard.
+fn is_silence(error: &StoreError) -> bool {
+    matches!(Failure::of(error), Some(Failure::Timeout | Failure::Unreachable | Failure::Lost))
+}
