@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
@@ -233,9 +234,10 @@ impl Entry {
     }
 
     /// Settles what it holds: by what was used, or by what it was expected to read where a provider was asked and cut off.
+    /// What reached no provider costs nothing.
     fn settle(&mut self, outcome: Outcome) {
         let Some(admitted) = self.admitted.take() else { return };
-        if self.attempts.asked.is_none() {
+        if !self.attempts.reached.load(Ordering::Relaxed) {
             admitted.refund(&self.ledger.metrics);
             return;
         }

@@ -55,6 +55,14 @@ impl Limits {
         }
     }
 
+    /// Waits until what was settled has reached the store.
+    pub async fn flush(&self) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Redis(store) => store.flush().await,
+        }
+    }
+
     /// Forgets what was counted for a subject.
     pub async fn clear(&self, subject: &Subject) -> Result<bool, StoreError> {
         match self {

@@ -7,6 +7,7 @@
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::BuildHasher;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -43,6 +44,7 @@ mod spread;
 mod status;
 #[cfg(feature = "redis-tls")]
 mod tls;
+mod underway;
 
 pub use status::{ServerInfo, Status, Topology};
 #[cfg(feature = "redis-tls")]
@@ -58,6 +60,7 @@ use plan::Plan;
 use replay::{Counters, Outcome};
 use scripts::Scripts;
 use settlement::Held;
+use underway::Underway;
 
 /// Births are told apart by so many bits.
 const LIFE_BITS: u32 = 32;
@@ -157,6 +160,8 @@ struct Inner {
     connection: Connection,
     flights: Arc<Flights>,
     asking: AtomicUsize,
+    /// Scripts on their way, settlements among them.
+    underway: Arc<Underway>,
     denials: Option<Denials<Arc<Plan>, Counters>>,
     clock: Option<ManualClock>,
     births: AtomicU64,
@@ -209,6 +214,7 @@ impl RedisStore {
             coalescing: options.coalescing,
             flights: Arc::default(),
             asking: AtomicUsize::new(0),
+            underway: Arc::default(),
             denials: options.denial_memory.then(Denials::new),
             clock: options.rehearsal.map(|rehearsal| rehearsal.clock),
             births: AtomicU64::new(0),
@@ -262,22 +268,27 @@ impl RedisStore {
         };
         let _place = Place::among(&self.0.asking).ok_or(StoreError::Busy)?;
         let (reply, answer) = oneshot::channel();
+        let mut answer = Awaited(answer);
         let waiting = Waiting { charges, reply };
         let runtime = self.0.connection.runtime();
         // In a task: whoever asked may leave, and others may wait for the same script.
         if !self.0.coalescing {
-            let store = self.clone();
-            drop(runtime.spawn(async move { store.fly(&plan, vec![waiting]).await }));
+            let (store, piece) = (self.clone(), self.0.underway.begin());
+            drop(runtime.spawn(async move {
+                store.fly(&plan, vec![waiting]).await;
+                drop(piece);
+            }));
         } else if let Some((mut flight, mut batch)) = self.0.flights.join(plan, waiting) {
-            let store = self.clone();
+            let (store, piece) = (self.clone(), self.0.underway.begin());
             drop(runtime.spawn(async move {
                 while !batch.is_empty() {
                     store.fly(&flight.plan, batch).await;
                     batch = flight.next();
                 }
+                drop(piece);
             }));
         }
-        match timeout(self.0.deadline + GRACE, answer).await {
+        match timeout(self.0.deadline + GRACE, &mut answer.0).await {
             Ok(Ok(decision)) => decision,
             Ok(Err(_)) => Err(StoreError::Lost),
             Err(_) => Err(StoreError::Timeout),
@@ -367,6 +378,23 @@ impl Store for RedisStore {
             self.0.forget(&key);
             Ok(matches!(answer?, Value::Int(1..)))
         })
+    }
+
+    fn flush(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.0.underway.over())
+    }
+}
+
+/// The answer that somebody waits for who may leave at any moment: also when it has come and was not yet looked at. What it
+/// grants goes back then.
+struct Awaited(oneshot::Receiver<Result<Decision, StoreError>>);
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        self.0.close();
+        if let Ok(Ok(Decision::Granted(unwanted))) = self.0.try_recv() {
+            unwanted.refund();
+        }
     }
 }
 

@@ -95,7 +95,7 @@ where
     let failed = |error: std::io::Error| Stopped::new(exit::NO, error);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let workers = Workers::start().map_err(failed)?;
-    let code = runtime.block_on(async {
+    let (code, gateway) = runtime.block_on(async {
         let gateway = Gateway::new(config, log).map_err(|error| Stopped::new(exit::CONFIG, error))?;
         refuse_eviction(&gateway).await?;
         let connections = TaskTracker::new();
@@ -105,10 +105,16 @@ where
         tokio::spawn(reap(gateway.clone()));
         tokio::spawn(watch_store(gateway.clone()));
         started(gateway.clone()).await;
-        Ok(until_ended(&gateway, &connections, signals).await)
+        let code = until_ended(&gateway, &connections, signals).await;
+        Ok((code, gateway))
     })?;
-    // Requests still under way are dropped here, which ends them: counted and logged as all others.
+    // Requests still under way are dropped here, which ends them: settled, counted and logged as all others.
     workers.stop();
+    runtime.block_on(async {
+        if tokio::time::timeout(LAST_WORDS, gateway.limits.flush()).await.is_err() {
+            tracing::warn!("the store of limits does not answer: some estimates stand");
+        }
+    });
     runtime.shutdown_timeout(LAST_WORDS);
     last.flush(LOG_PATIENCE);
     Ok(code)

@@ -122,7 +122,7 @@ impl Held {
         work: impl FnOnce(RedisStore) -> F + Send + 'static,
     ) -> Answer<'static, T> {
         let (reply, answer) = oneshot::channel();
-        let store = self.store.clone();
+        let (store, piece) = (self.store.clone(), self.store.0.underway.begin());
         let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
         let before = sent.take();
         *sent = Some(self.store.0.connection.runtime().spawn(async move {
@@ -132,6 +132,7 @@ impl Held {
             }
             // Nobody who wants to know is the usual case.
             let _ = reply.send(work(store).await);
+            drop(piece);
         }));
         Box::pin(async move { answer.await.unwrap_or(Err(StoreError::Lost)) })
     }

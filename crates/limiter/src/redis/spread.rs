@@ -17,7 +17,7 @@ use super::cluster::slot;
 use super::plan::{self, Plan};
 use super::replay::{Counters, Outcome};
 use super::settlement::Held;
-use super::{GRACE, Place, RedisStore};
+use super::{Awaited, GRACE, Place, RedisStore};
 use crate::clock::Millis;
 use crate::limit::Charge;
 use crate::reservation::{Decision, Denial, Hold, Standing};
@@ -119,10 +119,14 @@ impl RedisStore {
         };
         let _place = Place::among(&self.0.asking).ok_or(StoreError::Busy)?;
         let (reply, answer) = oneshot::channel();
-        let store = self.clone();
+        let mut answer = Awaited(answer);
+        let (store, piece) = (self.clone(), self.0.underway.begin());
         // In a task: whoever asked may leave.
-        drop(self.0.connection.runtime().spawn(async move { store.decide(parts, reply).await }));
-        match timeout(self.0.deadline + GRACE, answer).await {
+        drop(self.0.connection.runtime().spawn(async move {
+            store.decide(parts, reply).await;
+            drop(piece);
+        }));
+        match timeout(self.0.deadline + GRACE, &mut answer.0).await {
             Ok(Ok(decision)) => decision,
             Ok(Err(_)) => Err(StoreError::Lost),
             Err(_) => Err(StoreError::Timeout),
@@ -385,9 +389,11 @@ impl Hold for Spread {
             }
             Some(before) => {
                 let (parts, standings) = (self.parts.clone(), standings.to_vec());
+                let piece = parts.store.0.underway.begin();
                 drop(runtime.spawn(async move {
                     let _ = before.await;
-                    reply.send(parts.settle(&standings, &actual).await)
+                    let _ = reply.send(parts.settle(&standings, &actual).await);
+                    drop(piece);
                 }));
             }
         }
