@@ -270,14 +270,10 @@ async fn methods_and_paths_have_one_spelling() {
 #[tokio::test]
 async fn an_address_is_not_what_a_stranger_says_it_is() {
     let provider = obedient().await;
-    let models = "models: [{ name: chat, providers: [*upstream] }]";
-    let config = governed(
-        &Store::Memory,
-        &provider,
-        &format!("{models}\nlimits: [{{ name: r, per: ip, limit: 2/day }}]"),
-    );
-    let untrusting = Tollgate::start(&config).await;
-    let trusting = start_counting(&config).await;
+    let rest =
+        "models: [{ name: chat, providers: [*upstream] }]\nlimits: [{ name: r, per: ip, limit: 2/day }]";
+    let untrusting = Tollgate::start(&governed(&Store::Memory, &provider, rest)).await;
+    let trusting = start_counting(&Store::Memory, &provider, rest).await;
     for number in 0..4 {
         let made_up = format!("198.51.100.{number}");
         let forwarded = format!("for={made_up}");

@@ -3,9 +3,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{
-    Ask, Conn, Gate, Provider, Response, Step, Store, Tollgate, governed, obedient, sse, start_counting,
-};
+use support::{Ask, Conn, Gate, Provider, Response, Step, Store, Tollgate, obedient, sse, start_counting};
 
 const CHAT: &str = Ask::CHAT;
 
@@ -29,7 +27,7 @@ const MODELS: &str = "models:
 ";
 
 async fn start(provider: &Provider) -> Tollgate {
-    start_counting(&governed(&Store::Memory, provider, &format!("{MODELS}{ALL_UNITS}"))).await
+    start_counting(&Store::Memory, provider, &format!("{MODELS}{ALL_UNITS}")).await
 }
 
 async fn levels(gateway: &Tollgate) -> Cost {

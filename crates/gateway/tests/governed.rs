@@ -7,9 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use support::{
-    Ask, Provider, Redis, Response, Store, Tollgate, governed, obedient, start_counting, start_governed,
-};
+use support::{Ask, Provider, Redis, Response, Store, Tollgate, obedient, start_counting, start_governed};
 use tokio::task::JoinSet;
 
 const WEEK_MS: u64 = 7 * 86_400_000;
@@ -276,7 +274,7 @@ async fn start(store: &Store, provider: &Provider, rows: &[Row]) -> Tollgate {
     let models: String = rows.iter().map(Row::model).collect();
     let limits: String = rows.iter().map(Row::rule).collect();
     let rest = format!("models:\n  - {{ name: chat, providers: [*upstream] }}\n{models}limits:\n{limits}");
-    start_counting(&governed(store, provider, &rest)).await
+    start_counting(store, provider, &rest).await
 }
 
 async fn hold(store: &Store) -> (Tollgate, Provider) {
@@ -349,7 +347,7 @@ async fn one_that_refuses_leaves_all_others_as_they_were() {
             limits += &rule("address", "ip", &roomy);
             limits += &rule("own", "user", &own);
         }
-        let gateway = start_counting(&governed(&store, &provider, &format!("{models}{limits}"))).await;
+        let gateway = start_counting(&store, &provider, &format!("{models}{limits}")).await;
         for (unit, _, used) in UNITS {
             let ask = Ask { model: unit, ..ALICE };
             assert_eq!(ask.send(&gateway).await.status, 200, "{unit}");

@@ -163,19 +163,19 @@ pub fn governed(store: &Store, provider: &Provider, rest: &str) -> String {
     )
 }
 
-/// Starts a gateway with the model `chat` (alias `gpt-4o-mini`), `other`, and these limits, and waits until it counts.
+/// Starts a gateway with the model `chat` (alias `gpt-4o-mini`), `other`, and these limits.
 pub async fn start_governed(store: &Store, provider: &Provider, limits: &str) -> Tollgate {
     let models = "models:\n  - { name: chat, aliases: [gpt-4o-mini], providers: [*upstream] }\n  \
                   - { name: other, providers: [*upstream] }\n";
-    start_counting(&governed(store, provider, &format!("{models}{limits}"))).await
+    start_counting(store, provider, &format!("{models}{limits}")).await
 }
 
-pub async fn start_counting(config: &str) -> Tollgate {
-    let gateway = Tollgate::start_with("  trusted_proxies: [127.0.0.0/8]\n", config, &[]).await;
-    let started = Instant::now();
-    while Ask::PLAIN.limits(&gateway).await.status == 503 {
-        assert!(started.elapsed() < SOON, "the store is not there");
-        tokio::task::yield_now().await;
+/// Starts one with this `rest` of [`governed`], and waits until it counts where it should.
+pub async fn start_counting(store: &Store, provider: &Provider, rest: &str) -> Tollgate {
+    let config = governed(store, provider, rest);
+    let gateway = Tollgate::start_with("  trusted_proxies: [127.0.0.0/8]\n", &config, &[]).await;
+    if let Store::Redis(_) = store {
+        gateway.metrics_become(|metrics| metrics.value("rate_limit_redis_connected") == 1.0).await;
     }
     gateway
 }
