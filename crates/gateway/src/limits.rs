@@ -46,6 +46,15 @@ impl Limits {
         }
     }
 
+    /// Waits until what was settled so far has reached the store, and lets the runtimes that joined end: what is settled
+    /// from then on is sent by the one the store was opened on.
+    pub async fn leave_runtimes(&self) {
+        if let Self::Redis(store) = self {
+            store.redis().leave_runtimes();
+            store.flush().await;
+        }
+    }
+
     /// Takes every charge, or none.
     pub async fn reserve(&self, charges: Vec<Charge>) -> Result<Decision, StoreError> {
         match self {

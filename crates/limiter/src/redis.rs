@@ -247,6 +247,12 @@ impl RedisStore {
         self.0.connection.join();
     }
 
+    /// Undoes every [`RedisStore::join_runtime`]: whatever is asked or settled from now on is sent by the runtime that the
+    /// store was opened on. To be called before the others end, because what they have not sent ends with them.
+    pub fn leave_runtimes(&self) {
+        self.0.connection.leave();
+    }
+
     /// How it is connected, as this process sees it: nothing is asked.
     pub fn status(&self) -> Status {
         self.0.connection.status()

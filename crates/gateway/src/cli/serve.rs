@@ -110,6 +110,8 @@ where
         tokio::spawn(watch_store(gateway.clone()));
         started(gateway.clone()).await;
         let code = until_ended(&gateway, &connections, signals).await;
+        // What the workers have not sent would end with them; what does not come to an end is told of below.
+        let _ = tokio::time::timeout(LAST_WORDS, gateway.limits.leave_runtimes()).await;
         Ok((code, gateway))
     })?;
     // Requests still under way are dropped here, which ends them: settled, counted and logged as all others.

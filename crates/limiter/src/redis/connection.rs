@@ -92,6 +92,11 @@ impl Connection {
         }
     }
 
+    /// There is one runtime again.
+    pub(super) fn leave(&self) {
+        self.lanes.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn lane(&self) -> Arc<Lane> {
         let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
         let here = Handle::try_current().ok().filter(|_| !lanes.is_empty());
