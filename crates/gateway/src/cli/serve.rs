@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Configuration, Outcome, Stopped, exit};
-use crate::Gateway;
-use crate::config::{Config, Loaded, LogFormat};
+use crate::config::{Loaded, LogFormat};
 use crate::edge::{Plane, accept, listen};
 use crate::limits::Limits;
 use crate::log::Log;
-use crate::reload::{self, Refused};
+use crate::reload::{self, Refused, Source};
+use crate::{Gateway, control};
 
 /// After the signal to end, new connections are still accepted for this long: load balancers need it to notice.
 const STILL_ACCEPTING: Duration = Duration::from_secs(5);
@@ -44,12 +44,11 @@ pub(super) fn run(options: &Options) -> Outcome {
     let source = options.configuration.source();
     let (loaded, seen) = source.load_seen().map_err(|refused| refusal(&refused))?;
     let log = start_log(loaded.config.settings.log_format);
-    let Loaded { config, warnings, .. } = loaded;
-    for warning in &warnings {
+    for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let (source, watch) = (source.clone(), options.watch);
-    serve(config, log, move |gateway| async move {
+    let (known, watch) = (Some(source.clone()), options.watch);
+    serve(loaded, known, log, move |gateway| async move {
         let reloading = gateway.clone();
         tokio::spawn(async move {
             if let Err(error) = reload::run(reloading, source, seen, watch).await {
@@ -82,7 +81,7 @@ pub(super) fn start_log(format: LogFormat) -> Log {
 }
 
 /// Runs a gateway until it is told to end; `started` is called once its listeners are open.
-pub(super) fn serve<F, S>(config: Config, log: Log, started: S) -> Outcome
+pub(super) fn serve<F, S>(loaded: Loaded, source: Option<Source>, log: Log, started: S) -> Outcome
 where
     S: FnOnce(Arc<Gateway>) -> F,
     F: Future<Output = ()>,
@@ -93,13 +92,18 @@ where
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let workers = Workers::start().map_err(failed)?;
     let code = runtime.block_on(async {
-        let limits = Limits::open(&config).map_err(|error| Stopped::new(exit::CONFIG, error))?;
-        let gateway = Gateway::new(config, limits, log);
+        let limits = Limits::open(&loaded.config).map_err(|error| Stopped::new(exit::CONFIG, error))?;
+        let control = control::Store::open(&loaded.config).await;
+        let control = control.map_err(|error| Stopped::new(exit::CONFIG, error))?;
+        let gateway = Gateway::new(loaded, source, limits, control, log);
         let connections = TaskTracker::new();
         open(&gateway, &workers, &connections).map_err(|error| Stopped::new(exit::UNAVAILABLE, error))?;
         // The handler is there before anybody can have read an address to send a signal about.
         let signals = Signals::new().map_err(failed)?;
         tokio::spawn(reap(gateway.clone()));
+        tokio::spawn(reload::follow(gateway.clone()));
+        let holder = gateway.clone();
+        tokio::spawn(async move { holder.control.follow(holder.ending.clone()).await });
         started(gateway.clone()).await;
         Ok(until_ended(&gateway, &connections, signals).await)
     })?;

@@ -4,14 +4,17 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use super::keys::SERVER;
+use super::keys::{SERVER, SETTINGS};
 use super::kind::{Key, Kind, join};
 use super::problem::{Origin, Problems, quoted, suggest};
 use super::review::{self, Whole};
 use super::scalar::{self, Fault};
 use super::tree::{Node, Scalar, Value};
-use super::{Auth, Config, LogFormat, Secret, Server, Settings};
+use super::{Auth, Config, LogFormat, Secret, Server, Settings, State};
 use super::{resolve_models, resolve_redis, resolve_rules, resolve_users};
+
+/// What `settings.state` is where nothing is to be kept.
+pub(super) const NO_STATE: &str = "none";
 
 /// Resolves the whole tree. `None` when something in it was refused, now or before.
 pub(super) fn resolve(root: &Node, api_keys: &[Node], problems: &mut Problems) -> Option<Config> {
@@ -24,7 +27,7 @@ pub(super) fn resolve(root: &Node, api_keys: &[Node], problems: &mut Problems) -
     let server = server(root, problems);
     let redis = resolve_redis::redis(root, problems);
     let auth = auth(root);
-    let log_format = log_format(root);
+    let settings = settings(root);
     let whole = Whole {
         root,
         rules: &rules,
@@ -40,7 +43,7 @@ pub(super) fn resolve(root: &Node, api_keys: &[Node], problems: &mut Problems) -
     Some(Config {
         server: server?,
         redis,
-        settings: Settings { log_format: log_format? },
+        settings: settings?,
         auth: auth?,
         rules,
         users: users.users,
@@ -232,10 +235,20 @@ fn auth(root: &Node) -> Option<Auth> {
     }
 }
 
-fn log_format(root: &Node) -> Option<LogFormat> {
-    match root.get("settings")?.value.get("log_format")?.value.as_text()? {
-        "json" => Some(LogFormat::Json),
-        "text" => Some(LogFormat::Text),
-        _ => None,
-    }
+fn settings(root: &Node) -> Option<Settings> {
+    let node = &root.get("settings")?.value;
+    let log_format = match node.get("log_format")?.value.as_text()? {
+        "json" => LogFormat::Json,
+        "text" => LogFormat::Text,
+        _ => return None,
+    };
+    let state = &node.get("state")?.value;
+    let path = state.as_text()?;
+    let is_default = state.at == Origin::Default;
+    Some(Settings {
+        strategy: read(node, "rate_limiting_strategy", scalar::strategy)?,
+        state: (path != NO_STATE).then(|| State { path: path.into(), is_default }),
+        control_poll: duration(node, SETTINGS.key("control_poll")?)?,
+        log_format,
+    })
 }

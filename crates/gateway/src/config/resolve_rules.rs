@@ -39,6 +39,59 @@ pub(super) fn rules(root: &Node, names: &Names<'_>, problems: &mut Problems) -> 
     rules
 }
 
+/// A rule that stands over those of the file: `node` is checked and complete, but for what `under`, the rule of that
+/// name in the file, says already.
+pub(super) fn over(
+    node: &Node,
+    name: &str,
+    under: Option<&Rule>,
+    strategy: Algorithm,
+    names: &Names<'_>,
+    problems: &mut Problems,
+) -> Rule {
+    let default = under.and_then(|rule| rule.limits.first()).map_or(strategy, |limit| limit.algorithm());
+    let mut reader = Reader { default, seen: HashMap::new(), problems };
+    let mut rule = under.cloned().unwrap_or_else(|| Rule {
+        name: name.to_owned(),
+        matches: Match::default(),
+        per: Scope::GLOBAL,
+        limits: Vec::new(),
+        deny: false,
+    });
+    if let Some(entry) = node.get("match") {
+        rule.matches = reader.matches(&entry.value, "match", names);
+    }
+    if node.get("per").is_some() {
+        rule.per = reader.scope(node, "");
+    }
+    rule.deny = read(node, "deny", scalar::boolean).unwrap_or_default();
+    rule.limits = match rule.deny {
+        true => Vec::new(),
+        false => reader.limits(&rule, reader.way(node), &texts(node, "limit", "")),
+    };
+    rule
+}
+
+/// The limits that a key has of its own, per key; `at` is what they are called in messages.
+pub(super) fn of_key(
+    node: &Node,
+    at: &str,
+    rule: &str,
+    strategy: Algorithm,
+    problems: &mut Problems,
+) -> Vec<Arc<Limit>> {
+    let mut reader = Reader { default: strategy, seen: HashMap::new(), problems };
+    let rule = Rule {
+        name: rule.to_owned(),
+        matches: Match::default(),
+        per: Scope::of([tollgate_limiter::Dimension::ApiKey]),
+        limits: Vec::new(),
+        deny: false,
+    };
+    let way = Way { algorithm: strategy, shadow: false };
+    reader.limits(&rule, way, &items(node, at))
+}
+
 fn tiers(root: &Node) -> impl Iterator<Item = &Entry> {
     let entries = root.get("tiers").map_or(&[][..], |entry| entry.value.entries());
     entries.iter().filter(|entry| !entry.key.starts_with("x-"))
