@@ -64,6 +64,9 @@ impl fmt::Display for OpenError {
 
 impl std::error::Error for OpenError {}
 
+/// Where a record of the audit stands: the version it came with, and its place among those.
+pub type NotePlace = (u64, u64);
+
 /// Why a write did not happen.
 #[derive(Debug)]
 pub enum WriteError<E> {
@@ -168,9 +171,9 @@ impl Store {
     /// When the store does not answer.
     pub async fn audit(
         &self,
-        before: Option<(u64, u64)>,
+        before: Option<NotePlace>,
         count: usize,
-    ) -> Result<Vec<((u64, u64), String)>, Unavailable> {
+    ) -> Result<Vec<(NotePlace, String)>, Unavailable> {
         match &self.place {
             Place::File(file) => blocking(file, move |file| file.audit(before, count)).await,
             Place::Redis { redis, .. } => redis.audit(before, count).await,

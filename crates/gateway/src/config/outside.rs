@@ -47,7 +47,7 @@ pub fn table_of_names<'a>(config: &'a Config, users: impl Iterator<Item = &'a Us
         }
     }
     // A tier's rule is the one that is for the tier of its own name.
-    for rule in config.rules.iter().filter(|rule| rule.matches.tier.iter().any(|tier| *tier == rule.name)) {
+    for rule in config.rules.iter().filter(|rule| rule.matches.tier.contains(&rule.name)) {
         known.tiers.add(&rule.name, &rule.name);
     }
     for user in config.users.iter().map(|user| &**user).chain(users) {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use redb::backends::InMemoryBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
 
+use super::NotePlace;
 use super::value::{Kind, Row};
 
 /// `format`, `version`, `epoch`.
@@ -127,9 +128,9 @@ impl File {
     /// Records of the audit before a place, the latest first.
     pub(super) fn audit(
         &self,
-        before: Option<(u64, u64)>,
+        before: Option<NotePlace>,
         count: usize,
-    ) -> Result<Vec<((u64, u64), String)>, String> {
+    ) -> Result<Vec<(NotePlace, String)>, String> {
         self.read(|| {
             let read = self.database.begin_read()?;
             let audit = read.open_table(AUDIT)?;

@@ -9,9 +9,9 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, FromRedisValue, RedisError, Script, ScriptInvocation};
 use tokio::sync::Notify;
 
-use super::Unavailable;
 use super::connection::Dial;
 use super::value::{Kind, Row};
+use super::{NotePlace, Unavailable};
 use crate::config;
 
 /// Of one question; a page of a large store needs its time.
@@ -163,9 +163,9 @@ impl Redis {
     /// Records of the audit before a place, the latest first.
     pub(super) async fn audit(
         &self,
-        before: Option<(u64, u64)>,
+        before: Option<NotePlace>,
         count: usize,
-    ) -> Result<Vec<((u64, u64), String)>, Unavailable> {
+    ) -> Result<Vec<(NotePlace, String)>, Unavailable> {
         let newest = before.map_or_else(|| "+".to_owned(), |(version, place)| format!("({version}-{place}"));
         let mut command = redis::cmd("XREVRANGE");
         command.arg(&self.keys[2]).arg(newest).arg("-").arg("COUNT").arg(count);
