@@ -116,8 +116,9 @@ pub fn apply(gateway: &Gateway, loaded: Loaded) {
         let (was, is) = (address(&before.config), address(config));
         tracing::warn!(%was, %is, "dependencies.redis takes effect at the next start");
     }
-    if before.config.settings.state != config.settings.state {
-        tracing::warn!("settings.state takes effect at the next start");
+    let (was, is) = (&before.config.settings, &config.settings);
+    if (&was.state, was.control_poll) != (&is.state, is.control_poll) {
+        tracing::warn!("settings.state and settings.control_poll take effect at the next start");
     }
     gateway.rebuild(Some(loaded));
 }

@@ -152,7 +152,7 @@ impl Fields {
             let time = Time::from(config::date(text)?);
             if time.has_come() { Err("lies in the past".to_owned()) } else { Ok(time) }
         });
-        let after = self.text("expires_in", |text| Ok(Time::now().after(config::duration(text)?)));
+        let after = self.text("expires_in", |text| Ok(Time::after(config::duration(text)?)));
         match (at, after) {
             (at, Given::Absent) => at,
             (Given::Absent, after) => after,

@@ -126,7 +126,7 @@ pub(super) async fn rotate(State(gateway): Shared, Path(id): Path<String>, ask: 
         // An imported key has an id of another form; from now on it is one of ours.
         let minted =
             mint(Some(&id).filter(|id| id.len() == 8).map(String::as_str)).map_err(Problem::unavailable)?;
-        let until = overlap.map(|overlap| Time::now().after(overlap));
+        let until = overlap.map(Time::after);
         key.previous = until.map(|until| Previous { hash: key.hash, until });
         key.hash = minted.hash;
         key.expires = expires.or(key.expires);

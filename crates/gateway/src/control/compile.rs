@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use tollgate_limiter::Limit;
 
 use super::records::{Ban, BanSubject, KeyRecord, UserRecord};
 use super::time::Time;
@@ -65,8 +66,19 @@ pub fn keys(config: &Config, control: &Control) -> HashMap<[u8; 32], Arc<Key>> {
         .flat_map(|model| model.aliases.iter().chain([&model.name]).map(|name| (&**name, &*model.name)))
         .collect();
     let users = users(config, control, &models);
+    // Many keys have the same limits: they are read once.
+    let mut limits: HashMap<&[String], Vec<Arc<Limit>>> = HashMap::new();
+    let read = |quotas: &[String]| {
+        // They were looked at when they were taken in.
+        config::key_limits(KEY_RULE, config.settings.strategy, quotas).unwrap_or_default()
+    };
     for (id, record) in control.keys.iter() {
-        let (key, previous) = key(config, &models, &users, id, &record.value);
+        let quotas = record.value.limits.as_slice();
+        let limits = match quotas {
+            [] => Vec::new(),
+            quotas => limits.entry(quotas).or_insert_with(|| read(quotas)).clone(),
+        };
+        let (key, previous) = key(&models, &users, limits, id, &record.value);
         if let Some(previous) = previous {
             keys.insert(previous.hash, Arc::new(previous));
         }
@@ -98,9 +110,9 @@ fn users<'a>(
 }
 
 fn key(
-    config: &Config,
     models: &HashMap<&str, &str>,
     users: &HashMap<&str, Arc<User>>,
+    limits: Vec<Arc<Limit>>,
     id: &str,
     record: &KeyRecord,
 ) -> (Key, Option<Key>) {
@@ -109,11 +121,6 @@ fn key(
         let known = users.get(name.as_str()).cloned();
         known.unwrap_or_else(|| Arc::new(User { name: name.clone(), ..no_user() }))
     });
-    let limits = match record.limits.as_slice() {
-        [] => Vec::new(),
-        // They were looked at when they were taken in.
-        quotas => config::key_limits(KEY_RULE, config.settings.strategy, quotas).unwrap_or_default(),
-    };
     let key = Key {
         hash: record.hash,
         id: id.to_owned(),

@@ -68,8 +68,8 @@ impl Redis {
             channel: name("told"),
             epoch: Mutex::new(epoch),
             told: Notify::new(),
-            // What takes a poll and the rest must fit.
-            pause: poll * 3 / 4,
+            // Reading and compiling must fit into the time as well.
+            pause: poll / 2,
             change: Script::new(include_str!("change.lua")),
             changes: Script::new(include_str!("changes.lua")),
             restore: Script::new(include_str!("restore.lua")),

@@ -16,9 +16,11 @@ impl Time {
         SystemTime::now().into()
     }
 
-    /// So much later; what does not fit is the latest moment there is.
-    pub fn after(self, wait: Duration) -> Self {
-        Self(self.0.saturating_add(wait.as_secs()))
+    /// The first whole second after so long a wait from now.
+    pub fn after(wait: Duration) -> Self {
+        let end = SystemTime::now().checked_add(wait).unwrap_or(UNIX_EPOCH);
+        let since = end.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(since.as_secs() + u64::from(since.subsec_nanos() > 0))
     }
 
     /// How long until then.
