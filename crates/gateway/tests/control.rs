@@ -434,7 +434,8 @@ async fn two_instances(arguments: &[&str]) {
     let ban =
         done(&two, "POST", "/admin/bans", json!({ "subject": "user:alice", "reason": "no" }), 201).await;
     becomes(&one, "sk-alice", 403, "banned").await;
-    done(&one, "DELETE", &format!("/admin/bans/{}", ban["id"].as_str().unwrap()), Value::Null, 204).await;
+    done(&one, "DELETE", &format!("/admin/bans/{}", ban["id"].as_str().expect("an id")), Value::Null, 204)
+        .await;
     becomes(&two, "sk-alice", 200, "").await;
     let limit = json!({ "per": "global", "limit": "1/day" });
     done(&two, "PUT", "/admin/limits/all", limit, 200).await;
@@ -456,7 +457,7 @@ async fn two_instances(arguments: &[&str]) {
         soon("all keys", async {
             while done(gateway, "GET", "/admin/keys", Value::Null, 200).await["data"]
                 .as_array()
-                .unwrap()
+                .expect("a list")
                 .len()
                 != 11
             {

@@ -50,7 +50,7 @@ pub(super) async fn create(State(gateway): Shared, ask: Ask) -> Reply {
         let config = &gateway.snapshot.load().config;
         let mut fields = Fields::of(&ask.body)?;
         let mut key = blank();
-        change(&mut fields, &mut key, config, now);
+        change(&mut fields, &mut key, config, &control::known(config, now));
         fields.finish()?;
         room(now, 1)?;
         let minted = unused(now)?;
@@ -70,9 +70,10 @@ pub(super) async fn import(State(gateway): Shared, ask: Ask) -> Reply {
         let config = &gateway.snapshot.load().config;
         let mut there: HashSet<[u8; 32]> = now.keys.values().map(|key| key.value.hash).collect();
         there.extend(config.keys.iter().map(|key| key.hash));
+        let known = control::known(config, now);
         let (mut change, mut data, mut faults) = (Change::default(), Vec::new(), Vec::new());
         for (index, entry) in entries(&ask)?.into_iter().enumerate() {
-            match imported(entry, config, now, &mut there) {
+            match imported(entry, config, &known, &mut there) {
                 Ok((id, key)) => {
                     change.put_unnoted(&id, &key);
                     data.push(shown(&id, &key, now.version + 1));
@@ -102,7 +103,7 @@ pub(super) async fn patch(State(gateway): Shared, Path(id): Path<String>, ask: A
         let before = known(now, &id)?;
         ask.still(before)?;
         let mut key = before.value.clone();
-        change(&mut fields, &mut key, config, now);
+        change(&mut fields, &mut key, config, &control::known(config, now));
         fields.finish()?;
         Ok(put("keys.patch", now, &id, &key))
     })
@@ -213,8 +214,7 @@ fn blank() -> KeyRecord {
 }
 
 /// What a body says of a key, over what it was.
-fn change(fields: &mut Fields, key: &mut KeyRecord, config: &Config, now: &Control) {
-    let known: Known = control::known(config, now);
+fn change(fields: &mut Fields, key: &mut KeyRecord, config: &Config, known: &Known) {
     key.name = fields.text("name", config::name).or(key.name.take());
     key.user = fields.text("user", |name| known.user(name)).or(key.user.take());
     key.team = fields.text("team", config::name).or(key.team.take());
@@ -269,14 +269,14 @@ fn entries(ask: &Ask) -> Result<Vec<Map<String, Value>>, Problem> {
 fn imported(
     entry: Map<String, Value>,
     config: &Config,
-    now: &Control,
+    known: &Known,
     there: &mut HashSet<[u8; 32]>,
 ) -> Result<(String, KeyRecord), Vec<Fault>> {
     let mut fields = Fields::of_map(entry);
     let mut key = blank();
     let hash = fields.text("hash", config::sha256);
     let hash = fields.needed("hash", hash);
-    change(&mut fields, &mut key, config, now);
+    change(&mut fields, &mut key, config, known);
     if let Some(hash) = hash {
         key.hash = hash;
         if !there.insert(hash) {
