@@ -13,6 +13,7 @@ mod limits;
 mod models;
 mod problem;
 mod rate_limit;
+mod stats;
 mod users;
 
 use std::net::IpAddr;
@@ -85,6 +86,8 @@ fn api() -> Router<Arc<Gateway>> {
         .route("/admin/bans/{id}", get(bans::show).delete(bans::delete))
         .route("/admin/limits", get(limits::list))
         .route("/admin/limits/{*name}", get(limits::show).put(limits::put).delete(limits::delete))
+        .route("/admin/rate-limit/stats", get(stats::stats))
+        .route("/admin/redis/status", get(stats::redis))
         .route("/admin/rate-limit/config", put(rate_limit::configure))
         .route("/admin/rate-limit/clear", post(rate_limit::clear))
         .route("/admin/models", get(models::list))

@@ -21,6 +21,7 @@ use crate::headers;
 use crate::identity::Caller;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::rates::Rates;
 
 /// Calls in flight say that they still run this often; they count for [`tollgate_limiter::LEASE`] after they last did.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -32,6 +33,7 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 pub async fn admit(
     limits: &Limits,
     metrics: &Metrics,
+    rates: &Rates,
     plan: &Arc<Plan>,
     caller: &Caller,
     demand: Demand,
@@ -50,6 +52,7 @@ pub async fn admit(
         failed(&error)
     })?;
     metrics.decided(decision.source(), took);
+    rates.note(&decision, started + took);
     match decision {
         Decision::Granted(reservation) => {
             plan.count_granted(reservation.standings());

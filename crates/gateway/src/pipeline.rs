@@ -128,7 +128,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     let plan = now.plans.plan(now.rules(), gateway.metrics(), &caller, endpoint.route(), &model.name);
     let demand = expect(gateway, now, &caller, model, &call, &deployments).await;
     let (admitted, said) =
-        admission::admit(&gateway.limits, gateway.metrics(), &plan, &caller, demand).await?;
+        admission::admit(&gateway.limits, gateway.metrics(), &gateway.rates, &plan, &caller, demand).await?;
     let limit_took = admitted.took();
     entry.weights = model.token_weights;
     entry.plan = Some(plan);

@@ -70,6 +70,9 @@ pub(super) async fn clear(State(gateway): Shared, ask: Ask) -> Reply {
             .await
             .map_err(|error| Problem::unavailable(format!("the counters cannot be reached: {error}")))?,
     };
+    if !ask.is_dry_run()? {
+        gateway.rates.forget(subject.as_str());
+    }
     let note = |_: &crate::control::Control| {
         let mut change = crate::control::Change::default();
         change.note(
@@ -137,6 +140,19 @@ fn subject(now: &Snapshot, key: &str) -> Result<Subject, Problem> {
         Some(tenant) => subject.of_tenant(&tenant),
         None => subject,
     })
+}
+
+/// What a subject is publicly called: `rate_limit:ip:192.0.2.1`. What [`subject`] reads.
+pub(super) fn public_name(subject: &str) -> String {
+    let Some(rest) = subject.strip_prefix("ip:") else { return format!("rate_limit:{subject}") };
+    // IPv6 is written with colons, which stand between names and values: those of values are written otherwise.
+    let (ip, more) = rest.split_once(':').map_or((rest, None), |(ip, more)| (ip, Some(more)));
+    let ip = ip.replace("%3A", ":");
+    match more.map(|more| more.strip_prefix("endpoint:")) {
+        None => format!("rate_limit:ip:{ip}"),
+        Some(Some(path)) if !path.contains(':') => format!("rate_limit:endpoint:{path}:{ip}"),
+        Some(_) => format!("rate_limit:{subject}"),
+    }
 }
 
 /// Whose counters a subject's are kept with, where its name does not say that.

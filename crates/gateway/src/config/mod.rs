@@ -115,6 +115,15 @@ pub struct Redis {
     pub prefix: String,
 }
 
+impl Redis {
+    /// The number of its database; 0 of a cluster.
+    pub fn database(&self) -> u32 {
+        let url = self.url.expose();
+        let (_, written) = url.rsplit_once("?db=").or_else(|| url.rsplit_once('/')).unwrap_or_default();
+        written.split('&').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+    }
+}
+
 /// `dependencies.redis.tls`: paths of PEM files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RedisTls {

@@ -13,6 +13,7 @@ use super::connection::Dial;
 use super::value::{Kind, Row};
 use super::{NotePlace, Unavailable};
 use crate::config;
+use crate::rates::Totals;
 
 /// Of one question; a page of a large store needs its time.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -32,6 +33,7 @@ const LOADS_MAX: usize = 5;
 /// A Redis with control data.
 pub(super) struct Redis {
     dial: Dial,
+    pub(super) prefix: String,
     link: tokio::sync::Mutex<Option<MultiplexedConnection>>,
     keys: Vec<String>,
     channel: String,
@@ -42,6 +44,9 @@ pub(super) struct Redis {
     change: Script,
     changes: Script,
     restore: Script,
+    pub(super) publish: Script,
+    /// Of what this instance has counted, this is known here.
+    pub(super) told_totals: Mutex<Totals>,
 }
 
 /// What there is that was not known.
@@ -62,6 +67,7 @@ impl Redis {
         let name = |what: &str| format!("{}:{{ctl}}:ctl:{what}", config.prefix);
         let kinds = Kind::ALL.into_iter().map(Kind::as_str);
         Ok(Self {
+            prefix: config.prefix.clone(),
             dial: Dial::new(config)?,
             link: tokio::sync::Mutex::default(),
             keys: ["about", "changes", "audit"].into_iter().chain(kinds).map(name).collect(),
@@ -73,6 +79,8 @@ impl Redis {
             change: Script::new(include_str!("change.lua")),
             changes: Script::new(include_str!("changes.lua")),
             restore: Script::new(include_str!("restore.lua")),
+            publish: Script::new(include_str!("publish.lua")),
+            told_totals: Mutex::default(),
         })
     }
 
@@ -228,12 +236,12 @@ impl Redis {
         call
     }
 
-    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Unavailable> {
+    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Unavailable> {
         self.within(async |link| command.query_async(link).await).await
     }
 
     /// Over the one connection; one that broke or is silent is made anew by the next question.
-    async fn within<T>(
+    pub(super) async fn within<T>(
         &self,
         question: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<T, Unavailable> {
