@@ -15,7 +15,7 @@ use tollgate_limiter::{Decision, Reservation, Source, Standing, StoreError, Unit
 
 pub use self::amounts::{Demand, Used, cost};
 pub use self::plan::{Plan, Plans};
-pub use self::standings::Counters;
+pub use self::standings::{Counters, shown};
 use crate::error::Error;
 use crate::headers;
 use crate::identity::Caller;

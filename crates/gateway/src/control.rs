@@ -27,7 +27,9 @@ pub use self::compile::{Bans, KEY_RULE, Merged, keys, known, merged};
 use self::file::File;
 pub use self::fleet::{About, Slow};
 pub use self::mint::{Form, Minted, form, mint};
-pub use self::records::{Ban, BanSubject, Drain, KeyRecord, LimitOverride, Previous, Stored, UserRecord};
+pub use self::records::{
+    Ban, BanSubject, Clear, Drain, KeyRecord, LimitOverride, Previous, Stored, UserRecord,
+};
 use self::redis::{Redis, Synced};
 pub use self::time::Time;
 use self::value::Row;

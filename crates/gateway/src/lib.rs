@@ -145,11 +145,22 @@ impl Gateway {
             (made_of.config, made_of.effective) = (Arc::new(config), Arc::new(effective));
         }
         made_of.control = self.control.now();
+        self.forget_cleared(before.control.version, &made_of.control);
         let next = Snapshot::new(made_of, Some(&before), self.metrics());
         for (name, why) in &next.merged.idle {
             tracing::warn!(rule = %name, %why, "a limit of the admin API means nothing with this configuration");
         }
         self.snapshot.store(Arc::new(next));
+    }
+
+    /// What was cleared since a version of the control data is remembered here no more.
+    fn forget_cleared(&self, since: u64, control: &control::Control) {
+        for (subject, _) in control.clears.iter().filter(|(_, clear)| clear.version > since) {
+            self.rates.forget(subject);
+            if let Ok(subject) = subject.parse() {
+                self.limits.forget(&subject);
+            }
+        }
     }
 
     /// Every series of this process.

@@ -88,6 +88,13 @@ impl Limits {
         }
     }
 
+    /// Forgets what this process remembers of a subject that another one has cleared.
+    pub fn forget(&self, subject: &Subject) {
+        if let Self::Redis(store) = self {
+            store.forget(subject);
+        }
+    }
+
     /// Asks a shared store for nothing, to see how long that takes.
     pub async fn measure(&self, latency: &Recent) {
         if let Self::Redis(store) = self

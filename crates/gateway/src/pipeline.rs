@@ -204,8 +204,10 @@ fn relay(
     let events = is_event_stream(&answer.headers);
     let waited = entry.attempts.last_asked.elapsed();
     deployment.series.duration.observe(waited.as_secs_f64());
+    deployment.latency.add(waited);
     if events {
         deployment.series.first_token.observe(waited.as_secs_f64());
+        deployment.first_token.add(waited);
         entry.first_event = Some(Instant::now());
     }
     let basis = Basis { prompt: entry.expected_prompt(), counts_deltas: deployment.counts_deltas() };

@@ -13,6 +13,7 @@ use super::fields::Fields;
 use super::limits;
 use super::problem::Problem;
 use super::{Ask, Reply, Shared};
+use crate::control::{Change, Clear, Control, Time};
 use crate::identity::counted;
 use crate::router::{self, Route};
 use crate::snapshot::Snapshot;
@@ -21,6 +22,8 @@ use crate::snapshot::Snapshot;
 const REQUESTS_MAX: u64 = 1_000_000_000;
 /// The longest window, seconds: a week.
 const WINDOW_MAX: u64 = 7 * 86_400;
+/// Clears that instances can still learn of.
+const CLEARS_MAX: usize = 256;
 /// The longest name of a subject.
 const KEY_BYTES_MAX: usize = 1_024;
 
@@ -57,8 +60,8 @@ pub(super) async fn configure(State(gateway): Shared, ask: Ask) -> Reply {
     Ok(json(StatusCode::OK, &answer))
 }
 
-/// `POST /admin/rate-limit/clear?key=rate_limit:ip:192.0.2.1`. Other instances forget within half a second that they
-/// refused it; counters in Redis are everybody's.
+/// `POST /admin/rate-limit/clear?key=rate_limit:ip:192.0.2.1`. Other instances forget within a second what they
+/// remember of it; counters in Redis are everybody's.
 pub(super) async fn clear(State(gateway): Shared, ask: Ask) -> Reply {
     let key = ask.parameter("key").ok_or_else(|| Problem::field("key", "is missing"))?;
     let subject = subject(&gateway.snapshot.load(), key)?;
@@ -73,8 +76,13 @@ pub(super) async fn clear(State(gateway): Shared, ask: Ask) -> Reply {
     if !ask.is_dry_run()? {
         gateway.rates.forget(subject.as_str());
     }
-    let note = |_: &crate::control::Control| {
-        let mut change = crate::control::Change::default();
+    let note = |now: &Control| {
+        let mut change = Change::default();
+        let oldest = now.clears.iter().min_by_key(|(_, clear)| clear.version);
+        if let (Some((oldest, _)), CLEARS_MAX..) = (oldest, now.clears.len()) {
+            change.forget::<Clear>(oldest);
+        }
+        change.put_unnoted(subject.as_str(), &Clear { created: Time::now() });
         change.note(
             "rate-limit.clear",
             key.to_owned(),
