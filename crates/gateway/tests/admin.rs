@@ -270,8 +270,14 @@ async fn explain_says_what_a_request_would_meet_and_spends_nothing() {
     let ban = json!({ "subject": "user:alice", "reason": "Pays late" });
     assert_eq!(admin(&gateway, "POST", "/admin/bans", ban).await.status, 201);
     let said = told(&gateway, ask).await;
-    assert_eq!((&said["rules"][0]["defined"], &said["ban"]["reason"]), (&json!("admin"), &json!("Pays late")));
-    assert_eq!((&said["allowed"], &said["refused"]["why"]), (&json!(false), &json!("You are banned: Pays late")));
+    assert_eq!(
+        (&said["rules"][0]["defined"], &said["ban"]["reason"]),
+        (&json!("admin"), &json!("Pays late"))
+    );
+    assert_eq!(
+        (&said["allowed"], &said["refused"]["why"]),
+        (&json!(false), &json!("You are banned: Pays late"))
+    );
 
     for (query, status) in [
         ("user=alice", 422),
@@ -306,7 +312,10 @@ async fn instances_know_each_other() {
     }
     let alone = Tollgate::start(&support::chat_config(&["type: simulated".to_owned()])).await;
     let said = told(&alone, "/admin/instances").await;
-    assert_eq!((said["data"].as_array().map(Vec::len), &said["data"][0]["store"]), (Some(1), &json!("memory")));
+    assert_eq!(
+        (said["data"].as_array().map(Vec::len), &said["data"][0]["store"]),
+        (Some(1), &json!("memory"))
+    );
 }
 
 #[tokio::test]
@@ -316,7 +325,10 @@ async fn models_tell_how_they_do() {
     let provider = Provider::start(move |_| vec![Step::Wait(held.clone()), Step::Send(seen.clone())]).await;
     let gateway = Tollgate::start(&config(&provider, None, "[]")).await;
     let idle = told(&gateway, "/admin/models").await["data"][0]["providers"][0].clone();
-    assert_eq!((&idle["in_flight"], &idle["latency_ms"], &idle["healthy"]), (&json!(0), &Value::Null, &json!(true)));
+    assert_eq!(
+        (&idle["in_flight"], &idle["latency_ms"], &idle["healthy"]),
+        (&json!(0), &Value::Null, &json!(true))
+    );
     let asking = chat(&gateway, "sk-alice");
     let looking = async {
         gate.reached(1).await;
@@ -359,14 +371,16 @@ async fn each_role_may_do_what_it_may() {
         }
     }
     let audit = with_key(&gateway, "GET", "/admin/audit", "view-key-2").await.json();
-    let actors: Vec<&Value> = audit["data"].as_array().expect("records").iter().map(|note| &note["actor"]).collect();
+    let actors: Vec<&Value> =
+        audit["data"].as_array().expect("records").iter().map(|note| &note["actor"]).collect();
     assert_eq!(actors, ["admin", "olga"]);
 }
 
 #[tokio::test]
 async fn guessing_admin_keys_is_limited() {
     let provider = provider().await;
-    let gateway = Tollgate::start_with("  admin_key: root-key-1\n", &config(&provider, None, "[]"), &[]).await;
+    let gateway =
+        Tollgate::start_with("  admin_key: root-key-1\n", &config(&provider, None, "[]"), &[]).await;
     for _ in 0..30 {
         assert_eq!(get(gateway.admin, "/admin/keys").await.status, 401, "who sends nothing guesses nothing");
     }
@@ -420,10 +434,16 @@ fn fault(document: &Value, schema: &Value, value: &Value, at: &str) -> Option<St
     if let Some(missing) = missing.into_iter().find(|name| !fields.contains_key(*name)) {
         return Some(format!("{at} has no {missing}"));
     }
-    fields.iter().find_map(|(name, value)| match (schema["properties"].get(name), schema.get("additionalProperties")) {
-        (Some(schema), _) | (None, Some(schema)) => fault(document, schema, value, &format!("{at}.{name}")),
-        (None, None) if schema.get("properties").is_some() => Some(format!("{at}.{name} is not described")),
-        (None, None) => None,
+    fields.iter().find_map(|(name, value)| {
+        match (schema["properties"].get(name), schema.get("additionalProperties")) {
+            (Some(schema), _) | (None, Some(schema)) => {
+                fault(document, schema, value, &format!("{at}.{name}"))
+            }
+            (None, None) if schema.get("properties").is_some() => {
+                Some(format!("{at}.{name} is not described"))
+            }
+            (None, None) => None,
+        }
     })
 }
 
@@ -433,13 +453,21 @@ async fn what_is_answered_is_what_is_described() {
     let gateway = Tollgate::start(&config(&provider, Some(&redis), PER_ADDRESS)).await;
     assert_eq!(chat(&gateway, "sk-alice").await, 200);
     for (path, body) in [
-        ("/admin/keys", json!({ "name": "laptop", "user": "alice", "limits": ["9/day"], "expires_in": "1h" })),
+        (
+            "/admin/keys",
+            json!({ "name": "laptop", "user": "alice", "limits": ["9/day"], "expires_in": "1h" }),
+        ),
         ("/admin/users", json!({ "name": "carol", "team": "red", "metadata": { "a": "b" } })),
         ("/admin/bans", json!({ "subject": "ip:192.0.2.1", "reason": "Noise", "expires_in": "1h" })),
     ] {
         assert_eq!(admin(&gateway, "POST", path, body).await.status, 201, "{path}");
     }
-    assert_eq!(admin(&gateway, "PUT", "/admin/limits/extra", json!({ "limit": "9/day", "per": "user" })).await.status, 200);
+    assert_eq!(
+        admin(&gateway, "PUT", "/admin/limits/extra", json!({ "limit": "9/day", "per": "user" }))
+            .await
+            .status,
+        200
+    );
     let document = told(&gateway, "/admin/openapi.json").await;
     assert_eq!(document["openapi"], "3.1.0");
     let mut looked_at = 0;

@@ -1,6 +1,7 @@
 //! Who may ask the admin API: the key, what its role allows, and how often somebody may guess.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderValue};
 use subtle::ConstantTimeEq;
 use tollgate_limiter::{
-    Algorithm, Charge, Decision, Dimension, Limit, MemoryStore, Quota, Retry, Scope, Standing, SystemClock,
+    Algorithm, Charge, Dimension, Limit, MemoryStore, Quota, Retry, Scope, Standing, SystemClock,
 };
 
 use super::{Peer, Problem};
@@ -40,37 +41,32 @@ impl Door {
 /// Wrong keys by address, in bounded memory.
 struct Guesses {
     store: MemoryStore,
-    limit: Option<Arc<Limit>>,
+    limit: Arc<Limit>,
 }
 
 impl Guesses {
     fn new() -> Self {
         let per = Scope::of([Dimension::Ip]);
-        let limit = Limit::new("admin-keys", GUESSES, Algorithm::MovingWindow, per).map(Arc::new).ok();
-        Self { store: MemoryStore::new(SystemClock), limit }
+        let limit = Limit::new("admin-keys", GUESSES, Algorithm::MovingWindow, per)
+            .expect("ten requests in a minute can be counted exactly");
+        Self { store: MemoryStore::new(SystemClock), limit: Arc::new(limit) }
     }
 
-    fn charge(&self, address: std::net::IpAddr) -> Option<Charge> {
-        let limit = self.limit.as_ref()?;
+    fn charge(&self, address: IpAddr) -> Charge {
         let address = counted(address).to_string();
-        let subject = limit.scope().subject(|_| Cow::Borrowed(&*address)).unauthenticated();
-        Some(Charge::new(limit.clone(), subject, 1))
+        let subject = self.limit.scope().subject(|_| Cow::Borrowed(&*address)).unauthenticated();
+        Charge::new(self.limit.clone(), subject, 1)
     }
 
     /// How long this address must wait before it is listened to.
-    fn wait(&self, address: std::net::IpAddr) -> Option<Duration> {
-        let said = self.store.peek(vec![self.charge(address)?]);
-        said.first().and_then(wait)
+    fn wait(&self, address: IpAddr) -> Option<Duration> {
+        self.store.peek(vec![self.charge(address)]).first().and_then(wait)
     }
 
     /// A wrong key came from there.
-    fn note(&self, address: std::net::IpAddr) {
-        if let Some(charge) = self.charge(address)
-            && let Decision::Granted(guess) = self.store.reserve(vec![charge])
-        {
-            // Dropped, it stays counted.
-            drop(guess);
-        }
+    fn note(&self, address: IpAddr) {
+        // Dropped, it stays counted.
+        drop(self.store.reserve(vec![self.charge(address)]));
     }
 }
 

@@ -244,7 +244,7 @@ impl Match {
             wanted.is_empty() || value.is_some_and(|value| wanted.iter().any(|name| name == value))
         }
         let endpoint = |glob: &String| crate::config::endpoint_matches(glob, route);
-        if !self.authenticated.is_none_or(|wanted| wanted == caller.key.is_some()) {
+        if self.authenticated.is_some_and(|wanted| wanted != caller.key.is_some()) {
             Some("authenticated")
         } else if !self.endpoint.is_empty() && !self.endpoint.iter().any(endpoint) {
             Some("endpoint")

@@ -243,7 +243,7 @@ fn check_listeners(node: &Node, listen: SocketAddr, admin: SocketAddr, problems:
     let place = |key: &str| node.get(key).map_or(node.at, |entry| entry.value.at);
     if !admin.ip().to_canonical().is_loopback()
         && node.get("admin_key").is_none()
-        && !node.get("admin_keys").is_some_and(|keys| !keys.value.items().is_empty())
+        && node.get("admin_keys").is_none_or(|keys| keys.value.items().is_empty())
     {
         let message = format!("{admin} is no loopback address, and there is no `admin_key`");
         let help = "set server.admin_key, or listen on 127.0.0.1";
