@@ -5,8 +5,7 @@
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -60,7 +59,6 @@ impl Rate {
 /// The rates of this process.
 pub struct Rates {
     shards: [Mutex<HashMap<Whose, Seen>>; SHARDS],
-    hasher: RandomState,
     requests: AtomicU64,
     blocked: AtomicU64,
 }
@@ -69,7 +67,6 @@ impl Default for Rates {
     fn default() -> Self {
         Self {
             shards: std::array::from_fn(|_| Mutex::default()),
-            hasher: RandomState::new(),
             requests: AtomicU64::new(0),
             blocked: AtomicU64::new(0),
         }
@@ -95,9 +92,10 @@ impl Rates {
             let theirs = || standings[index..].iter().filter(|said| said.subject == first.subject);
             let enforced = theirs().filter(|said| !said.limit.is_shadow());
             if let Some(fullest) = enforced.max_by_key(|said| fullness(said.used, said.limit.capacity())) {
-                let seen = Seen::new(fullest, decision.now(), at);
-                let told_of = |limit: &Arc<Limit>| theirs().any(|said| said.limit.id() == limit.id());
-                self.keep(&first.subject, seen, told_of);
+                let told_of = |limit: &Arc<Limit>| {
+                    theirs().any(|said| Arc::ptr_eq(&said.limit, limit) || said.limit.id() == limit.id())
+                };
+                self.keep(fullest, decision.now(), at, told_of);
             }
         }
     }
@@ -131,36 +129,33 @@ impl Rates {
 
     /// `told_of`: whether this decision asked that limit too. What it says now is known then, and what was seen of it
     /// earlier is out of date.
-    fn keep(&self, subject: &Subject, seen: Seen, told_of: impl Fn(&Arc<Limit>) -> bool) {
-        let mut shard = lock(self.shard(subject.as_str()));
-        let full = shard.len() >= SUBJECTS_MAX;
-        match shard.entry(Whose(subject.clone())) {
-            Entry::Occupied(mut there) => {
-                let before = there.get();
-                let stale = before.until <= seen.at || told_of(&before.limit);
-                if stale || before.fullness() < seen.fullness() {
-                    there.insert(seen);
-                }
+    fn keep(&self, standing: &Standing, said: Millis, at: Instant, told_of: impl Fn(&Arc<Limit>) -> bool) {
+        let mut shard = lock(self.shard(standing.subject.as_str()));
+        if let Some(seen) = shard.get_mut(standing.subject.as_str()) {
+            let stale = told_of(&seen.limit) || seen.until <= at;
+            if stale || seen.fullness() < fullness(standing.used, standing.limit.capacity()) {
+                seen.update(standing, said, at);
             }
-            Entry::Vacant(place) if !full => drop(place.insert(seen)),
-            Entry::Vacant(place) => {
-                let whose = place.into_key();
-                let emptiest = shard.iter().take(LOOKED_AT).min_by_key(|(_, other)| other.weight(seen.at));
-                let (out, weight) = match emptiest {
-                    Some((out, other)) => (out.clone(), other.weight(seen.at)),
-                    None => return,
-                };
-                if weight <= seen.fullness() {
-                    shard.remove(&out);
-                    shard.insert(whose, seen);
-                }
-            }
+            return;
         }
+        let seen = Seen::new(standing, said, at);
+        if shard.len() >= SUBJECTS_MAX {
+            let weighed = shard.iter().take(LOOKED_AT).map(|(whose, other)| (other.weight(at), whose));
+            let Some((weight, whose)) = weighed.min_by_key(|(weight, _)| *weight) else { return };
+            if weight > seen.fullness() {
+                return;
+            }
+            let emptiest = whose.clone();
+            shard.remove(&emptiest);
+        }
+        shard.insert(Whose(standing.subject.clone()), seen);
     }
 
     fn shard(&self, subject: &str) -> &Mutex<HashMap<Whose, Seen>> {
-        // The low bits, because the map within takes the high ones.
-        &self.shards[self.hasher.hash_one(subject) as usize % SHARDS]
+        // The map within hashes well; here it only matters that different subjects seldom meet.
+        let end = subject.as_bytes().iter().rev().take(8);
+        let sum = end.fold(subject.len(), |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
+        &self.shards[sum % SHARDS]
     }
 }
 
@@ -191,15 +186,22 @@ struct Seen {
     used: u64,
     said: Millis,
     reset: Millis,
-    at: Instant,
     /// By our clock; the store's may be another one.
     until: Instant,
 }
 
 impl Seen {
     fn new(standing: &Standing, said: Millis, at: Instant) -> Self {
-        let until = at.checked_add(Duration::from_millis(standing.reset.get())).unwrap_or(at);
-        Self { limit: standing.limit.clone(), used: standing.used, said, reset: standing.reset, at, until }
+        let until = end(at, standing.reset);
+        Self { limit: standing.limit.clone(), used: standing.used, said, reset: standing.reset, until }
+    }
+
+    fn update(&mut self, standing: &Standing, said: Millis, at: Instant) {
+        if !Arc::ptr_eq(&self.limit, &standing.limit) {
+            self.limit = standing.limit.clone();
+        }
+        (self.used, self.said, self.reset) = (standing.used, said, standing.reset);
+        self.until = end(at, standing.reset);
     }
 
     fn fullness(&self) -> u64 {
@@ -225,10 +227,17 @@ impl Seen {
     }
 }
 
+fn end(at: Instant, wait: Millis) -> Instant {
+    at.checked_add(Duration::from_millis(wait.get())).unwrap_or(at)
+}
+
 /// Millionths.
 fn fullness(used: u64, capacity: u64) -> u64 {
-    let millionths = u128::from(used) * 1_000_000 / u128::from(capacity.max(1));
-    u64::try_from(millionths).unwrap_or(u64::MAX)
+    let capacity = capacity.max(1);
+    match used.checked_mul(1_000_000) {
+        Some(millionths) => millionths / capacity,
+        None => u64::try_from(u128::from(used) * 1_000_000 / u128::from(capacity)).unwrap_or(u64::MAX),
+    }
 }
 
 /// As existing scripts read it: `30s`, `1m`, `1h`, `24h`, `7d`, `1mo`.
