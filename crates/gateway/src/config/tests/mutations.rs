@@ -2,12 +2,14 @@
 
 use super::{Severity, load, load_file};
 
-const EXAMPLES: [&str; 5] = [
+const EXAMPLES: [&str; 7] = [
     include_str!("../../../../../examples/budgets.yml"),
     include_str!("../../../../../examples/minimal.yml"),
     include_str!("../../../../../examples/team.yml"),
     include_str!("../../../../../examples/fallback.yml"),
     include_str!("../../../../../examples/local-vllm.yml"),
+    include_str!("../../../../../examples/sentinel.yml"),
+    include_str!("../../../../../examples/cluster.yml"),
 ];
 
 fn any(name: &str) -> Option<String> {
@@ -17,6 +19,8 @@ fn any(name: &str) -> Option<String> {
 fn upstream(name: &str) -> Option<String> {
     match name {
         "VLLM_URL" => None,
+        // Without a default in the examples.
+        "REDIS_PASSWORD" => any(name),
         name if name.starts_with("REDIS") || name.starts_with("TOLLGATE") || name.starts_with("RATE") => None,
         "API_KEYS" | "REQUEST_RATE_LIMIT" => None,
         name => any(name),
