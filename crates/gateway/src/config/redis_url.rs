@@ -199,13 +199,17 @@ impl RedisUrl {
                 format!("redis{s}://{userinfo}{}/{db}", listed(std::slice::from_ref(node)))
             }
             Place::Sentinel { nodes, master, login } => {
-                let asked = [("sentinel_username", name(&login.username)), ("sentinel_password", secret(&login.password))];
+                let asked = [
+                    ("sentinel_username", name(&login.username)),
+                    ("sentinel_password", secret(&login.password)),
+                ];
                 let (hosts, master) = (listed(nodes), encoded(master));
                 format!("redis{s}+sentinel://{userinfo}{hosts}/{master}/{db}{}", query(asked))
             }
             Place::Cluster(nodes) => format!("redis{s}+cluster://{userinfo}{}", listed(nodes)),
             Place::Socket(path) => {
-                let asked = [("db", (db != 0).then(|| db.to_string())), ("user", username), ("pass", password)];
+                let asked =
+                    [("db", (db != 0).then(|| db.to_string())), ("user", username), ("pass", password)];
                 format!("unix://{}{}", utf8_percent_encode(path, PATH), query(asked))
             }
         }

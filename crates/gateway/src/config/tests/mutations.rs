@@ -19,8 +19,6 @@ fn any(name: &str) -> Option<String> {
 fn upstream(name: &str) -> Option<String> {
     match name {
         "VLLM_URL" => None,
-        // Without a default in the examples.
-        "REDIS_PASSWORD" => any(name),
         name if name.starts_with("REDIS") || name.starts_with("TOLLGATE") || name.starts_with("RATE") => None,
         "API_KEYS" | "REQUEST_RATE_LIMIT" => None,
         name => any(name),
