@@ -125,6 +125,38 @@ const cases = {
       assert.deepEqual([sent.length, await gateway.answered(429)], [2, before + 1]);
     }
   },
+  async "429 of tokens is waited out"() {
+    const { watcher, sent, got } = watched("sk-test-writer");
+    for (let i = 0; i < 2; i++) assert.equal((await chat(watcher, { max_tokens: 80 })).usage.completion_tokens, 20);
+    assert.deepEqual(got.map(({ status }) => status), [200, 429, 200]);
+    const told = Number(got[1].headers.get("retry-after-ms"));
+    assert.ok(told > 0 && told <= 3_000, `${told} ms`);
+    assert.equal(got[1].headers.get("x-ratelimit-limit-tokens"), "100");
+    assert.ok(sent[2] - got[1].at >= told - 10, `told ${told} ms, waited ${sent[2] - got[1].at} ms`);
+  },
+  async "429 of calls in flight is tried again after a second"() {
+    const { watcher, sent, got } = watched("sk-test-lane");
+    const stream = await chat(watcher, { model: "paced", stream: true });
+    assert.equal((await chat(watcher)).usage.completion_tokens, 20);
+    assert.ok((await all(stream)).length > 0);
+    assert.deepEqual(got.map(({ status }) => status), [200, 429, 200]);
+    assert.deepEqual(["retry-after", "retry-after-ms"].map((name) => got[1].headers.get(name)), ["1", "1000"]);
+    assert.ok(sent[2] - got[1].at >= 990, `waited ${sent[2] - got[1].at} ms`);
+  },
+  async "429 of money is not worth a retry"() {
+    const { watcher, sent, got } = watched("sk-test-poor");
+    await chat(watcher);
+    await assert.rejects(chat(watcher), (error) => {
+      assert.ok(error instanceof OpenAI.RateLimitError);
+      assert.deepEqual([error.type, error.code], ["insufficient_quota", "insufficient_quota"]);
+      return true;
+    });
+    assert.deepEqual([sent.length, got.at(-1).headers.get("x-should-retry")], [2, "false"]);
+  },
+  async "403 of a rule"() {
+    const denied = client("sk-test-lane").embeddings.create({ model: "embed", input: "May I pass?" });
+    await assert.rejects(denied, (error) => error instanceof OpenAI.PermissionDeniedError && error.code === "denied");
+  },
 };
 
 const counts = { passed: 0, failed: 0 };

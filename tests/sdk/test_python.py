@@ -138,6 +138,40 @@ class Sdk(unittest.TestCase):
                 self.assertEqual(got[-1][2]["x-should-retry"], "false")
                 self.assertEqual((len(sent), gateway.answered(429) - before), (2, 1))
 
+    def test_429_of_tokens_is_waited_out(self):
+        client, sent, got = self.watched("sk-test-writer")
+        for _ in range(2):
+            self.assertEqual(self.chat(client, max_tokens=80).usage.completion_tokens, 20)
+        self.assertEqual([status for _, status, _ in got], [200, 429, 200])
+        refused_at, _, headers = got[1]
+        told = int(headers["retry-after-ms"]) / 1000
+        self.assertLessEqual(told, 3)
+        self.assertEqual(headers["x-ratelimit-limit-tokens"], "100")
+        self.assertGreaterEqual(sent[2] - refused_at, told - 0.01)
+
+    def test_429_of_calls_in_flight_is_tried_again_after_a_second(self):
+        client, sent, got = self.watched("sk-test-lane")
+        with self.chat(client, model="paced", stream=True) as stream:
+            next(stream)
+            self.assertEqual(self.chat(client).usage.completion_tokens, 20)
+        self.assertEqual([status for _, status, _ in got], [200, 429, 200])
+        refused_at, _, headers = got[1]
+        self.assertEqual((headers["retry-after"], headers["retry-after-ms"]), ("1", "1000"))
+        self.assertGreaterEqual(sent[2] - refused_at, 0.99)
+
+    def test_429_of_money_is_not_worth_a_retry(self):
+        client, sent, got = self.watched("sk-test-poor")
+        self.chat(client)
+        with self.assertRaises(openai.RateLimitError) as raised:
+            self.chat(client)
+        self.assertEqual((raised.exception.type, raised.exception.code), ("insufficient_quota", "insufficient_quota"))
+        self.assertEqual((len(sent), got[-1][2]["x-should-retry"]), (2, "false"))
+
+    def test_403_of_a_rule(self):
+        with self.assertRaises(openai.PermissionDeniedError) as raised:
+            self.client("sk-test-lane").embeddings.create(model="embed", input="May I pass?")
+        self.assertEqual(raised.exception.code, "denied")
+
 
 class Lines(unittest.TestResult):
     """One line per case."""

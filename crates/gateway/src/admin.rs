@@ -12,6 +12,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use subtle::ConstantTimeEq;
+use tollgate_limiter::{Limit, WhenDown};
 use tower_service::Service;
 
 use crate::Gateway;
@@ -53,10 +54,16 @@ pub async fn answer(mut router: Router, request: Request<Incoming>) -> Response<
     Response::from_parts(head, Body::plain(bytes))
 }
 
-/// Ready until the process begins to end.
+/// Ready until the process begins to end; without Redis too, unless that would refuse requests.
 async fn ready(State(gateway): State<Arc<Gateway>>) -> Answer {
     if gateway.leaving.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response();
+    }
+    let closed = |limit: &Limit| limit.while_down() == WhenDown::Closed;
+    if gateway.limits.is_degraded() && gateway.snapshot.load().config.limits().any(|(_, limit)| closed(limit))
+    {
+        let why = "Redis does not answer, and a limit is closed until it does\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
     }
     "ok\n".into_response()
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::header::HeaderMap;
-use tollgate_limiter::{Decision, Reservation, StoreError};
+use tollgate_limiter::{Decision, Reservation, Source, Standing, StoreError, Unit};
 
 pub use self::amounts::{Demand, Used, cost};
 pub use self::plan::{Plan, Plans};
@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::headers;
 use crate::identity::Caller;
 use crate::limits::Limits;
-use crate::metrics::{ByKind, Metrics};
+use crate::metrics::Metrics;
 
 /// Calls in flight say that they still run this often; they count for [`tollgate_limiter::LEASE`] after they last did.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -43,18 +43,21 @@ pub async fn admit(
     let decided = limits.reserve(plan.charges(caller, &demand)).await;
     let took = started.elapsed();
     let decision = decided.map_err(|error| {
+        if let StoreError::Closed { .. } = error {
+            metrics.decided(Source::Closed, took);
+        }
         plan.count_failed();
-        failed(metrics, &error)
+        failed(&error)
     })?;
     metrics.decided(decision.source(), took);
     match decision {
         Decision::Granted(reservation) => {
             plan.count_granted(reservation.standings());
-            if plan.counts_tokens() {
-                metrics.rate_limit_tokens.reserved.inc_by(demand.estimate.total());
-            }
+            let reserved = reserved_tokens(reservation.standings());
+            metrics.rate_limit_tokens.reserved.inc_by(reserved);
             let said = headers::granted(&reservation, plan.policy());
-            Ok((Admitted { hold: Hold::new(reservation, plan), plan: plan.clone(), demand, took }, said))
+            let hold = Hold::new(reservation, plan);
+            Ok((Admitted { hold, plan: plan.clone(), demand, reserved, took }, said))
         }
         Decision::Denied(denial) => {
             plan.count_denied(&denial);
@@ -63,17 +66,29 @@ pub async fn admit(
     }
 }
 
-fn failed(metrics: &Metrics, error: &StoreError) -> Error {
-    let kind = match error {
-        StoreError::Unreachable => "unreachable",
-        StoreError::Busy => "busy",
-        StoreError::Timeout => "timeout",
-        StoreError::Lost => "lost",
-        StoreError::Refused { .. } => "refused",
-        _ => "reply",
+/// Tokens taken, each once, whatever number of limits they were taken from: what was asked for was first clamped to the
+/// limits, for a client may ask for any number.
+fn reserved_tokens(standings: &[Standing]) -> u64 {
+    let most = |unit| {
+        let taken = standings.iter().filter(|standing| standing.taken && standing.limit.unit() == unit);
+        taken.map(|standing| standing.requested).max().unwrap_or(0)
     };
-    metrics.rate_limit_redis_errors.get_or_create(&ByKind { kind }).inc();
-    Error::LimiterUnavailable(None)
+    most(Unit::Tokens).max(most(Unit::InputTokens).saturating_add(most(Unit::OutputTokens)))
+}
+
+/// Whether a unit is tokens of some kind.
+fn counts_tokens(unit: Unit) -> bool {
+    matches!(unit, Unit::Tokens | Unit::InputTokens | Unit::OutputTokens)
+}
+
+/// Failures of the store are counted by the store itself.
+fn failed(error: &StoreError) -> Error {
+    match error {
+        StoreError::Closed { retry, .. } => {
+            Error::LimiterUnavailable(Some(Duration::from_millis(retry.get())))
+        }
+        _ => Error::LimiterUnavailable(None),
+    }
 }
 
 /// What a request holds that was let through. Dropped unsettled, its estimates stand.
@@ -82,6 +97,8 @@ pub struct Admitted {
     hold: Hold,
     plan: Arc<Plan>,
     demand: Demand,
+    /// Tokens, of all kinds together.
+    reserved: u64,
     took: Duration,
 }
 
@@ -105,17 +122,16 @@ impl Admitted {
     /// Replaces the estimates by what was used. Sent, not waited for.
     pub fn settle(self, used: &Used, metrics: &Metrics) {
         if self.plan.counts_tokens() {
-            let reserved = self.demand.estimate.total();
             let tokens = used.usage.prompt.saturating_add(used.usage.completion);
             metrics.rate_limit_tokens.used.inc_by(tokens);
-            let returned = reserved.saturating_sub(tokens);
-            metrics.rate_limit_tokens.returned.inc_by(returned);
+            metrics.rate_limit_tokens.returned.inc_by(self.reserved.saturating_sub(tokens));
         }
         if let Some(reservation) = self.hold.take() {
-            let amounts: Vec<u64> =
-                reservation.standings().iter().map(|standing| used.amount(standing.limit.unit())).collect();
+            let units = reservation.standings().iter().map(|standing| standing.limit.unit());
+            let (units, amounts): (Vec<Unit>, Vec<u64>) = units.map(|unit| (unit, used.amount(unit))).unzip();
             let corrections = reservation.settle(&amounts);
-            let forgiven: u64 = corrections.iter().map(|correction| correction.forgiven).sum();
+            let of_tokens = corrections.iter().zip(units).filter(|(_, unit)| counts_tokens(*unit));
+            let forgiven = of_tokens.map(|(correction, _)| correction.forgiven).max().unwrap_or(0);
             if forgiven > 0 {
                 metrics.rate_limit_tokens.forgiven.inc_by(forgiven);
             }
@@ -127,6 +143,7 @@ impl Admitted {
     pub fn refund(self, metrics: &Metrics) {
         if let Some(reservation) = self.hold.take() {
             reservation.refund();
+            metrics.rate_limit_tokens.returned.inc_by(self.reserved);
             metrics.rate_limit_settlements.refunded.inc();
         }
     }

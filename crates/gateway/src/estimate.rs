@@ -141,7 +141,9 @@ impl Estimates {
             let own = self.keys.get(self.pair(key, model), |key| key.answers.high());
             own.unwrap_or(forgotten)
         };
-        let output = match content.output_max {
+        // To some servers a bound of nothing is no bound.
+        let bound = content.output_max.filter(|bound| *bound > 0);
+        let output = match bound {
             _ if !content.endpoint.writes_text() => 0,
             Some(bound) => bound,
             None => one_answer(),
@@ -154,7 +156,7 @@ impl Estimates {
                 .saturating_add(of_files),
             output: output.saturating_mul(content.answers),
             input_exact: media == 0 && counted.map_or(prompt.text_bytes == 0, |counted| counted.whole),
-            output_bounded: content.endpoint.writes_text() && content.output_max.is_some(),
+            output_bounded: content.endpoint.writes_text() && bound.is_some(),
         }
     }
 

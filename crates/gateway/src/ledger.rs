@@ -7,11 +7,12 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
 use tokio_util::sync::CancellationToken;
-use tollgate_limiter::Denial;
+use tollgate_limiter::{Cost, Denial};
 
 use crate::admission::{self, Admitted, Plan, Used};
 use crate::call::Content;
@@ -123,8 +124,8 @@ pub struct Entry {
     pub outcome: Option<Outcome>,
     /// Tokens used, once known.
     pub tokens: Option<Tokens>,
-    /// What it cost, micro-units of money.
-    cost: u64,
+    /// What it cost.
+    cost: Cost,
     /// From the request's head to the first byte of the provider's answer.
     pub first_byte: Option<Duration>,
     /// When the body was complete: our own work is counted from here.
@@ -171,7 +172,7 @@ impl Entry {
             rule: None,
             outcome: None,
             tokens: None,
-            cost: 0,
+            cost: Cost::ZERO,
             first_byte: None,
             received: None,
             content: None,
@@ -233,9 +234,10 @@ impl Entry {
     }
 
     /// Settles what it holds: by what was used, or by what it was expected to read where a provider was asked and cut off.
+    /// What reached no provider costs nothing.
     fn settle(&mut self, outcome: Outcome) {
         let Some(admitted) = self.admitted.take() else { return };
-        if self.attempts.asked.is_none() {
+        if !self.attempts.reached.load(Ordering::Relaxed) {
             admitted.refund(&self.ledger.metrics);
             return;
         }
@@ -247,7 +249,7 @@ impl Entry {
         }
         self.learn(&admitted.demand().estimate);
         let usage = self.tokens.map(|tokens| tokens.usage).unwrap_or_default();
-        self.cost = self.attempts.price.map_or(0, |price| admission::cost(&price, &usage));
+        self.cost = self.attempts.price.map_or(Cost::ZERO, |price| admission::cost(&price, &usage));
         let used = Used { usage, weights: self.weights, cost: self.cost };
         admitted.settle(&used, &self.ledger.metrics);
     }
@@ -288,8 +290,8 @@ impl Entry {
             return;
         };
         asked.count_tokens(&tokens.usage);
-        if self.cost > 0 {
-            asked.cost.inc_by(self.cost as f64 / 1e6);
+        if self.cost > Cost::ZERO {
+            asked.cost.inc_by(self.cost.micros() as f64 / 1e6);
         }
         let Some(first) = self.first_event.filter(|_| tokens.usage.completion > 1) else {
             return;
@@ -356,8 +358,8 @@ impl Entry {
                 line.flag("estimated", true);
             }
         }
-        if self.cost > 0 {
-            line.number("cost_micros", self.cost);
+        if self.cost > Cost::ZERO {
+            line.number("cost_micros", self.cost.micros());
         }
         line.millis("latency_ms", latency);
         if let Some(first_byte) = self.first_byte {

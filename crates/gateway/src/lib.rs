@@ -44,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::ledger::Ledger;
-use crate::limits::Limits;
+use crate::limits::{Limits, Unusable};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::route::RetryBudget;
@@ -69,12 +69,16 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway for one configuration.
-    pub fn new(config: Config, limits: Limits, log: Log) -> Arc<Self> {
+    /// A gateway for one configuration. Must be called in the runtime that outlives all others.
+    ///
+    /// # Errors
+    /// When the counters' store cannot be used as configured.
+    pub fn new(config: Config, log: Log) -> Result<Arc<Self>, Unusable> {
         let metrics = Arc::new(Metrics::new(log.clone()));
+        let limits = Limits::open(&config, &metrics)?;
         let snapshot = Snapshot::new(config, None, &metrics);
         let ending = CancellationToken::new();
-        Arc::new(Self {
+        Ok(Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             limits,
             ledger: Ledger {
@@ -88,7 +92,7 @@ impl Gateway {
             leaving: CancellationToken::new(),
             closing: CancellationToken::new(),
             ending,
-        })
+        }))
     }
 
     /// Every series of this process.

@@ -1,19 +1,23 @@
 //! Where counters are kept: in this process, or in a Redis that many share.
 
-use tollgate_limiter::redis::OpenError;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
 use tollgate_limiter::{
-    Charge, Decision, MemoryStore, RedisOptions, RedisStore, Standing, Store, StoreError, Subject,
-    SystemClock,
+    Charge, Circuit, Decision, MemoryStore, RedisOptions, RedisStore, ResilientOptions, ResilientStore,
+    ServerInfo, Standing, Store, StoreError, Subject, SystemClock, Tls,
 };
 
-use crate::config::Config;
+use crate::config::{Config, Redis};
+use crate::metrics::Metrics;
 
 /// The store of a gateway's limits.
 pub enum Limits {
     /// Of this process alone. Answers at once.
     Memory(MemoryStore),
     /// Shared.
-    Redis(Box<dyn Store>),
+    Redis(ResilientStore),
 }
 
 impl Limits {
@@ -21,13 +25,34 @@ impl Limits {
     /// called in.
     ///
     /// # Errors
-    /// When the address of the Redis cannot be used.
-    pub fn open(config: &Config) -> Result<Self, OpenError> {
+    /// When the address of the Redis, or a file of its TLS, cannot be used.
+    pub fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, Unusable> {
         let Some(redis) = &config.redis else {
             return Ok(Self::Memory(MemoryStore::new(SystemClock)));
         };
-        let options = RedisOptions::new(redis.url.expose()).prefix(&redis.prefix).deadline(redis.timeout);
-        Ok(Self::Redis(Box::new(RedisStore::open(options)?)))
+        let store = RedisStore::open(options(redis)?.deadline(redis.timeout))
+            .map_err(|error| Unusable(error.to_string()))?;
+        let (metrics, address) = (metrics.clone(), redis.address.clone());
+        let options = ResilientOptions::default()
+            .instances(config.settings.instances)
+            .on_change(move |circuit| changed(&metrics, &address, circuit));
+        Ok(Self::Redis(ResilientStore::new(store, options)))
+    }
+
+    /// From now on requests of the runtime this is called in ask by a connection of their own.
+    pub fn join_runtime(&self) {
+        if let Self::Redis(store) = self {
+            store.redis().join_runtime();
+        }
+    }
+
+    /// Waits until what was settled so far has reached the store, and lets the runtimes that joined end: what is settled
+    /// from then on is sent by the one the store was opened on.
+    pub async fn leave_runtimes(&self) {
+        if let Self::Redis(store) = self {
+            store.redis().leave_runtimes();
+            store.flush().await;
+        }
     }
 
     /// Takes every charge, or none.
@@ -46,11 +71,104 @@ impl Limits {
         }
     }
 
+    /// Waits until what was settled has reached the store.
+    pub async fn flush(&self) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Redis(store) => store.flush().await,
+        }
+    }
+
     /// Forgets what was counted for a subject.
     pub async fn clear(&self, subject: &Subject) -> Result<bool, StoreError> {
         match self {
             Self::Memory(store) => Ok(store.clear(subject)),
             Self::Redis(store) => store.clear(subject).await,
+        }
+    }
+
+    /// Whether a shared store does not answer, so that limits do what they say for then.
+    pub fn is_degraded(&self) -> bool {
+        match self {
+            Self::Memory(_) => false,
+            Self::Redis(store) => store.state().is_open(),
+        }
+    }
+
+    /// What the servers of a shared store say of themselves; `None`: there is none.
+    pub async fn info(&self) -> Option<Result<ServerInfo, StoreError>> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Redis(store) => Some(store.redis().info().await),
+        }
+    }
+
+    /// Looks at the servers again and again, for gauges and warnings, until the process ends.
+    pub async fn watch(&self, metrics: &Metrics) {
+        let Self::Redis(store) = self else { return };
+        let mut evicts = false;
+        loop {
+            metrics.rate_limit_redis_connected.set(i64::from(store.redis().status().connected));
+            metrics.redis_failed(store.counts().failures);
+            metrics.settlements_lost(
+                store.redis().counts().settlements_lost + store.counts().settlements_dropped,
+            );
+            if let Ok(info) = store.redis().info().await {
+                metrics.redis_said(&info);
+                if info.evicts() && !evicts {
+                    let policy = info.maxmemory_policy.as_deref().unwrap_or_default();
+                    tracing::warn!(
+                        policy,
+                        "this Redis may evict counters when it is full, and limits with them"
+                    );
+                }
+                evicts = info.evicts();
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// A store that cannot be used as configured: why.
+#[derive(Clone, Debug)]
+pub struct Unusable(String);
+
+impl std::fmt::Display for Unusable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "dependencies.redis: {}", self.0)
+    }
+}
+
+impl std::error::Error for Unusable {}
+
+/// How often the servers are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// How a Redis is reached, from here and from `check`.
+///
+/// # Errors
+/// When a file of its TLS cannot be read.
+pub fn options(redis: &Redis) -> Result<RedisOptions, Unusable> {
+    let read = |path: &Option<std::path::PathBuf>| path.as_deref().map(file).transpose();
+    let (ca, cert, key) = (read(&redis.tls.ca)?, read(&redis.tls.cert)?, read(&redis.tls.key)?);
+    Ok(RedisOptions::new(redis.url.expose()).prefix(&redis.prefix).tls(Tls { ca, cert, key }))
+}
+
+fn file(path: &Path) -> Result<Vec<u8>, Unusable> {
+    std::fs::read(path).map_err(|error| Unusable(format!("{}: {error}", path.display())))
+}
+
+/// One line in the log for each change, and the gauges.
+fn changed(metrics: &Metrics, address: &str, circuit: Circuit) {
+    metrics.rate_limit_degraded.set(i64::from(circuit.is_open()));
+    match circuit {
+        Circuit::Closed => tracing::info!(address, "Redis answers: limits are shared again"),
+        Circuit::Open { why, .. } => {
+            tracing::warn!(
+                address,
+                why = why.as_str(),
+                "Redis does not answer: each limit does what when_down says"
+            );
         }
     }
 }

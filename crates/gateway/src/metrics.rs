@@ -15,11 +15,16 @@ use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-use tollgate_limiter::{Limit, Source};
+use tollgate_limiter::resilient::Failure;
+use tollgate_limiter::{Limit, ServerInfo, Source};
 
 use crate::dialect::Usage;
 use crate::router;
 pub use crate::router::OTHER;
+
+/// Whoever decides about limits.
+const SOURCES: [Source; 6] =
+    [Source::Memory, Source::Redis, Source::DenialMemory, Source::Share, Source::Open, Source::Closed];
 
 /// A figure that goes up and down.
 pub type Gauge = prometheus_client::metrics::gauge::Gauge;
@@ -194,11 +199,17 @@ pub struct Metrics {
     /// Reservations settled, refunded, lost.
     pub rate_limit_settlements: SettlementCounters,
     /// Failed calls of Redis.
-    pub rate_limit_redis_errors: Family<ByKind, Counter>,
+    rate_limit_redis_errors: Family<ByKind, Counter>,
     /// 1 while counters are kept in Redis and it answers.
     pub rate_limit_redis_connected: Gauge,
     /// 1 while limits do what they say for when Redis is down.
     pub rate_limit_degraded: Gauge,
+    /// 1 while the Redis may evict counters.
+    pub rate_limit_evicting_store: Gauge,
+    redis_used_memory_bytes: Gauge,
+    redis_evicted_keys: Counter,
+    redis_connected_clients: Gauge,
+    redis_replication_lag: prometheus_client::metrics::gauge::Gauge<f64, AtomicU64>,
     /// Configurations that were to be taken over.
     rate_limit_config_updates: Family<ByUpdate, Counter>,
     /// How many times what a request used was reserved for it.
@@ -248,10 +259,16 @@ impl Metrics {
             rate_limit_settlements: SettlementCounters {
                 settled: settlement("settled"),
                 refunded: settlement("refunded"),
+                lost: settlement("lost"),
             },
             rate_limit_redis_errors: Family::default(),
             rate_limit_redis_connected: Gauge::default(),
             rate_limit_degraded: Gauge::default(),
+            rate_limit_evicting_store: Gauge::default(),
+            redis_used_memory_bytes: Gauge::default(),
+            redis_evicted_keys: Counter::default(),
+            redis_connected_clients: Gauge::default(),
+            redis_replication_lag: Default::default(),
             rate_limit_config_updates: Family::default(),
             estimate_error_ratio: Family::new_with_constructor(ERROR_RATIO),
             streams_aborted: Family::default(),
@@ -291,6 +308,7 @@ impl Metrics {
         r.register("tokens", "Tokens by kind", this.tokens.clone());
         r.register("cost", "What answers cost, by the prices of the configuration", this.cost.clone());
         this.register_limits(r);
+        this.register_redis(r);
         let r = registry.sub_registry_with_prefix("rate_limit");
         r.register("tokens", "Tokens of requests that met limits in tokens", tokens);
         r.register("settlements", "Reservations and how they ended", settlements);
@@ -312,12 +330,25 @@ impl Metrics {
             let by = BySource { source: source.as_str() };
             (source, this.rate_limit_decision_duration.get_or_create_owned(&by))
         };
-        this.decisions =
-            [Source::Memory, Source::Redis, Source::DenialMemory].into_iter().map(decision).collect();
+        this.decisions = SOURCES.into_iter().map(decision).collect();
         this.routes =
             router::NAMES.into_iter().map(|endpoint| Arc::new(this.route_series(endpoint))).collect();
         this.registry = registry;
         this
+    }
+
+    fn register_redis(&self, r: &mut Registry) {
+        r.register(
+            "redis_used_memory_bytes",
+            "used_memory of its masters",
+            self.redis_used_memory_bytes.clone(),
+        );
+        r.register("redis_evicted_keys", "Keys it evicted", self.redis_evicted_keys.clone());
+        r.register("redis_connected_clients", "Its clients", self.redis_connected_clients.clone());
+        let lag = "The replica that is furthest behind";
+        r.register_with_unit("redis_replication_lag", lag, Unit::Seconds, self.redis_replication_lag.clone());
+        let evicts = "1 while the Redis of the counters may evict them";
+        r.register("rate_limit_evicting_store", evicts, self.rate_limit_evicting_store.clone());
     }
 
     fn register_limits(&self, registry: &mut Registry) {
@@ -351,6 +382,35 @@ impl Metrics {
     pub fn route(&self, endpoint: &str) -> &Arc<RouteSeries> {
         let own = self.routes.iter().find(|route| route.endpoint == endpoint);
         own.or(self.routes.last()).expect("there is a series for every route, `other` being the last")
+    }
+
+    /// What the servers of the counters say of themselves.
+    pub fn redis_said(&self, info: &ServerInfo) {
+        let gauge = |gauge: &Gauge, value: Option<u64>| {
+            if let Some(value) = value {
+                gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+            }
+        };
+        gauge(&self.redis_used_memory_bytes, info.used_memory);
+        gauge(&self.redis_connected_clients, info.connected_clients);
+        catch_up(&self.redis_evicted_keys, info.evicted_keys.unwrap_or_default());
+        if let Some(lag) = info.replication_lag {
+            self.redis_replication_lag.set(lag.as_secs_f64());
+        }
+        self.rate_limit_evicting_store.set(i64::from(info.evicts()));
+    }
+
+    /// Failed calls of Redis so far, by their place in [`Failure::ALL`].
+    pub fn redis_failed(&self, failures: [u64; Failure::ALL.len()]) {
+        for (failure, count) in Failure::ALL.into_iter().zip(failures) {
+            let by = ByKind { kind: failure.as_str() };
+            catch_up(&self.rate_limit_redis_errors.get_or_create_owned(&by), count);
+        }
+    }
+
+    /// Settlements so far that were never answered, or found no room to wait in.
+    pub fn settlements_lost(&self, count: u64) {
+        catch_up(&self.rate_limit_settlements.lost, count);
     }
 
     /// A configuration that was to be taken over, from `file` or by `signal`.
@@ -431,6 +491,11 @@ impl Metrics {
         encoded.expect("writing to a String does not fail");
         text
     }
+}
+
+/// Brings a counter up to a count that is kept elsewhere; a count that began anew leaves it as it is.
+fn catch_up(counter: &Counter, count: u64) {
+    counter.inc_by(count.saturating_sub(counter.get()));
 }
 
 /// Where the answers of one limit are counted; looked up once, not for each request.
@@ -517,6 +582,8 @@ pub struct SettlementCounters {
     pub settled: Counter,
     /// Given back: nobody answered.
     pub refunded: Counter,
+    /// Never answered by the store, or given up: the estimate may stand.
+    pub lost: Counter,
 }
 
 /// Histogram constructor with fixed bounds, in seconds.

@@ -255,7 +255,7 @@ async fn expect(
     let estimate = gateway.ledger.estimates.before(key, &model.name, &call.content(), counted);
     let usage = Usage { prompt: estimate.input, completion: estimate.output, ..Usage::default() };
     let prices = deployments.iter().filter_map(|deployment| deployment.provider.price.as_ref());
-    let cost = prices.map(|price| admission::cost(price, &usage)).max().unwrap_or(0);
+    let cost = prices.map(|price| admission::cost(price, &usage)).max().unwrap_or_default();
     Demand { estimate, cost }
 }
 
@@ -298,7 +298,7 @@ async fn own_limits(context: &Context<'_>, caller: &Caller) -> Result<serde_json
         return Err(Error::MissingKey);
     }
     let counters = counters(gateway, now, head, caller)?;
-    counters.standings(&gateway.limits, gateway.metrics()).await
+    counters.standings(&gateway.limits).await
 }
 
 fn counters(

@@ -286,9 +286,11 @@ impl Relay {
 }
 
 impl Drop for Relay {
-    /// However the answer ends, what was produced is counted.
+    /// However the answer ends, what was produced is counted. An error produced nothing.
     fn drop(&mut self) {
-        self.entry.tokens = self.meter.tokens(|bytes| self.entry.tokens_of_text(bytes));
+        if self.entry.status.is_some_and(|status| status.is_success()) {
+            self.entry.tokens = self.meter.tokens(|bytes| self.entry.tokens_of_text(bytes));
+        }
         self.entry.outcome = self.entry.outcome.or_else(|| self.outcome_of_drop());
     }
 }

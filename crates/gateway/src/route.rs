@@ -1,5 +1,6 @@
 //! Which providers to ask, in which order, and when to stop.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -67,11 +68,20 @@ pub struct Attempts {
     pub last_asked: Instant,
     /// Time spent waiting for providers, in all.
     pub waited: Duration,
+    /// The last one asked may have read the request: there was a connection to send it on.
+    pub reached: AtomicBool,
 }
 
 impl Default for Attempts {
     fn default() -> Self {
-        Self { count: 0, asked: None, price: None, last_asked: Instant::now(), waited: Duration::ZERO }
+        Self {
+            count: 0,
+            asked: None,
+            price: None,
+            last_asked: Instant::now(),
+            waited: Duration::ZERO,
+            reached: AtomicBool::new(false),
+        }
     }
 }
 
@@ -86,7 +96,8 @@ impl Attempts {
         self.asked = Some(deployment.series.clone());
         self.price = deployment.provider.price;
         self.last_asked = Instant::now();
-        let result = deployment.ask(question, metrics).await;
+        self.reached = AtomicBool::new(false);
+        let result = deployment.ask(question, &self.reached, metrics).await;
         self.waited += self.last_asked.elapsed();
         result
     }

@@ -11,6 +11,7 @@ mod pool;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -246,18 +247,29 @@ impl Deployment {
         matches!(self.link, Link::Simulated(_))
     }
 
-    /// Asks once. Counts the attempt and remembers whether it was answered.
+    /// Asks once. Counts the attempt and remembers whether it was answered. `reached` becomes true when there is a
+    /// connection to send the request on: whoever is dropped before has asked nobody.
     ///
     /// # Errors
     /// A [`Failure`] when the next provider should be asked: no byte of this attempt may reach the caller.
-    pub async fn ask(&self, question: &Question<'_>, metrics: &Metrics) -> Result<Answer, Failure> {
+    pub async fn ask(
+        &self,
+        question: &Question<'_>,
+        reached: &AtomicBool,
+        metrics: &Metrics,
+    ) -> Result<Answer, Failure> {
         let mut asking = Asking { deployment: self, metrics, ended: false };
-        let result = self.attempt(question, Instant::now()).await;
+        let result = self.attempt(question, reached, Instant::now()).await;
         asking.ended(&result);
         result
     }
 
-    async fn attempt(&self, question: &Question<'_>, asked: Instant) -> Result<Answer, Failure> {
+    async fn attempt(
+        &self,
+        question: &Question<'_>,
+        reached: &AtomicBool,
+        asked: Instant,
+    ) -> Result<Answer, Failure> {
         let deadlines = self.provider.deadlines;
         let total = asked + deadlines.total;
         let stream = question.call.streamed();
@@ -271,10 +283,11 @@ impl Deployment {
             Link::Http(http) => {
                 let body = question.call.render(self.provider.model_name.as_deref(), http.stream_usage);
                 let request = http.request(question, body)?;
-                let sent = timeout_at(by, http.client.send(request, question.lane)).await;
+                let sent = timeout_at(by, http.client.send(request, question.lane, reached)).await;
                 sent.map_err(|_| Failure::TimedOut(what, bound))??.map(Source::Http)
             }
             Link::Simulated(simulated) => {
+                reached.store(true, Ordering::Relaxed);
                 let answer = timeout_at(by, simulated.ask(question.call)).await;
                 answer.map_err(|_| Failure::TimedOut(what, bound))?
             }

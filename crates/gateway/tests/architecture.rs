@@ -207,8 +207,8 @@ const LIMITER_DOORS: [(&str, &[&str]); 11] = [
     ("redb", &["memory/persist"]),
     ("std::fs", &["memory/persist"]),
     // Also the name of our own module, which the front door and the layer's storage open.
-    ("redis", &["redis", "lib.rs", "tower/storage.rs"]),
-    ("tokio", &["redis"]),
+    ("redis", &["redis", "resilient", "lib.rs", "tower/storage.rs"]),
+    ("tokio", &["redis", "resilient"]),
     ("tokio_rustls", &["redis/tls", "redis/dial"]),
     ("std::net", &["tower", "redis"]),
     ("std::env", &[]),

@@ -80,7 +80,7 @@ pub use limit::{Charge, Limit, LimitError, WhenDown};
 pub use memory::persist::PersistError;
 pub use memory::{Budgets, MemoryStore, Occupancy};
 pub use names::UnknownName;
-pub use quota::{Algorithm, Quota, QuotaError, Span, Unit, Window};
+pub use quota::{Algorithm, Cost, Quota, QuotaError, Span, Unit, Window};
 #[cfg(feature = "redis-tls")]
 pub use redis::Tls;
 #[cfg(feature = "redis")]

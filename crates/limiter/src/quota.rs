@@ -5,10 +5,12 @@ use std::str::FromStr;
 
 use crate::names::UnknownName;
 
+mod cost;
 mod literal;
 mod notation;
 mod window;
 
+pub use cost::Cost;
 pub use window::{Span, Window};
 
 /// No counter, and no product of a capacity and a window, reaches this: twice it is still exact in a
@@ -107,6 +109,14 @@ impl FromStr for Algorithm {
     }
 }
 
+/// Micro-units of money, for people: `$0.5`.
+fn money(micros: u64) -> String {
+    let fraction = format!("{:06}", micros % MICROS);
+    let fraction = fraction.trim_end_matches('0');
+    let point = if fraction.is_empty() { "" } else { "." };
+    format!("${}{point}{fraction}", micros / MICROS)
+}
+
 /// A capacity per window; one that exists is within bounds. Parsed from and displayed in the notation
 /// `60/minute`, `10k tokens/day`, `$50/month`, `10/minute burst 5`, `20 concurrent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -202,13 +212,7 @@ impl Quota {
 
     /// An amount of this quota's unit, for people: `$0.5`, `10000`.
     pub fn show(&self, amount: u64) -> String {
-        if self.unit != Unit::Cost {
-            return amount.to_string();
-        }
-        let fraction = format!("{:06}", amount % MICROS);
-        let fraction = fraction.trim_end_matches('0');
-        let point = if fraction.is_empty() { "" } else { "." };
-        format!("${}{point}{fraction}", amount / MICROS)
+        if self.unit == Unit::Cost { money(amount) } else { amount.to_string() }
     }
 
     fn checked(self) -> Result<Quota, QuotaError> {

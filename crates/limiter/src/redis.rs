@@ -7,6 +7,7 @@
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::BuildHasher;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ mod link;
 mod node;
 mod pack;
 mod plan;
+mod plans;
 mod replay;
 mod scripts;
 mod sentinel;
@@ -43,6 +45,7 @@ mod spread;
 mod status;
 #[cfg(feature = "redis-tls")]
 mod tls;
+mod underway;
 
 pub use status::{ServerInfo, Status, Topology};
 #[cfg(feature = "redis-tls")]
@@ -55,9 +58,11 @@ use flights::{Flights, Waiting};
 pub(crate) use late::Late;
 use pack::Packer;
 use plan::Plan;
+use plans::Plans;
 use replay::{Counters, Outcome};
 use scripts::Scripts;
 use settlement::Held;
+use underway::Underway;
 
 /// Births are told apart by so many bits.
 const LIFE_BITS: u32 = 32;
@@ -155,8 +160,13 @@ struct Inner {
     deadline: Duration,
     coalescing: bool,
     connection: Connection,
+    /// Plans of requests, and of settlements.
+    charging: Plans,
+    settling: Plans,
     flights: Arc<Flights>,
     asking: AtomicUsize,
+    /// Scripts on their way, settlements among them.
+    underway: Arc<Underway>,
     denials: Option<Denials<Arc<Plan>, Counters>>,
     clock: Option<ManualClock>,
     births: AtomicU64,
@@ -207,8 +217,11 @@ impl RedisStore {
             prefix: options.prefix,
             deadline: options.deadline,
             coalescing: options.coalescing,
+            charging: Plans::new(),
+            settling: Plans::new(),
             flights: Arc::default(),
             asking: AtomicUsize::new(0),
+            underway: Arc::default(),
             denials: options.denial_memory.then(Denials::new),
             clock: options.rehearsal.map(|rehearsal| rehearsal.clock),
             births: AtomicU64::new(0),
@@ -225,6 +238,19 @@ impl RedisStore {
             scripts: self.0.scripts_sent.load(Ordering::Relaxed),
             settlements_lost: self.0.settlements_lost.load(Ordering::Relaxed),
         }
+    }
+
+    /// From now on whoever asks on the runtime this is called in uses a connection of its own, driven there. For services
+    /// that run one event loop for each core: no thread has to wake another for a decision. Decisions stay exact; only
+    /// requests of one loop gather in one script. Outside of a runtime it does nothing.
+    pub fn join_runtime(&self) {
+        self.0.connection.join();
+    }
+
+    /// Undoes every [`RedisStore::join_runtime`]: whatever is asked or settled from now on is sent by the runtime that the
+    /// store was opened on. To be called before the others end, because what they have not sent ends with them.
+    pub fn leave_runtimes(&self) {
+        self.0.connection.leave();
     }
 
     /// How it is connected, as this process sees it: nothing is asked.
@@ -250,7 +276,8 @@ impl RedisStore {
         if self.0.connection.is_cluster() {
             return self.take_spread(charges).await;
         }
-        let plan = Arc::new(Plan::of_charges(&self.0.prefix, &charges)?);
+        let met = charges.iter().map(|charge| (charge.limit(), charge.subject()));
+        let plan = self.0.charging.plan(met, || Plan::of_charges(&self.0.prefix, &charges))?;
         self.take_together(plan, charges).await
     }
 
@@ -262,22 +289,27 @@ impl RedisStore {
         };
         let _place = Place::among(&self.0.asking).ok_or(StoreError::Busy)?;
         let (reply, answer) = oneshot::channel();
+        let mut answer = Awaited(answer);
         let waiting = Waiting { charges, reply };
-        let runtime = self.0.connection.runtime();
+        let (lane, runtime) = self.0.connection.here();
         // In a task: whoever asked may leave, and others may wait for the same script.
         if !self.0.coalescing {
-            let store = self.clone();
-            drop(runtime.spawn(async move { store.fly(&plan, vec![waiting]).await }));
-        } else if let Some((mut flight, mut batch)) = self.0.flights.join(plan, waiting) {
-            let store = self.clone();
+            let (store, piece) = (self.clone(), self.0.underway.begin());
+            drop(runtime.spawn(async move {
+                store.fly(&plan, vec![waiting]).await;
+                drop(piece);
+            }));
+        } else if let Some((mut flight, mut batch)) = self.0.flights.join((lane, plan), waiting) {
+            let (store, piece) = (self.clone(), self.0.underway.begin());
             drop(runtime.spawn(async move {
                 while !batch.is_empty() {
-                    store.fly(&flight.plan, batch).await;
+                    store.fly(flight.plan(), batch).await;
                     batch = flight.next();
                 }
+                drop(piece);
             }));
         }
-        match timeout(self.0.deadline + GRACE, answer).await {
+        match timeout(self.0.deadline + GRACE, &mut answer.0).await {
             Ok(Ok(decision)) => decision,
             Ok(Err(_)) => Err(StoreError::Lost),
             Err(_) => Err(StoreError::Timeout),
@@ -367,6 +399,23 @@ impl Store for RedisStore {
             self.0.forget(&key);
             Ok(matches!(answer?, Value::Int(1..)))
         })
+    }
+
+    fn flush(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.0.underway.over())
+    }
+}
+
+/// The answer that somebody waits for who may leave at any moment: also when it has come and was not yet looked at. What it
+/// grants goes back then.
+struct Awaited(oneshot::Receiver<Result<Decision, StoreError>>);
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        self.0.close();
+        if let Ok(Ok(Decision::Granted(unwanted))) = self.0.try_recv() {
+            unwanted.refund();
+        }
     }
 }
 

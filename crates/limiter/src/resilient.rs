@@ -15,6 +15,7 @@
 use std::fmt;
 use std::future::ready;
 use std::hash::{BuildHasher, RandomState};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -242,6 +243,11 @@ impl Store for ResilientStore {
             }
             cleared
         })
+    }
+
+    /// What waits for Redis to come back is not waited for.
+    fn flush(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        self.0.redis.flush()
     }
 }
 

@@ -27,6 +27,12 @@ pub trait Store: Send + Sync {
 
     /// Forgets everything counted for a subject. Says whether there was anything.
     fn clear<'s>(&'s self, subject: &'s Subject) -> Answer<'s, bool>;
+
+    /// Waits until everything that was sent and is awaited by nobody, settlements above all, has been answered or given up.
+    /// For a process that ends. A store in this process has nothing to wait for.
+    fn flush(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// Who decided.

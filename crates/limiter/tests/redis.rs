@@ -50,6 +50,26 @@ fn random_charges(random: &mut Random, limits: &[Arc<Limit>]) -> Vec<Charge> {
 }
 
 #[tokio::test]
+async fn who_leaves_without_a_look_at_the_answer_holds_nothing() {
+    let server = Server::start_with(&[]);
+    let store = server.store(server.options()).await;
+    let limit = limit("r", "10/day", Algorithm::FixedWindow);
+    let charges = || vec![Charge::new(Arc::clone(&limit), user("alice"), 4)];
+    let mut asking = store.reserve(charges());
+    tokio::select! {
+        biased;
+        _ = &mut asking => panic!("answered before it can be"),
+        () = std::future::ready(()) => {}
+    }
+    // Now it is answered, and nobody has looked.
+    store.flush().await;
+    assert_eq!(store.peek(charges()).await.unwrap()[0].used, 4);
+    drop(asking);
+    store.flush().await;
+    assert_eq!(store.peek(charges()).await.unwrap()[0].used, 0);
+}
+
+#[tokio::test]
 async fn a_denial_writes_nothing_and_no_key_lives_for_ever() {
     // A large hash moves its fields about while it is only read: these stay compact, and DUMP tells the same.
     let server = Server::start_with(&["--hash-max-ziplist-value", "100000"]);

@@ -1,6 +1,6 @@
 //! What a request is expected to use, and what it used, in the units of limits.
 
-use tollgate_limiter::{Charge, Limit, Subject, Unit};
+use tollgate_limiter::{Charge, Cost, Limit, Subject, Unit};
 
 use std::sync::Arc;
 
@@ -8,17 +8,14 @@ use crate::config::{Price, TokenWeights};
 use crate::dialect::Usage;
 use crate::estimate::Estimate;
 
-/// 10⁻¹² of the unit of money in one micro-unit, which is what limits in money count.
-const PICO_PER_MICRO: u128 = 1_000_000;
-
 /// What a request may use, before it is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
     /// Tokens. A prompt that was counted, and is more than a limit ever allows, is refused for ever; what was estimated is
     /// clamped.
     pub estimate: Estimate,
-    /// Money at the dearest provider that could answer, micro-units.
-    pub cost: u64,
+    /// Money at the dearest provider that could answer.
+    pub cost: Cost,
 }
 
 impl Demand {
@@ -33,7 +30,7 @@ impl Demand {
             Unit::Tokens => Charge::estimate(limit, subject, tokens),
             Unit::InputTokens => Charge::estimate(limit, subject, input),
             Unit::OutputTokens => Charge::estimate(limit, subject, output),
-            Unit::Cost => Charge::estimate(limit, subject, self.cost),
+            Unit::Cost => Charge::estimate(limit, subject, self.cost.micros()),
             _ => Charge::new(limit, subject, 1),
         }
     }
@@ -46,8 +43,8 @@ pub struct Used {
     pub usage: Usage,
     /// How much special tokens count.
     pub weights: TokenWeights,
-    /// Micro-units of money.
-    pub cost: u64,
+    /// Money.
+    pub cost: Cost,
 }
 
 impl Used {
@@ -67,23 +64,18 @@ impl Used {
             }
             Unit::InputTokens => prompt - cached,
             Unit::OutputTokens => completion - reasoning,
-            Unit::Cost => self.cost,
+            Unit::Cost => self.cost.micros(),
             _ => 1,
         }
     }
 }
 
-/// What tokens cost at a price: summed exactly, rounded up once. Micro-units of money.
-pub fn cost(price: &Price, usage: &Usage) -> u64 {
+/// What tokens cost at a price.
+pub fn cost(price: &Price, usage: &Usage) -> Cost {
     let cached = usage.cached.min(usage.prompt);
-    let parts = [
-        (usage.prompt - cached, price.input),
-        (cached, price.cached_input),
-        (usage.completion, price.output),
-    ];
-    let part = |(tokens, price): (u64, u64)| u128::from(tokens) * u128::from(price);
-    let pico = parts.into_iter().map(part).fold(0, u128::saturating_add);
-    u64::try_from(pico.div_ceil(PICO_PER_MICRO)).unwrap_or(u64::MAX)
+    Cost::of(usage.prompt - cached, price.input)
+        + Cost::of(cached, price.cached_input)
+        + Cost::of(usage.completion, price.output)
 }
 
 #[cfg(test)]
@@ -105,10 +97,8 @@ mod tests {
             // More cached than read is not to be believed.
             (usage(10, 0, 1_000), 1),
         ] {
-            assert_eq!(cost(&PRICE, &used), micros, "{used:?}");
+            assert_eq!(cost(&PRICE, &used).micros(), micros, "{used:?}");
         }
-        let absurd = usage(u64::MAX, u64::MAX, 0);
-        assert_eq!(cost(&Price { input: u64::MAX, cached_input: 0, output: u64::MAX }, &absurd), u64::MAX);
     }
 
     #[test]
@@ -117,7 +107,7 @@ mod tests {
         let used = |cached_input, reasoning| Used {
             usage,
             weights: TokenWeights { cached_input, reasoning },
-            cost: 7,
+            cost: Cost::of(7_000_000, 1),
         };
         let full = used(1_000, 1_000);
         for (unit, amount) in [

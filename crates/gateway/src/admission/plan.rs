@@ -60,7 +60,7 @@ impl Plan {
             denied: rules().find(|rule| rule.deny).map(|rule| Name::from(rule.name.as_str())),
             policy: headers::policy(met.iter().map(|met| &*met.limit)),
             holds_calls: any(|unit| unit == Unit::Concurrency),
-            counts_tokens: any(|unit| matches!(unit, Unit::Tokens | Unit::InputTokens | Unit::OutputTokens)),
+            counts_tokens: any(super::counts_tokens),
             met,
         }
     }
@@ -204,7 +204,11 @@ fn subject(per: Scope, caller: &Caller, route: &str, model: &str) -> Subject {
         Dimension::Session => Cow::Owned(caller.session()),
         Dimension::ApiKey => or_identity(caller.key.as_ref().map(|key| key.id.as_str())),
         Dimension::User => or_identity(caller.user()),
-        Dimension::Team => or_identity(caller.team().or(caller.user())),
+        // Marked, because a user may be called what a team is called.
+        Dimension::Team => match (caller.team(), caller.user()) {
+            (None, Some(user)) => Cow::Owned(format!("user={user}")),
+            (team, _) => or_identity(team),
+        },
         Dimension::Tier => or_identity(caller.tier()),
         Dimension::Model => Cow::Owned(model.to_owned()),
         Dimension::Endpoint => Cow::Owned(route.to_owned()),

@@ -9,7 +9,6 @@ use super::{Demand, Plan, failed};
 use crate::error::Error;
 use crate::identity::Caller;
 use crate::limits::Limits;
-use crate::metrics::Metrics;
 
 /// Counters told of at a time; a caller with more asks about one model.
 const STANDINGS_MAX: usize = 128;
@@ -54,10 +53,10 @@ impl Counters {
     ///
     /// # Errors
     /// 503 when the store does not answer.
-    pub async fn standings(self, limits: &Limits, metrics: &Metrics) -> Result<Value, Error> {
+    pub async fn standings(self, limits: &Limits) -> Result<Value, Error> {
         let mut data = Vec::with_capacity(self.charges.len());
         for charges in self.charges.chunks(CHARGES_MAX) {
-            let said = limits.peek(charges.to_vec()).await.map_err(|error| failed(metrics, &error))?;
+            let said = limits.peek(charges.to_vec()).await.map_err(|error| failed(&error))?;
             data.extend(said.iter().map(entry));
         }
         Ok(json!({ "object": "list", "data": data, "has_more": self.more }))

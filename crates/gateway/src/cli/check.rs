@@ -6,14 +6,13 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 use tollgate_limiter::{
-    Algorithm, Charge, Dimension, Limit, Quota, RedisOptions, RedisStore, Scope, Span, Store, StoreError,
-    Unit, Window,
+    Algorithm, Charge, Dimension, Limit, Quota, RedisStore, Scope, Span, Store, StoreError, Unit, Window,
 };
 
 use super::{Configuration, Outcome, Stopped, block_on, exit};
 use crate::config::{self, Config, Loaded, Problem, ProviderKind, Rule, Severity};
 use crate::reload::Refused;
-use crate::upstream;
+use crate::{limits, upstream};
 
 /// Longest wait for one provider, or for Redis.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -96,7 +95,7 @@ async fn probe_redis(config: &Config) -> Option<StoreProbe> {
 
 /// What a counter that nobody uses says. Changes nothing there, and takes no longer than the deadline.
 async fn ask(redis: &config::Redis) -> Result<(), String> {
-    let options = RedisOptions::new(redis.url.expose()).prefix(&redis.prefix).deadline(PATIENCE);
+    let options = limits::options(redis).map_err(|error| error.to_string())?.deadline(PATIENCE);
     let store = RedisStore::open(options).map_err(|error| error.to_string())?;
     let window = Window::new(1, Span::Minute).and_then(|minute| Quota::new(1, Unit::Requests, minute));
     let quota = window.map_err(|error| error.to_string())?;

@@ -15,7 +15,6 @@ use super::{Configuration, Outcome, Stopped, exit};
 use crate::Gateway;
 use crate::config::{Config, Loaded, LogFormat};
 use crate::edge::{Plane, accept, listen};
-use crate::limits::Limits;
 use crate::log::Log;
 use crate::reload::{self, Refused};
 
@@ -81,6 +80,10 @@ pub(super) fn start_log(format: LogFormat) -> Log {
     log
 }
 
+/// How long a Redis is asked for its policy before it counts as absent.
+const EVICTION_PATIENCE: Duration = Duration::from_secs(3);
+const EVICTION_PAUSE: Duration = Duration::from_millis(20);
+
 /// Runs a gateway until it is told to end; `started` is called once its listeners are open.
 pub(super) fn serve<F, S>(config: Config, log: Log, started: S) -> Outcome
 where
@@ -92,19 +95,32 @@ where
     let failed = |error: std::io::Error| Stopped::new(exit::NO, error);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let workers = Workers::start().map_err(failed)?;
-    let code = runtime.block_on(async {
-        let limits = Limits::open(&config).map_err(|error| Stopped::new(exit::CONFIG, error))?;
-        let gateway = Gateway::new(config, limits, log);
+    let (code, gateway) = runtime.block_on(async {
+        let gateway = Gateway::new(config, log).map_err(|error| Stopped::new(exit::CONFIG, error))?;
+        refuse_eviction(&gateway).await?;
+        for worker in &workers.handles {
+            let gateway = gateway.clone();
+            worker.spawn(async move { gateway.limits.join_runtime() });
+        }
         let connections = TaskTracker::new();
         open(&gateway, &workers, &connections).map_err(|error| Stopped::new(exit::UNAVAILABLE, error))?;
         // The handler is there before anybody can have read an address to send a signal about.
         let signals = Signals::new().map_err(failed)?;
         tokio::spawn(reap(gateway.clone()));
+        tokio::spawn(watch_store(gateway.clone()));
         started(gateway.clone()).await;
-        Ok(until_ended(&gateway, &connections, signals).await)
+        let code = until_ended(&gateway, &connections, signals).await;
+        // What the workers have not sent would end with them; what does not come to an end is told of below.
+        let _ = tokio::time::timeout(LAST_WORDS, gateway.limits.leave_runtimes()).await;
+        Ok((code, gateway))
     })?;
-    // Requests still under way are dropped here, which ends them: counted and logged as all others.
+    // Requests still under way are dropped here, which ends them: settled, counted and logged as all others.
     workers.stop();
+    runtime.block_on(async {
+        if tokio::time::timeout(LAST_WORDS, gateway.limits.flush()).await.is_err() {
+            tracing::warn!("the store of limits does not answer: some estimates stand");
+        }
+    });
     runtime.shutdown_timeout(LAST_WORDS);
     last.flush(LOG_PATIENCE);
     Ok(code)
@@ -142,6 +158,43 @@ impl Workers {
             let _ = thread.join();
         }
     }
+}
+
+/// Where the configuration wants it, a Redis that may evict counters is refused. One that does not answer cannot be
+/// asked; it is watched, and warned of.
+async fn refuse_eviction(gateway: &Gateway) -> Result<(), Stopped> {
+    if !gateway.snapshot.load().config.settings.require_noeviction {
+        return Ok(());
+    }
+    let asked = tokio::time::timeout(EVICTION_PATIENCE, async {
+        loop {
+            match gateway.limits.info().await {
+                Some(Err(_)) => tokio::time::sleep(EVICTION_PAUSE).await,
+                answered => return answered.and_then(Result::ok),
+            }
+        }
+    });
+    match asked.await {
+        Ok(Some(info)) if info.evicts() => {
+            let policy = info.maxmemory_policy.unwrap_or_default();
+            let message = format!(
+                "settings.require_noeviction: this Redis has maxmemory-policy {policy}, which may evict counters; \
+                 set it to noeviction"
+            );
+            Err(Stopped::new(exit::CONFIG, message))
+        }
+        Ok(_) => Ok(()),
+        Err(_) => {
+            tracing::warn!(
+                "settings.require_noeviction: Redis does not answer, its maxmemory-policy is not known"
+            );
+            Ok(())
+        }
+    }
+}
+
+async fn watch_store(gateway: Arc<Gateway>) {
+    gateway.limits.watch(gateway.metrics()).await;
 }
 
 /// Closes connections to providers that nobody used for a while.

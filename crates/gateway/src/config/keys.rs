@@ -121,6 +121,13 @@ pub(super) const REDIS: Section = Section {
         key("db", Kind::Integer { min: 0, max: redis_url::DB_MAX }, Nothing, "With `host`; default: 0."),
         key("tls", Kind::Map(&REDIS_TLS), Nothing, "PEM files for TLS; with `host` it also turns TLS on."),
         key("timeout", Kind::Duration { min: 1, max: 10 * SECOND }, Text("50ms"), "Of one limiter call."),
+        key(
+            "when_down",
+            WHEN_DOWN,
+            Text("share"),
+            "What limits that do not say do while it does not answer: count this instance's share, let everything pass, \
+             or nothing.",
+        ),
         key("prefix", Kind::Prefix, Text("tollgate"), "What every key begins with."),
     ],
 };
@@ -140,10 +147,23 @@ pub(super) const SETTINGS: Section = Section {
     name: "settings",
     keys: &[
         key("rate_limiting_strategy", Kind::Strategy, Text("fixed_window"), "For rules that do not say."),
+        key(
+            "instances",
+            Kind::Integer { min: 1, max: 10_000 },
+            Text("1"),
+            "How many instances share the limits, until their heartbeats tell.",
+        ),
+        key(
+            "require_noeviction",
+            Kind::Bool,
+            Text("false"),
+            "Refuses to start with a Redis that may evict counters.",
+        ),
         key("log_format", Kind::OneOf(&["json", "text"]), Text("json"), "How log lines look."),
     ],
 };
 
+const WHEN_DOWN: Kind = Kind::OneOf(&["share", "open", "closed"]);
 const QUOTAS: Kind = Kind::OneOrMany { of: &Kind::Quota, max: 16 };
 const SCOPE: Kind = Kind::OneOrMany { of: &Kind::Dimension, max: 8 };
 const TIER: Kind = Kind::Either(&[QUOTAS, Kind::Map(&TIER_SECTION)]);
@@ -161,6 +181,12 @@ pub(super) const TIER_SECTION: Section = Section {
             "How it is counted; default: settings.rate_limiting_strategy.",
         ),
         key("shadow", Kind::Bool, Text("false"), "Count and report, never refuse."),
+        key(
+            "when_down",
+            WHEN_DOWN,
+            Nothing,
+            "What it does while Redis does not answer; default: dependencies.redis.when_down.",
+        ),
     ],
 };
 
@@ -191,6 +217,12 @@ pub(super) const LIMIT: Section = Section {
         ),
         key("mode", Kind::Mode, Text("strict"), "Strict: never more than the limit, over all instances."),
         key("shadow", Kind::Bool, Text("false"), "Count and report, never refuse."),
+        key(
+            "when_down",
+            WHEN_DOWN,
+            Nothing,
+            "What it does while Redis does not answer; default: dependencies.redis.when_down.",
+        ),
         key("deny", Kind::Bool, Text("false"), "Refuse what it matches, in place of `limit`."),
     ],
 };

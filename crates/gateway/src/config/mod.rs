@@ -127,6 +127,10 @@ pub struct RedisTls {
 pub struct Settings {
     /// How log lines look.
     pub log_format: LogFormat,
+    /// How many instances share the limits, until their heartbeats tell.
+    pub instances: u32,
+    /// Refuses to start with a Redis that may evict counters.
+    pub require_noeviction: bool,
 }
 
 /// `settings.log_format`.

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use super::keys::SERVER;
+use super::keys::{SERVER, SETTINGS};
 use super::kind::{Key, Kind, join};
 use super::problem::{Origin, Problems, quoted, suggest};
 use super::review::{self, Whole};
@@ -24,7 +24,7 @@ pub(super) fn resolve(root: &Node, api_keys: &[Node], problems: &mut Problems) -
     let server = server(root, problems);
     let redis = resolve_redis::redis(root, problems);
     let auth = auth(root);
-    let log_format = log_format(root);
+    let settings = settings(root);
     let whole = Whole {
         root,
         rules: &rules,
@@ -40,7 +40,7 @@ pub(super) fn resolve(root: &Node, api_keys: &[Node], problems: &mut Problems) -
     Some(Config {
         server: server?,
         redis,
-        settings: Settings { log_format: log_format? },
+        settings: settings?,
         auth: auth?,
         rules,
         users: users.users,
@@ -232,10 +232,16 @@ fn auth(root: &Node) -> Option<Auth> {
     }
 }
 
-fn log_format(root: &Node) -> Option<LogFormat> {
-    match root.get("settings")?.value.get("log_format")?.value.as_text()? {
-        "json" => Some(LogFormat::Json),
-        "text" => Some(LogFormat::Text),
-        _ => None,
-    }
+fn settings(root: &Node) -> Option<Settings> {
+    let node = &root.get("settings")?.value;
+    let log_format = match node.get("log_format")?.value.as_text()? {
+        "json" => LogFormat::Json,
+        "text" => LogFormat::Text,
+        _ => return None,
+    };
+    Some(Settings {
+        log_format,
+        instances: u32::try_from(integer(node, SETTINGS.key("instances")?)?).ok()?,
+        require_noeviction: read(node, "require_noeviction", scalar::boolean)?,
+    })
 }

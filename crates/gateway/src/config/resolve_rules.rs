@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tollgate_limiter::{Algorithm, Limit, Quota, Scope};
+use tollgate_limiter::{Algorithm, Limit, Quota, Scope, WhenDown};
 
 use super::keys::LIMIT;
 use super::kind::join;
@@ -29,8 +29,14 @@ pub(super) fn tier_names(root: &Node) -> Index {
 pub(super) fn rules(root: &Node, names: &Names<'_>, problems: &mut Problems) -> Vec<Rule> {
     let strategy =
         root.get("settings").and_then(|entry| read(&entry.value, "rate_limiting_strategy", scalar::strategy));
-    let mut reader =
-        Reader { default: strategy.unwrap_or(Algorithm::FixedWindow), seen: HashMap::new(), problems };
+    let redis = root.get("dependencies").and_then(|entry| entry.value.get("redis"));
+    let when_down = redis.and_then(|entry| when_down(&entry.value)).unwrap_or_default();
+    let mut reader = Reader {
+        when_down,
+        default: strategy.unwrap_or(Algorithm::FixedWindow),
+        seen: HashMap::new(),
+        problems,
+    };
     let mut rules: Vec<Rule> = tiers(root).map(|entry| reader.tier(entry)).collect();
     let limits = root.get("limits").map_or(&[][..], |entry| entry.value.items());
     for (index, node) in limits.iter().enumerate() {
@@ -46,6 +52,7 @@ fn tiers(root: &Node) -> impl Iterator<Item = &Entry> {
 
 struct Reader<'a> {
     default: Algorithm,
+    when_down: WhenDown,
     /// Where each name was first given.
     seen: HashMap<String, Origin>,
     problems: &'a mut Problems,
@@ -66,11 +73,8 @@ impl Reader<'_> {
             }
             _ => {
                 rule.per = Scope::of([tollgate_limiter::Dimension::User, tollgate_limiter::Dimension::Model]);
-                rule.limits = self.limits(
-                    &rule,
-                    Way { algorithm: self.default, shadow: false },
-                    &items(&entry.value, &path),
-                );
+                let way = Way { algorithm: self.default, shadow: false, when_down: self.when_down };
+                rule.limits = self.limits(&rule, way, &items(&entry.value, &path));
             }
         }
         rule
@@ -109,7 +113,7 @@ impl Reader<'_> {
             }
             return Some(false);
         }
-        for key in ["limit", "per", "strategy", "mode", "shadow"] {
+        for key in ["limit", "per", "strategy", "mode", "shadow", "when_down"] {
             if let Some(entry) = node.get(key).filter(|entry| entry.at != Origin::Default) {
                 let message = format!("{} says nothing beside `deny: true`", quoted(key));
                 self.problems.error(entry.at, &join(path, key), message, "keep one of them");
@@ -168,7 +172,11 @@ impl Reader<'_> {
 
     fn way(&self, node: &Node) -> Way {
         let algorithm = read(node, "strategy", scalar::strategy).unwrap_or(self.default);
-        Way { algorithm, shadow: read(node, "shadow", scalar::boolean).unwrap_or_default() }
+        Way {
+            algorithm,
+            shadow: read(node, "shadow", scalar::boolean).unwrap_or_default(),
+            when_down: when_down(node).unwrap_or(self.when_down),
+        }
     }
 
     fn limits(&mut self, rule: &Rule, way: Way, items: &[Item<'_>]) -> Vec<Arc<Limit>> {
@@ -214,12 +222,23 @@ impl Reader<'_> {
 struct Way {
     algorithm: Algorithm,
     shadow: bool,
+    when_down: WhenDown,
+}
+
+fn when_down(node: &Node) -> Option<WhenDown> {
+    match node.get("when_down")?.value.as_text()? {
+        "share" => Some(WhenDown::Share),
+        "open" => Some(WhenDown::Open),
+        "closed" => Some(WhenDown::Closed),
+        _ => None,
+    }
 }
 
 /// One limit, or message and help.
 fn limit(rule: &Rule, quota: Quota, way: Way, others: &[Arc<Limit>]) -> Result<Limit, (String, String)> {
     let limit = Limit::new(&rule.name, quota, way.algorithm, rule.per)
         .map(|limit| if way.shadow { limit.shadow() } else { limit })
+        .map(|limit| limit.when_down(way.when_down))
         .map_err(|error| (error.problem().to_owned(), String::new()))?;
     // A minute and 60 seconds are one window.
     let same = |other: &&Arc<Limit>| {

@@ -53,7 +53,7 @@ fn before_anything_was_learned() {
         (chat_of(&bounded[0]), (3, 7)),
         (chat_of(&bounded[1]), (3, 21)),
         (chat_of(&bounded[2]), (3, u64::MAX)),
-        (chat_of(&bounded[3]), (3, 0)),
+        (chat_of(&bounded[3]), (3, 512)),
         (chat_of(&bounded[4]), (3, 1_536)),
         (chat_of(&bounded[5]), (6, 512)),
         (chat_of(&media), (2 + 2 * 1_000 + 2 * 1_500, 512)),

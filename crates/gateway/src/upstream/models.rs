@@ -1,5 +1,6 @@
 //! Asking a provider for its models.
 
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,7 +27,7 @@ pub async fn probe(base: &Uri, key: Option<&Secret>, connect: Duration) -> Resul
     if let Some(authorization) = key.and_then(authorization) {
         request.headers_mut().insert(header::AUTHORIZATION, authorization);
     }
-    Ok(client.send(request, Lane::default()).await?.status())
+    Ok(client.send(request, Lane::default(), &AtomicBool::default()).await?.status())
 }
 
 impl Deployment {
@@ -41,7 +42,8 @@ impl Deployment {
             request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
         }
         let by = Instant::now() + PATIENCE;
-        let sent = tokio::time::timeout_at(by.into(), http.client.send(request, lane)).await;
+        let sent =
+            tokio::time::timeout_at(by.into(), http.client.send(request, lane, &AtomicBool::default())).await;
         let (head, body) = sent.map_err(|_| Failure::TimedOut("list of models", PATIENCE))??.into_parts();
         acceptable(head.status, &head.headers)?;
         if !head.status.is_success() {

@@ -155,7 +155,8 @@ impl Client {
         Self { connector, host, base: base.clone(), idle: Arc::default() }
     }
 
-    /// Sends a request and waits for the head of its answer. Dropped, the connection closes.
+    /// Sends a request and waits for the head of its answer. Dropped, the connection closes. `reached` becomes true when
+    /// there is one.
     ///
     /// A request that an idle connection turned out to be too dead to carry is sent on another: the provider never saw it.
     ///
@@ -165,6 +166,7 @@ impl Client {
         &self,
         mut request: Request<Full<Bytes>>,
         lane: Lane,
+        reached: &AtomicBool,
     ) -> Result<Response<Flow>, Failure> {
         request.headers_mut().insert(header::HOST, self.host.clone());
         loop {
@@ -174,6 +176,7 @@ impl Client {
                 Some(link) => link,
                 None => Box::pin(self.connect()).await?,
             };
+            reached.store(true, Ordering::Relaxed);
             match exchange(&mut link, request).await {
                 Ok(response) => {
                     let home = self.idle.clone();

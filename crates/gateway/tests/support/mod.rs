@@ -7,6 +7,8 @@
 #![allow(dead_code, unused_imports, missing_docs, unreachable_pub)]
 
 mod client;
+mod fleet;
+mod governed;
 mod provider;
 mod redis;
 mod tollgate;
@@ -14,6 +16,8 @@ mod tollgate;
 use std::time::Duration;
 
 pub use client::{Conn, Response, chat, get, post, request};
+pub use fleet::{CHAT, Fleet, tokens_of};
+pub use governed::{Ask, Store, governed, obedient, start_counting, start_governed};
 pub use provider::{Gate, Provider, Seen, Step, blackhole, chunk, json_answer, refusing, sse};
 pub use redis::Redis;
 pub use tollgate::{Metrics, Tollgate};

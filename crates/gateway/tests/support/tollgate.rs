@@ -90,7 +90,7 @@ impl Tollgate {
 
     /// Tells it to reload, and waits for how that went; returns the line it logs.
     pub async fn reload(&self) -> Value {
-        let before = self.lines().len();
+        let before = *self.log.count.borrow();
         self.signal(Signal::HUP);
         self.logged_after(before, is_reload).await
     }

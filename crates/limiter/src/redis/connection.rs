@@ -1,7 +1,7 @@
 //! The servers of a store, whatever their number, as one that is asked within a deadline.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use ::redis::{Cmd, Value};
@@ -20,11 +20,19 @@ use crate::store::StoreError;
 
 /// Asks the server that a key is on.
 pub(super) struct Connection {
-    ground: Arc<Ground>,
+    address: Address,
     deadline: Duration,
     topology: Topology,
     /// What was asked for, without a password.
     asked_for: String,
+    home: Arc<Lane>,
+    /// Of runtimes that joined, each once.
+    lanes: RwLock<Vec<Arc<Lane>>>,
+}
+
+/// Connections driven by one runtime, for those who ask there.
+struct Lane {
+    ground: Arc<Ground>,
     servers: Way,
 }
 
@@ -36,41 +44,69 @@ enum Way {
 impl Connection {
     /// Connects in the background.
     pub(super) fn new(address: Address, dialer: Dialer, scripts: Scripts, deadline: Duration) -> Connection {
-        let Address { servers, login, sentinel_login, .. } = address;
-        let (made, began) = (AtomicU64::new(0), std::time::Instant::now());
-        let ground = Arc::new(Ground { dialer, login, scripts, made, began });
         let list = |endpoints: &[super::address::Endpoint]| -> String {
             endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
         };
-        let (topology, asked_for, servers) = match servers {
-            Servers::Single(endpoint) => {
-                let shown = endpoint.to_string();
-                (Topology::Single, shown, Way::One(Node::new(&ground, Target::Named(endpoint))))
-            }
+        let (topology, asked_for) = match &address.servers {
+            Servers::Single(endpoint) => (Topology::Single, endpoint.to_string()),
             Servers::Sentinel { sentinels, master } => {
-                let shown = format!("{}/{master}", list(&sentinels));
-                let sentinels = Sentinels::new(&ground.dialer, &sentinel_login, &sentinels, &master);
-                (Topology::Sentinel, shown, Way::One(Node::new(&ground, Target::Elected(sentinels))))
+                (Topology::Sentinel, format!("{}/{master}", list(sentinels)))
             }
-            Servers::Cluster(seeds) => {
-                (Topology::Cluster, list(&seeds), Way::Cluster(Cluster::new(&ground, seeds)))
-            }
+            Servers::Cluster(seeds) => (Topology::Cluster, list(seeds)),
         };
-        Connection { ground, deadline, topology, asked_for, servers }
+        let ground = Arc::new(Ground {
+            dialer,
+            login: address.login.clone(),
+            scripts: Arc::new(scripts),
+            made: Arc::new(AtomicU64::new(0)),
+            began: std::time::Instant::now(),
+        });
+        let home = Arc::new(Lane::new(&address, ground));
+        Connection { address, deadline, topology, asked_for, home, lanes: RwLock::default() }
     }
 
     /// How many connections have been made so far.
     pub(super) fn made(&self) -> u64 {
-        self.ground.made.load(Ordering::Relaxed)
+        self.home.ground.made.load(Ordering::Relaxed)
     }
 
+    /// The runtime that outlives the others.
     pub(super) fn runtime(&self) -> &Handle {
-        &self.ground.dialer.runtime
+        &self.home.ground.dialer.runtime
+    }
+
+    /// The runtime that drives what is asked here, and a number that tells it from others.
+    pub(super) fn here(&self) -> (usize, Handle) {
+        let lane = self.lane();
+        (Arc::as_ptr(&lane).addr(), lane.ground.dialer.runtime.clone())
+    }
+
+    /// From now on the runtime this is called in has connections of its own.
+    pub(super) fn join(&self) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
+        let known = std::iter::once(&self.home).chain(&*lanes).any(|lane| lane.is_of(&runtime));
+        if !known {
+            let ground = Arc::new(self.home.ground.beside(runtime));
+            lanes.push(Arc::new(Lane::new(&self.address, ground)));
+        }
+    }
+
+    /// There is one runtime again.
+    pub(super) fn leave(&self) {
+        self.lanes.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn lane(&self) -> Arc<Lane> {
+        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
+        let here = Handle::try_current().ok().filter(|_| !lanes.is_empty());
+        let joined = here.and_then(|here| lanes.iter().find(|lane| lane.is_of(&here)));
+        Arc::clone(joined.unwrap_or(&self.home))
     }
 
     /// Whether keys may be on different servers.
     pub(super) const fn is_cluster(&self) -> bool {
-        matches!(self.servers, Way::Cluster(_))
+        matches!(self.topology, Topology::Cluster)
     }
 
     /// Runs a script.
@@ -91,7 +127,7 @@ impl Connection {
     /// The keys are all in one slot.
     async fn ask(&self, keys: &[String], question: Question<'_>) -> Result<Value, StoreError> {
         let until = Instant::now() + self.deadline;
-        match &self.servers {
+        match &self.lane().servers {
             Way::One(node) => node.ask(until, question, Slot::Owned).await,
             Way::Cluster(cluster) => {
                 let key = keys.first().map_or("", String::as_str);
@@ -125,7 +161,7 @@ impl Connection {
 
     async fn ask_all(&self, command: &Cmd) -> Result<Vec<Value>, StoreError> {
         let until = Instant::now() + self.deadline;
-        let nodes = match &self.servers {
+        let nodes = match &self.home.servers {
             Way::One(node) => vec![node.clone()],
             Way::Cluster(cluster) => cluster.masters(until).await?,
         };
@@ -143,7 +179,7 @@ impl Connection {
     }
 
     pub(super) fn status(&self) -> Status {
-        let (nodes, problem) = match &self.servers {
+        let (nodes, problem) = match &self.home.servers {
             Way::One(node) => (vec![node.clone()], None),
             Way::Cluster(cluster) => (cluster.known_masters(), cluster.problem()),
         };
@@ -160,7 +196,7 @@ impl Connection {
             connected,
             topology: self.topology,
             address: if names.is_empty() { self.asked_for.clone() } else { names.join(",") },
-            since: since.unwrap_or(self.ground.began),
+            since: since.unwrap_or(self.home.ground.began),
             problem: if connected {
                 None
             } else {
@@ -169,5 +205,23 @@ impl Connection {
             version: first.and_then(|link| link.version.clone()),
             role: first.and_then(|link| link.role.clone()),
         }
+    }
+}
+
+impl Lane {
+    fn new(address: &Address, ground: Arc<Ground>) -> Lane {
+        let servers = match &address.servers {
+            Servers::Single(endpoint) => Way::One(Node::new(&ground, Target::Named(endpoint.clone()))),
+            Servers::Sentinel { sentinels, master } => {
+                let sentinels = Sentinels::new(&ground.dialer, &address.sentinel_login, sentinels, master);
+                Way::One(Node::new(&ground, Target::Elected(sentinels)))
+            }
+            Servers::Cluster(seeds) => Way::Cluster(Cluster::new(&ground, seeds.clone())),
+        };
+        Lane { ground, servers }
+    }
+
+    fn is_of(&self, runtime: &Handle) -> bool {
+        self.ground.dialer.runtime.id() == runtime.id()
     }
 }

@@ -21,12 +21,16 @@ pub(super) struct Waiting {
 
 /// Which plans have a script on its way, and who waits for the next one.
 #[derive(Default)]
-pub(super) struct Flights(Mutex<HashMap<Arc<Plan>, Vec<Waiting>>>);
+pub(super) struct Flights(Mutex<HashMap<Route, Vec<Waiting>>>);
+
+/// A plan, and the connection that its scripts go by: who asks on another runtime waits for scripts of their own, not
+/// for a thread to wake another.
+type Route = (usize, Arc<Plan>);
 
 /// The right to send scripts for a plan: one at a time has it.
 pub(super) struct Flight {
     flights: Arc<Flights>,
-    pub(super) plan: Arc<Plan>,
+    route: Route,
     landed: bool,
 }
 
@@ -34,34 +38,38 @@ impl Flights {
     /// Waits for the script on its way, or is given the right to send one.
     pub(super) fn join(
         self: &Arc<Flights>,
-        plan: Arc<Plan>,
+        route: Route,
         waiting: Waiting,
     ) -> Option<(Flight, Vec<Waiting>)> {
         let mut gathering = self.lock();
-        if let Some(others) = gathering.get_mut(&plan) {
+        if let Some(others) = gathering.get_mut(&route) {
             others.push(waiting);
             return None;
         }
-        gathering.insert(Arc::clone(&plan), Vec::new());
-        Some((Flight { flights: Arc::clone(self), plan, landed: false }, vec![waiting]))
+        gathering.insert(route.clone(), Vec::new());
+        Some((Flight { flights: Arc::clone(self), route, landed: false }, vec![waiting]))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<Plan>, Vec<Waiting>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Route, Vec<Waiting>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Flight {
+    pub(super) fn plan(&self) -> &Arc<Plan> {
+        &self.route.1
+    }
+
     /// Those who gathered meanwhile, in order; without any, the flight is over.
     pub(super) fn next(&mut self) -> Vec<Waiting> {
         let mut gathering = self.flights.lock();
-        let others = gathering.get_mut(&self.plan).map(|others| {
+        let others = gathering.get_mut(&self.route).map(|others| {
             let rest = others.split_off(others.len().min(BATCH_MAX));
             std::mem::replace(others, rest)
         });
         let batch = others.unwrap_or_default();
         if batch.is_empty() {
-            gathering.remove(&self.plan);
+            gathering.remove(&self.route);
             self.landed = true;
         }
         batch
@@ -72,7 +80,7 @@ impl Drop for Flight {
     /// Cut short, it takes those who wait with it: they learn that at once, and the next one starts anew.
     fn drop(&mut self) {
         if !self.landed {
-            self.flights.lock().remove(&self.plan);
+            self.flights.lock().remove(&self.route);
         }
     }
 }

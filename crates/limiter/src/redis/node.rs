@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use ::redis::{RedisConnectionInfo, Value};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -31,10 +32,23 @@ const NOT_NOW: [&str; 3] = ["READONLY", "LOADING", "MASTERDOWN"];
 pub(super) struct Ground {
     pub(super) dialer: Dialer,
     pub(super) login: RedisConnectionInfo,
-    pub(super) scripts: Scripts,
+    pub(super) scripts: Arc<Scripts>,
     /// Connections.
-    pub(super) made: AtomicU64,
+    pub(super) made: Arc<AtomicU64>,
     pub(super) began: std::time::Instant,
+}
+
+impl Ground {
+    /// The same, driven by another runtime.
+    pub(super) fn beside(&self, runtime: Handle) -> Ground {
+        Ground {
+            dialer: Dialer { runtime, ..self.dialer.clone() },
+            login: self.login.clone(),
+            scripts: Arc::clone(&self.scripts),
+            made: Arc::clone(&self.made),
+            began: self.began,
+        }
+    }
 }
 
 /// Asks one server. Clones share the connection; without clones it ends.

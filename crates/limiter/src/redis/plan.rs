@@ -1,5 +1,6 @@
 //! The counters that one set of charges meets: their names in Redis, and their terms, packed once.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::pack::Packer;
@@ -14,8 +15,10 @@ use crate::store::StoreError;
 pub(super) const CHARGES_MAX: usize = 16;
 
 /// Two requests with equal plans meet the same counters at the same terms: they differ in their amounts only.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Plan {
+    /// Of all of it.
+    digest: u64,
     /// One per subject, and one more for each that has calls in flight.
     pub(super) keys: Vec<String>,
     /// What the charging script is told about counters and charges.
@@ -47,7 +50,13 @@ impl Plan {
             packer.number(*place as u64 + 1);
             packer.number(u64::from(charge.limit().is_shadow()));
         }
-        Ok(Plan { keys, set: packer.0, places, counters: counters.len() })
+        Ok(Plan::new(keys, packer.0, places, counters.len()))
+    }
+
+    fn new(keys: Vec<String>, set: Vec<u8>, places: Vec<usize>, counters: usize) -> Plan {
+        let mut hasher = DefaultHasher::new();
+        (&keys, &set, &places).hash(&mut hasher);
+        Plan { digest: hasher.finish(), keys, set, places, counters }
     }
 
     /// Of a settlement, which knows no shadows.
@@ -56,7 +65,14 @@ impl Plan {
         let (keys, counters, places) = resolve(prefix, met)?;
         let mut packer = Packer::default();
         pack(&mut packer, &counters);
-        Ok(Plan { keys, set: packer.0, places, counters: counters.len() })
+        Ok(Plan::new(keys, packer.0, places, counters.len()))
+    }
+}
+
+/// Once for all: plans are looked up again and again.
+impl Hash for Plan {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.digest);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::future::{Future, ready};
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::redis::Value;
 use tokio::sync::oneshot;
@@ -40,7 +40,7 @@ struct Settlement {
 
 /// Settlements that can be sent: in whose counters, and since when.
 struct Sending {
-    plan: Plan,
+    plan: Arc<Plan>,
     settlements: Vec<Settlement>,
     /// The time for scripts whose clock is given.
     now: String,
@@ -48,27 +48,31 @@ struct Sending {
 
 impl Hold for Held {
     fn settle(&self, standings: &[Standing], actual: &[u64]) -> Vec<Correction> {
-        drop(self.settled(standings, actual));
+        // Nobody wants to know what became of it: only that it failed is counted.
+        if let Ok(Some(sending)) = self.settling(standings, actual) {
+            self.forget(&sending);
+            drop(self.send(async move |store| {
+                let answer = store.settle(&sending).await;
+                sending.plan.keys.iter().for_each(|key| store.0.forget(key));
+                store.lost_if(&answer);
+                answer.map(drop)
+            }));
+        }
         Vec::new()
     }
 
     fn settled(&self, standings: &[Standing], actual: &[u64]) -> Answer<'static, Vec<Correction>> {
         let charges = standings.len();
-        let sending = self.sending(standings, |index, standing| {
-            let over = (standing.limit.algorithm() == Algorithm::Concurrency).then_some(0);
-            over.or(actual.get(index).copied()).filter(|actual| *actual != standing.requested)
-        });
+        let sending = self.settling(standings, actual);
         let sending = match sending {
             Ok(Some(sending)) => sending,
             Ok(None) => return Box::pin(ready(Ok(vec![Correction::default(); charges]))),
             Err(error) => return Box::pin(ready(Err(error))),
         };
-        sending.plan.keys.iter().for_each(|key| self.store.0.forget(key));
+        self.forget(&sending);
         self.send(async move |store| {
             let corrections = store.correct(&sending, charges).await;
-            if corrections.as_ref().is_err_and(|error| !super::spread::is_split(error)) {
-                store.0.settlements_lost.fetch_add(1, Ordering::Relaxed);
-            }
+            store.lost_if(&corrections);
             corrections
         })
     }
@@ -95,6 +99,19 @@ impl Held {
         Held { store, receipts, sent: Mutex::new(None) }
     }
 
+    /// What is to be settled.
+    fn settling(&self, standings: &[Standing], actual: &[u64]) -> Result<Option<Sending>, StoreError> {
+        self.sending(standings, |index, standing| {
+            let over = (standing.limit.algorithm() == Algorithm::Concurrency).then_some(0);
+            over.or(actual.get(index).copied()).filter(|actual| *actual != standing.requested)
+        })
+    }
+
+    /// What is remembered of refusals does not hold any more.
+    fn forget(&self, sending: &Sending) {
+        sending.plan.keys.iter().for_each(|key| self.store.0.forget(key));
+    }
+
     /// What `actual` says of charges that were taken; nothing if it says nothing of any.
     fn sending(
         &self,
@@ -112,7 +129,9 @@ impl Held {
             return Ok(None);
         }
         let standings: Vec<&Standing> = settlements.iter().map(|settlement| &settlement.standing).collect();
-        let plan = Plan::of_standings(&self.store.0.prefix, &standings)?;
+        let met = standings.iter().map(|standing| (&standing.limit, &standing.subject));
+        let store = &self.store.0;
+        let plan = store.settling.plan(met, || Plan::of_standings(&store.prefix, &standings))?;
         Ok(Some(Sending { plan, settlements, now: self.store.0.time_given() }))
     }
 
@@ -122,22 +141,30 @@ impl Held {
         work: impl FnOnce(RedisStore) -> F + Send + 'static,
     ) -> Answer<'static, T> {
         let (reply, answer) = oneshot::channel();
-        let store = self.store.clone();
+        let (store, piece) = (self.store.clone(), self.store.0.underway.begin());
         let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
         let before = sent.take();
-        *sent = Some(self.store.0.connection.runtime().spawn(async move {
+        *sent = Some(self.store.0.connection.here().1.spawn(async move {
             if let Some(before) = before {
                 // Only its being over matters.
                 let _ = before.await;
             }
             // Nobody who wants to know is the usual case.
             let _ = reply.send(work(store).await);
+            drop(piece);
         }));
         Box::pin(async move { answer.await.unwrap_or(Err(StoreError::Lost)) })
     }
 }
 
 impl RedisStore {
+    /// Counts a settlement that failed, unless it will be sent in parts.
+    fn lost_if<T>(&self, answer: &Result<T, StoreError>) {
+        if answer.as_ref().is_err_and(|error| !super::spread::is_split(error)) {
+            self.0.settlements_lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Sends the settling script: what each settlement ended of calls in flight, and the counters as they were before.
     async fn settle(
         &self,

@@ -17,7 +17,7 @@ use super::cluster::slot;
 use super::plan::{self, Plan};
 use super::replay::{Counters, Outcome};
 use super::settlement::Held;
-use super::{GRACE, Place, RedisStore};
+use super::{Awaited, GRACE, Place, RedisStore};
 use crate::clock::Millis;
 use crate::limit::Charge;
 use crate::reservation::{Decision, Denial, Hold, Standing};
@@ -119,10 +119,14 @@ impl RedisStore {
         };
         let _place = Place::among(&self.0.asking).ok_or(StoreError::Busy)?;
         let (reply, answer) = oneshot::channel();
-        let store = self.clone();
+        let mut answer = Awaited(answer);
+        let (store, piece) = (self.clone(), self.0.underway.begin());
         // In a task: whoever asked may leave.
-        drop(self.0.connection.runtime().spawn(async move { store.decide(parts, reply).await }));
-        match timeout(self.0.deadline + GRACE, answer).await {
+        drop(self.0.connection.here().1.spawn(async move {
+            store.decide(parts, reply).await;
+            drop(piece);
+        }));
+        match timeout(self.0.deadline + GRACE, &mut answer.0).await {
             Ok(Ok(decision)) => decision,
             Ok(Err(_)) => Err(StoreError::Lost),
             Err(_) => Err(StoreError::Timeout),
@@ -196,7 +200,7 @@ impl RedisStore {
     async fn ask_parts(&self, parts: Vec<Part>, take: bool) -> Result<Vec<Answered>, StoreError> {
         let ask = |part: Part| {
             let store = self.clone();
-            self.0.connection.runtime().spawn(async move {
+            self.0.connection.here().1.spawn(async move {
                 let amounts = part.charges.iter().map(Charge::amount).filter(|_| take).collect();
                 let (verdicts, before) = store.0.ask(&part.plan, &part.charges, amounts).await?;
                 Ok(Answered { part, before, granted: verdicts.first() == Some(&b'1') })
@@ -353,7 +357,7 @@ impl Hold for Spread {
     fn renew(&self, standings: &[Standing]) {
         let mut sent = self.sent();
         let (before, parts, standings) = (sent.take(), self.parts.clone(), standings.to_vec());
-        *sent = Some(self.parts.store.0.connection.runtime().spawn(async move {
+        *sent = Some(self.parts.store.0.connection.here().1.spawn(async move {
             if let Some(before) = before {
                 // Only its being over matters.
                 let _ = before.await;
@@ -376,7 +380,7 @@ impl Hold for Spread {
             |(index, standing): (usize, &Standing)| *actual.get(index).unwrap_or(&standing.requested);
         let actual: Vec<u64> = standings.iter().enumerate().map(amount).collect();
         let (reply, answer) = oneshot::channel();
-        let runtime = self.parts.store.0.connection.runtime();
+        let (_, runtime) = self.parts.store.0.connection.here();
         // Nobody who wants to know is the usual case.
         match self.sent().take() {
             None => {
@@ -385,9 +389,11 @@ impl Hold for Spread {
             }
             Some(before) => {
                 let (parts, standings) = (self.parts.clone(), standings.to_vec());
+                let piece = parts.store.0.underway.begin();
                 drop(runtime.spawn(async move {
                     let _ = before.await;
-                    reply.send(parts.settle(&standings, &actual).await)
+                    let _ = reply.send(parts.settle(&standings, &actual).await);
+                    drop(piece);
                 }));
             }
         }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tollgate_limiter::WhenDown;
+
 use super::super::Redis;
 use super::{file, lines, load, load_file, nothing, said, variables};
 
@@ -45,6 +47,23 @@ fn urls() {
         assert_eq!((found.url.expose(), found.address.as_str()), (whole, address), "{written}");
         assert_eq!((found.timeout, found.prefix.as_str()), (Duration::from_millis(50), "tollgate"));
     }
+}
+
+#[test]
+fn what_limits_do_while_it_is_down() {
+    let limits = "limits:\n  - { name: a, per: ip, limit: 1/minute }\n  - { name: b, per: ip, limit: 1/minute, when_down: open }\n";
+    for (keys, expected) in [
+        ("host: h", [WhenDown::Share, WhenDown::Open]),
+        ("host: h, when_down: closed", [WhenDown::Closed, WhenDown::Open]),
+    ] {
+        let text = file(&format!("dependencies: {{ redis: {{ {keys} }} }}\n{limits}"));
+        let config = load_file(&text, &nothing).map_err(|problems| lines(&problems)).unwrap().config;
+        let found: Vec<WhenDown> = config.limits().map(|(_, limit)| limit.while_down()).collect();
+        assert_eq!(found, expected, "{keys}");
+    }
+    let wrong = said("dependencies: { redis: { host: h, when_down: opn } }\n");
+    assert_eq!(wrong.len(), 1, "{wrong:?}");
+    assert!(wrong[0].contains("share, open, closed"), "{wrong:?}");
 }
 
 #[test]
@@ -139,10 +158,7 @@ fn faults() {
             vec!["t.yml:1:44: dependencies.redis.tls: `url` is a socket, and there is no TLS on one; remove `tls`".to_owned()],
         ),
     ] {
-        let mut found = said(&format!("dependencies: {{ redis: {{ {keys} }} }}\n"));
-        if keys.contains("when_down") {
-            assert!(found.remove(5).contains("dependencies.redis.when_down: unknown key"));
-        }
+        let found = said(&format!("dependencies: {{ redis: {{ {keys} }} }}\n"));
         assert_eq!(found, expected);
     }
 }
