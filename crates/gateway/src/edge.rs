@@ -312,7 +312,7 @@ impl Service<Request<Incoming>> for Requests {
                     return pipeline::answer(&gateway, request, arrival).await;
                 };
                 // The rare one is boxed, so that the common one is not made as large.
-                Box::pin(admin::answer(admin, request)).await
+                Box::pin(admin::answer(admin, request, peer)).await
             };
             // Pinned before it is caught: moving a large future costs more than polling it.
             let answering = pin!(answering);

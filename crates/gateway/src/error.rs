@@ -40,6 +40,12 @@ pub enum Error {
     UnknownKey,
     /// Its day has come: 401.
     ExpiredKey,
+    /// It was taken back: 401.
+    RevokedKey,
+    /// A key of the admin API, before it is known which there are: 503.
+    KeysUnavailable,
+    /// An operator's ban: 403, with the sentence for who is banned.
+    Banned(String),
     /// `/admin/*` without the admin key: 401.
     AdminKey,
     /// The caller may not use this model: 403.
@@ -102,6 +108,7 @@ impl Error {
         match self {
             Self::UpstreamLimited(wait, _) => *wait,
             Self::ShuttingDown => Some(SHUTDOWN_RETRY),
+            Self::KeysUnavailable => Some(STORE_RETRY),
             Self::LimiterUnavailable(wait) => Some(wait.unwrap_or(STORE_RETRY)),
             _ => None,
         }
@@ -128,10 +135,10 @@ impl Error {
             Self::MethodNotSupported(_, allow) => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allow));
             }
-            Self::MissingKey | Self::UnknownKey | Self::ExpiredKey => {
+            Self::MissingKey | Self::UnknownKey | Self::ExpiredKey | Self::RevokedKey => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
-            Self::Call(_) | Self::ModelNotFound(_) | Self::ModelNotAllowed(_) => {
+            Self::Call(_) | Self::ModelNotFound(_) | Self::ModelNotAllowed(_) | Self::Banned(..) => {
                 // The official SDKs retry on some statuses; these never change by waiting.
                 headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
             }
@@ -145,9 +152,13 @@ impl Error {
         match self {
             Self::Call(_) | Self::Malformed(_) => (StatusCode::BAD_REQUEST, REQUEST, None),
             Self::AmbiguousCredentials => (StatusCode::BAD_REQUEST, REQUEST, Some("ambiguous_credentials")),
-            Self::MissingKey | Self::UnknownKey | Self::ExpiredKey | Self::AdminKey => {
+            Self::MissingKey | Self::UnknownKey | Self::ExpiredKey | Self::RevokedKey | Self::AdminKey => {
                 (StatusCode::UNAUTHORIZED, REQUEST, Some("invalid_api_key"))
             }
+            Self::KeysUnavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", Some("keys_unavailable"))
+            }
+            Self::Banned(..) => (StatusCode::FORBIDDEN, "permission_error", Some("banned")),
             Self::ModelNotAllowed(_) => {
                 (StatusCode::FORBIDDEN, "permission_error", Some("model_not_allowed"))
             }
@@ -206,6 +217,13 @@ impl Error {
                 .into(),
             Self::UnknownKey => "Incorrect API key provided. The key is not known here.".into(),
             Self::ExpiredKey => "This API key has expired. Ask whoever gave it to you for a new one.".into(),
+            Self::RevokedKey => {
+                "This API key has been revoked. Ask whoever gave it to you for a new one.".into()
+            }
+            Self::KeysUnavailable => {
+                "It cannot be known at the moment whether this key is good. Try again.".into()
+            }
+            Self::Banned(sentence) => sentence.clone(),
             Self::AdminKey => "The admin key is missing or wrong. Send it as 'X-Admin-Key: KEY' or \
                                'Authorization: Bearer KEY'."
                 .into(),

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
 use crate::config::{Auth, Key};
+use crate::control::{self, Form};
 use crate::error::Error;
 use crate::snapshot::Snapshot;
 
@@ -58,27 +59,33 @@ impl Caller {
         Some(&self.key.as_ref()?.user.as_ref()?.name)
     }
 
-    /// The user's team.
+    /// The key's team, else the user's.
     pub fn team(&self) -> Option<&str> {
-        self.key.as_ref()?.user.as_ref()?.team.as_deref()
+        let key = self.key.as_ref()?;
+        key.own.team.as_deref().or_else(|| key.user.as_ref()?.team.as_deref())
     }
 
-    /// The user's tier.
+    /// The key's tier, else the user's.
     pub fn tier(&self) -> Option<&str> {
-        self.key.as_ref()?.user.as_ref()?.tier.as_deref()
+        let key = self.key.as_ref()?;
+        key.own.tier.as_deref().or_else(|| key.user.as_ref()?.tier.as_deref())
     }
 
     /// Whether it may use the model of this resolved name.
     pub fn may_use(&self, model: &str) -> bool {
-        let models = self.key.as_ref().and_then(|key| key.user.as_ref()?.models.as_ref());
-        models.is_none_or(|models| models.iter().any(|allowed| allowed == model))
+        let Some(key) = &self.key else { return true };
+        let allows = |models: &Option<Vec<String>>| {
+            models.as_ref().is_none_or(|models| models.iter().any(|allowed| allowed == model))
+        };
+        allows(&key.own.models) && key.user.as_ref().is_none_or(|user| allows(&user.models))
     }
 }
 
 /// Finds out who sent a request from its headers and its [`client_address`].
 ///
 /// # Errors
-/// 400 for two credentials that differ, 401 for one that is missing, unknown or expired.
+/// 400 for two credentials that differ, 401 for one that is missing, unknown, revoked or expired, 503 for one that may be
+/// good when nobody can know.
 pub fn identify(snapshot: &Snapshot, headers: &HeaderMap, address: IpAddr) -> Result<Caller, Error> {
     let key = match credential(headers)? {
         Some(secret) => Some(known(snapshot, secret)?),
@@ -102,8 +109,16 @@ pub fn key_hash(secret: &[u8]) -> [u8; 32] {
 }
 
 fn known(snapshot: &Snapshot, secret: &[u8]) -> Result<Arc<Key>, Error> {
-    let key = snapshot.key(&key_hash(secret)).ok_or(Error::UnknownKey)?;
+    let form = control::form(secret);
+    if form == Form::Damaged {
+        return Err(Error::UnknownKey);
+    }
+    let Some(key) = snapshot.key(&key_hash(secret)) else {
+        let unknown = form == Form::Ours && !snapshot.control.loaded;
+        return Err(if unknown { Error::KeysUnavailable } else { Error::UnknownKey });
+    };
     match key.expires {
+        _ if key.revoked => Err(Error::RevokedKey),
         Some(end) if end <= SystemTime::now() => Err(Error::ExpiredKey),
         _ => Ok(key.clone()),
     }

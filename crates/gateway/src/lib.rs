@@ -6,7 +6,7 @@
 //! |---|---|
 //! | 5 processes, sockets, signals | [`cli`] [`edge`] [`admin`] |
 //! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] |
-//! | 3 one outside world each | [`snapshot`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] |
+//! | 3 one outside world each | [`snapshot`] [`control`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] |
 //! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] |
 //! | 1 bytes and values | [`call`] [`dialect`] [`sse`] |
 //! | 0 the engine | [`tollgate_limiter`] |
@@ -16,6 +16,7 @@ pub mod admission;
 pub mod call;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod dialect;
 pub mod edge;
 pub mod error;
@@ -37,12 +38,12 @@ pub mod snapshot;
 pub mod sse;
 pub mod upstream;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::Loaded;
 use crate::ledger::Ledger;
 use crate::limits::{Limits, Unusable};
 use crate::log::Log;
@@ -52,6 +53,12 @@ use crate::snapshot::Snapshot;
 
 /// The long-lived parts of a gateway.
 pub struct Gateway {
+    /// What operators say, and where it is kept.
+    pub control: control::Store,
+    /// Where the configuration came from; `None`: it cannot be read again.
+    pub source: Option<reload::Source>,
+    /// One new snapshot at a time.
+    building: Mutex<()>,
     /// What the configuration means now.
     pub snapshot: ArcSwap<Snapshot>,
     /// What was used.
@@ -73,13 +80,27 @@ impl Gateway {
     ///
     /// # Errors
     /// When the counters' store cannot be used as configured.
-    pub fn new(config: Config, log: Log) -> Result<Arc<Self>, Unusable> {
+    pub fn new(
+        loaded: Loaded,
+        source: Option<reload::Source>,
+        control: control::Store,
+        log: Log,
+    ) -> Result<Arc<Self>, Unusable> {
         let metrics = Arc::new(Metrics::new(log.clone()));
+        let Loaded { config, effective, .. } = loaded;
         let limits = Limits::open(&config, &metrics)?;
-        let snapshot = Snapshot::new(config, None, &metrics);
+        let made_of = snapshot::Source {
+            config: Arc::new(config),
+            effective: Arc::new(effective),
+            control: control.now(),
+        };
+        let snapshot = Snapshot::new(made_of, None, &metrics);
         let ending = CancellationToken::new();
         Ok(Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
+            control,
+            source,
+            building: Mutex::default(),
             limits,
             ledger: Ledger {
                 metrics,
@@ -93,6 +114,23 @@ impl Gateway {
             closing: CancellationToken::new(),
             ending,
         }))
+    }
+
+    /// Compiles anew what holds for requests, and swaps it in whole: of a new configuration if there is one, and of what
+    /// operators have said by now. Requests under way keep what they began with.
+    pub fn rebuild(&self, loaded: Option<Loaded>) {
+        let _turn = self.building.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.snapshot.load_full();
+        let mut made_of = before.source();
+        if let Some(Loaded { config, effective, .. }) = loaded {
+            (made_of.config, made_of.effective) = (Arc::new(config), Arc::new(effective));
+        }
+        made_of.control = self.control.now();
+        let next = Snapshot::new(made_of, Some(&before), self.metrics());
+        for (name, why) in &next.merged.idle {
+            tracing::warn!(rule = %name, %why, "a limit of the admin API means nothing with this configuration");
+        }
+        self.snapshot.store(Arc::new(next));
     }
 
     /// Every series of this process.

@@ -135,7 +135,7 @@ pub struct ByOutcome {
 /// `{source, result}` of a change of the configuration.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ByUpdate {
-    /// `file`, `signal`.
+    /// `file`, `signal`, `admin`.
     pub source: &'static str,
     /// `applied`, `refused`.
     pub result: &'static str,
@@ -413,7 +413,7 @@ impl Metrics {
         catch_up(&self.rate_limit_settlements.lost, count);
     }
 
-    /// A configuration that was to be taken over, from `file` or by `signal`.
+    /// A configuration that was to be taken over: the `file` changed, or by `signal` or `admin`.
     pub fn config_update(&self, source: &'static str, applied: bool) {
         self.config_last_reload_successful.set(i64::from(applied));
         let result = if applied { "applied" } else { "refused" };

@@ -87,6 +87,9 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     let Context { gateway, now, trace, head, lane } = *context;
     let caller = identify(now, &head.headers, entry.address)?;
     entry.key.clone_from(&caller.key);
+    if let Some(ban) = now.bans.on(&caller) {
+        return Err(Error::Banned(ban.sentence()));
+    }
     let endpoint = match found {
         Route::Call(endpoint) => endpoint,
         Route::Models => {
@@ -109,13 +112,20 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     entry.streamed = call.streamed();
     let model = usable_model(now, &caller, call.model())?;
     entry.model = Some(model.name.clone());
-    let deployments: Vec<_> =
+    let mut deployments: Vec<_> =
         now.deployments(model, &caller).filter(|deployment| deployment.serves(endpoint)).collect();
     if deployments.is_empty() {
         return Err(Error::UnsupportedEndpoint(call.model().to_owned(), endpoint.route()));
     }
+    let drained: Vec<String> = deployments
+        .extract_if(.., |deployment| now.is_drained(deployment))
+        .map(|deployment| format!("{} at {}: drained", deployment.model, deployment.name))
+        .collect();
+    if deployments.is_empty() {
+        return Err(Error::UpstreamFailed(drained));
+    }
 
-    let plan = now.plans.plan(&now.config, gateway.metrics(), &caller, endpoint.route(), &model.name);
+    let plan = now.plans.plan(now.rules(), gateway.metrics(), &caller, endpoint.route(), &model.name);
     let demand = expect(gateway, now, &caller, model, &call, &deployments).await;
     let (admitted, said) =
         admission::admit(&gateway.limits, gateway.metrics(), &plan, &caller, demand).await?;
@@ -316,7 +326,7 @@ fn counters(
     };
     let calls = models.iter().flat_map(|model| Endpoint::ALL.iter().map(move |endpoint| (model, endpoint)));
     let plans = calls.map(|(model, endpoint)| {
-        now.plans.plan(&now.config, gateway.metrics(), caller, endpoint.route(), &model.name)
+        now.plans.plan(now.rules(), gateway.metrics(), caller, endpoint.route(), &model.name)
     });
     Ok(Counters::of(caller, plans))
 }

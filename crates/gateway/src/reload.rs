@@ -11,15 +11,17 @@ use sha2::{Digest, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::Gateway;
 use crate::config::{self, Config, Loaded, Problem};
-use crate::snapshot::Snapshot;
+use crate::{Gateway, control};
 
 /// Editors and ConfigMaps change a file in several steps; it is read when they have been quiet this long.
 const QUIET: Duration = Duration::from_millis(150);
 
 /// A file is read at the latest after this time, however many changes there still are around it.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What ends by itself is looked at this often at least: clocks may be set.
+const EXPIRY_LOOK: Duration = Duration::from_secs(1);
 
 /// Where a process has its configuration from.
 #[derive(Clone, Debug)]
@@ -97,8 +99,9 @@ impl std::fmt::Display for Refused {
 }
 
 /// Swaps a configuration in. Requests under way keep the one they began with.
-pub fn apply(gateway: &Gateway, config: Config) {
+pub fn apply(gateway: &Gateway, loaded: Loaded) {
     let before = gateway.snapshot.load_full();
+    let config = &loaded.config;
     for (what, was, is) in [
         ("server.listen", before.config.server.listen, config.server.listen),
         ("server.admin", before.config.server.admin, config.server.admin),
@@ -110,10 +113,86 @@ pub fn apply(gateway: &Gateway, config: Config) {
     if before.config.redis != config.redis {
         let address =
             |config: &Config| config.redis.as_ref().map_or("none", |redis| &redis.address).to_owned();
-        let (was, is) = (address(&before.config), address(&config));
+        let (was, is) = (address(&before.config), address(config));
         tracing::warn!(%was, %is, "dependencies.redis takes effect at the next start");
     }
-    gateway.snapshot.store(Arc::new(Snapshot::new(config, Some(&before), gateway.metrics())));
+    let (was, is) = (&before.config.settings, &config.settings);
+    if (&was.state, was.control_poll) != (&is.state, is.control_poll) {
+        tracing::warn!("settings.state and settings.control_poll take effect at the next start");
+    }
+    gateway.rebuild(Some(loaded));
+}
+
+/// Reads the configuration again, and swaps it in when it is good: the last good one stays otherwise. Gives back the
+/// warnings.
+///
+/// # Errors
+/// Why it was not taken.
+pub async fn again(gateway: &Arc<Gateway>, source: &Source) -> Result<Vec<Problem>, Refused> {
+    // Reading and compiling are quick, but the disk may not be, nor are a hundred thousand keys.
+    let (source, holder) = (source.clone(), gateway.clone());
+    let work = move || {
+        let loaded = source.load()?;
+        let warnings = loaded.warnings.clone();
+        apply(&holder, loaded);
+        Ok(warnings)
+    };
+    let result = tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Refused::Unreadable(PathBuf::new(), std::io::Error::other(error))));
+    note(gateway, "admin", &result);
+    result
+}
+
+/// Looks at a configuration, given as its text, without taking it.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn check(name: &str, text: &str) -> Result<Loaded, Vec<Problem>> {
+    config::load(Some((name, text)), &|name| std::env::var(name).ok())
+}
+
+/// Puts in force what operators change, here or elsewhere, and what ends by itself, until the process closes.
+pub async fn follow(gateway: Arc<Gateway>) {
+    let mut changes = gateway.control.changes();
+    loop {
+        let expiry = gateway.control.now().next_expiry();
+        let wait = expiry.map_or(EXPIRY_LOOK, |end| end.wait().min(EXPIRY_LOOK));
+        tokio::select! {
+            // The sender lives as long as the gateway.
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(wait) => {}
+            () = gateway.ending.cancelled() => return,
+        }
+        // Who changed something here has put it in force already.
+        let known = Arc::ptr_eq(&gateway.snapshot.load().control, &*changes.borrow_and_update());
+        if !known || expiry.is_some_and(control::Time::has_come) {
+            put_in_force(&gateway).await;
+        }
+    }
+}
+
+/// Puts in force now what operators have said.
+pub async fn put_in_force(gateway: &Arc<Gateway>) {
+    let holder = gateway.clone();
+    if let Err(error) = tokio::task::spawn_blocking(move || holder.rebuild(None)).await {
+        tracing::error!(%error, "a change by operators is not in force");
+    }
+}
+
+fn note(gateway: &Gateway, asked_by: &'static str, result: &Result<Vec<Problem>, Refused>) {
+    gateway.metrics().config_update(asked_by, result.is_ok());
+    match result {
+        Ok(warnings) => {
+            for warning in warnings {
+                tracing::warn!("{warning}");
+            }
+            tracing::info!("configuration reloaded");
+        }
+        Err(refused) => {
+            tracing::error!("configuration not reloaded, the last good one stays:\n{refused}")
+        }
+    }
 }
 
 /// Reloads on SIGHUP, and with `watch` whenever the file's content is no longer `seen`, until the process ends.
@@ -149,23 +228,15 @@ pub async fn run(gateway: Arc<Gateway>, source: Source, mut seen: Seen, watch: b
         if !asked && before == seen {
             continue;
         }
-        let resolving = source.clone();
-        let result = tokio::task::spawn_blocking(move || resolving.resolve(text?.as_deref()));
-        let result = result.await.map_err(std::io::Error::other)?;
-        let source = if asked { "signal" } else { "file" };
-        gateway.metrics().config_update(source, result.is_ok());
-        match result {
-            Ok(loaded) => {
-                for warning in &loaded.warnings {
-                    tracing::warn!("{warning}");
-                }
-                apply(&gateway, loaded.config);
-                tracing::info!("configuration reloaded");
-            }
-            Err(refused) => {
-                tracing::error!("configuration not reloaded, the last good one stays:\n{refused}")
-            }
-        }
+        let (resolving, holder) = (source.clone(), gateway.clone());
+        let result = tokio::task::spawn_blocking(move || {
+            let loaded = resolving.resolve(text?.as_deref())?;
+            let warnings = loaded.warnings.clone();
+            apply(&holder, loaded);
+            Ok(warnings)
+        });
+        let asked_by = if asked { "signal" } else { "file" };
+        note(&gateway, asked_by, &result.await.map_err(std::io::Error::other)?);
     }
 }
 

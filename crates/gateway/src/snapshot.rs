@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::admission::Plans;
-use crate::config::{Config, Count, Key, TokenWeights};
+use crate::config::{Config, Count, Key, Rule, TokenWeights};
+use crate::control::{self, Bans, Control, Merged};
 use crate::estimate::Tokenizers;
 use crate::identity::Caller;
 use crate::metrics::{Metrics, Name};
@@ -15,10 +16,18 @@ use crate::upstream::{Deployment, Trust};
 /// The model that stands for every name (configuration from the environment).
 pub const EVERY_MODEL: &str = "*";
 
-/// One configuration, compiled.
+/// One configuration with what operators said since, compiled.
 pub struct Snapshot {
-    /// Where it came from.
-    pub config: Config,
+    /// What the file says.
+    pub config: Arc<Config>,
+    /// The same for people: see [`Loaded::effective`](crate::config::Loaded::effective).
+    pub effective: Arc<serde_json::Value>,
+    /// What operators said.
+    pub control: Arc<Control>,
+    /// Rules of the file and of operators, and those that mean nothing.
+    pub merged: Merged,
+    /// Who is let in no more.
+    pub bans: Bans,
     keys: HashMap<[u8; 32], Arc<Key>>,
     /// Names and aliases to models.
     models: HashMap<String, Arc<Model>>,
@@ -28,6 +37,17 @@ pub struct Snapshot {
     pub plans: Plans,
     /// Requests counted and priced, resolved name first.
     listed: Vec<(String, Arc<Model>)>,
+}
+
+/// What a snapshot is made from.
+#[derive(Clone)]
+pub struct Source {
+    /// What the file says.
+    pub config: Arc<Config>,
+    /// The same for people.
+    pub effective: Arc<serde_json::Value>,
+    /// What operators said.
+    pub control: Arc<Control>,
 }
 
 /// One model, ready to be routed.
@@ -47,8 +67,10 @@ pub struct Model {
 impl Snapshot {
     /// Compiles a configuration. Deployments that `previous` had with the same settings are taken over with their
     /// connections and health.
-    pub fn new(config: Config, previous: Option<&Snapshot>, metrics: &Metrics) -> Self {
-        let keys = config.keys.iter().map(|key| (key.hash, Arc::new(key.clone()))).collect();
+    pub fn new(source: Source, previous: Option<&Snapshot>, metrics: &Metrics) -> Self {
+        let Source { config, effective, control } = source;
+        let keys = control::keys(&config, &control);
+        let merged = control::merged(&config, &control);
         let mut models = HashMap::new();
         let mut listed = Vec::new();
         let mut trust = Trust::default();
@@ -77,13 +99,14 @@ impl Snapshot {
                 listed.push((known.clone(), compiled.clone()));
             }
         }
-        let plans = Plans::of(&config);
+        let plans = Plans::of(&merged.rules);
         let exact = config.models.iter().filter(|model| model.count == Count::Exact);
         let exact = exact.flat_map(|model| {
             model.providers.iter().map(|provider| provider.model_name.as_deref().unwrap_or(&model.name))
         });
         let tokenizers = Tokenizers::load(exact, previous.map(|previous| &previous.tokenizers));
-        let now = Self { config, keys, models, tokenizers, plans, listed };
+        let bans = Bans::of(&control);
+        let now = Self { config, effective, control, merged, bans, keys, models, tokenizers, plans, listed };
         if let Some(previous) = previous {
             previous.forget_deployments_not_in(&now, metrics);
         }
@@ -95,13 +118,43 @@ impl Snapshot {
         self.keys.get(hash)
     }
 
+    /// The key with this id, of the file or of operators.
+    pub fn key_of(&self, id: &str) -> Option<&Arc<Key>> {
+        match self.control.keys.get(id) {
+            Some(record) => self.key(&record.value.hash),
+            None => self.config.keys.iter().find(|key| key.id == id).and_then(|key| self.key(&key.hash)),
+        }
+    }
+
     /// The model of this name or alias.
     pub fn model(&self, name: &str) -> Option<&Arc<Model>> {
         self.models.get(name).or_else(|| self.models.get(EVERY_MODEL))
     }
 
+    /// Where it came from.
+    pub fn source(&self) -> Source {
+        let Self { config, effective, control, .. } = self;
+        Source { config: config.clone(), effective: effective.clone(), control: control.clone() }
+    }
+
+    /// The rules that hold.
+    pub fn rules(&self) -> &[Rule] {
+        &self.merged.rules
+    }
+
+    /// Models by name and alias, in the order of the file.
+    pub fn models(&self) -> impl Iterator<Item = (&str, &Arc<Model>)> {
+        self.listed.iter().map(|(name, model)| (name.as_str(), model))
+    }
+
+    /// Whether operators want a deployment to get no new requests.
+    pub fn is_drained(&self, deployment: &Deployment) -> bool {
+        let drains = &self.control.drains;
+        !drains.is_empty() && drains.contains_key(&drain_id(&deployment.model, &deployment.provider.name))
+    }
+
     /// Every deployment that may answer for `model`, in order: its own, then those of its fallback models that the
-    /// caller may use.
+    /// caller may use. Those that are drained are among them.
     pub fn deployments<'a>(
         &'a self,
         model: &'a Model,
@@ -135,4 +188,9 @@ impl Snapshot {
             metrics.upstream_healthy.remove(gone.label());
         }
     }
+}
+
+/// What a drain of a model's provider is kept under.
+pub fn drain_id(model: &str, provider: &str) -> String {
+    format!("{model}/{provider}")
 }

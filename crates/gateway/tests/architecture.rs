@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the gateway and the floor each stands on. A module may name those of its own floor and below.
-const FLOORS: [(&str, u8); 24] = [
+const FLOORS: [(&str, u8); 25] = [
     ("cli", 5),
     ("edge", 5),
     ("admin", 5),
@@ -16,6 +16,7 @@ const FLOORS: [(&str, u8); 24] = [
     ("refusals", 4),
     ("reload", 4),
     ("snapshot", 3),
+    ("control", 3),
     ("identity", 3),
     ("admission", 3),
     ("limits", 3),
@@ -34,17 +35,20 @@ const FLOORS: [(&str, u8); 24] = [
 ];
 
 /// The files through which each outside crate comes in.
-const DOORS: [(&str, &[&str]); 14] = [
-    ("axum", &["admin.rs", "edge.rs"]),
+const DOORS: [(&str, &[&str]); 17] = [
+    ("axum", &["admin.rs", "admin/", "edge.rs"]),
     ("clap", &["cli.rs", "cli/"]),
     ("granit_parser", &["config/parse.rs"]),
     ("hyper_rustls", &["upstream/connect.rs"]),
     ("hyper_util::client", &["upstream/connect.rs", "cli/"]),
     ("hyper_util::server", &["edge.rs"]),
-    ("jiff", &["config/", "log.rs"]),
+    ("getrandom", &["control/mint.rs"]),
+    ("jiff", &["config/", "control/time.rs", "log.rs"]),
     ("notify", &["reload.rs"]),
     ("prometheus_client", &["metrics.rs"]),
     ("percent_encoding", &["config/redis_url.rs"]),
+    ("redb", &["control/file.rs"]),
+    ("redis::aio", &["control/"]),
     ("rustls", &["upstream/connect.rs", "config/pem.rs"]),
     ("tiktoken", &["estimate/exact.rs"]),
     ("tracing_subscriber", &["log.rs", "cli/serve.rs"]),

@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Full};
 use serde_json::Value;
 use tollgate::Gateway;
 use tollgate::config::{self, LogFormat};
+use tollgate::control;
 use tollgate::error::BodyError;
 use tollgate::log::Log;
 use tollgate::pipeline::{Arrival, answer};
@@ -22,6 +23,7 @@ const CONFIG: &str = "
 users: [{ name: alice, keys: [sk-alice] }]
 models: [{ name: chat, providers: [{ type: simulated, completion_tokens: 20, tokens_per_second: 2000 }] }]
 limits: [{ name: r, per: user, limit: [10k tokens/day, 100/day, 5 concurrent] }]
+settings: { state: none }
 ";
 
 /// A log in memory.
@@ -66,7 +68,8 @@ async fn a_panic_in_the_middle_of_an_answer_settles_it() {
     let written = Written::default();
     let log = Log::to(written.clone(), LogFormat::Json);
     let loaded = config::load(Some(("tollgate.yml", CONFIG)), &|_| None).expect("a right configuration");
-    let gateway = Gateway::new(loaded.config, log.clone()).expect("memory");
+    let control = control::Store::open(&loaded.config).await.expect("in memory");
+    let gateway = Gateway::new(loaded, None, control, log.clone()).expect("memory");
     assert_eq!(used(&gateway).await, [0, 0, 0]);
     let question =
         r#"{"model":"chat","stream":true,"max_tokens":900,"messages":[{"role":"user","content":"Hello"}]}"#;

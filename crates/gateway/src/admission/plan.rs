@@ -8,7 +8,7 @@ use http::HeaderValue;
 use tollgate_limiter::{Charge, Denial, Dimension, Limit, Retry, Scope, Standing, Subject, Unit};
 
 use super::Demand;
-use crate::config::{Config, Match};
+use crate::config::{Match, Rule};
 use crate::headers;
 use crate::identity::Caller;
 use crate::metrics::{Histogram, LimitSeries, Metrics, Name};
@@ -38,8 +38,8 @@ struct Met {
 }
 
 impl Plan {
-    fn new(config: &Config, metrics: &Metrics, caller: &Caller, route: &'static str, model: &Name) -> Self {
-        let rules = || config.rules.iter().filter(|rule| rule.matches.holds(caller, route, model));
+    fn new(rules: &[Rule], metrics: &Metrics, caller: &Caller, route: &'static str, model: &Name) -> Self {
+        let rules = || rules.iter().filter(|rule| rule.matches.holds(caller, route, model));
         let met = rules().flat_map(|rule| {
             let fixed = !rule.per.contains(Dimension::Ip) && !rule.per.contains(Dimension::Session);
             // A caller without a key is nothing but its address.
@@ -51,7 +51,15 @@ impl Plan {
                 series: metrics.limit(limit),
             })
         });
-        let met: Vec<Met> = met.collect();
+        let own = caller.key.iter().flat_map(|key| {
+            let subject = subject(Scope::of([Dimension::ApiKey]), caller, route, model);
+            key.own.limits.iter().map(move |limit| Met {
+                limit: limit.clone(),
+                subject: Some(subject.clone()),
+                series: metrics.limit(limit),
+            })
+        });
+        let met: Vec<Met> = met.chain(own).collect();
         let any = |is: fn(Unit) -> bool| met.iter().any(|met| is(met.limit.unit()));
         Self {
             route,
@@ -153,21 +161,21 @@ struct Asker {
 
 impl Plans {
     /// None so far.
-    pub fn of(config: &Config) -> Self {
-        let by_address = config.rules.iter().any(|rule| !rule.matches.ip.is_empty());
+    pub fn of(rules: &[Rule]) -> Self {
+        let by_address = rules.iter().any(|rule| !rule.matches.ip.is_empty());
         Self { by_address, known: RwLock::default() }
     }
 
     /// What `caller` meets at `route` (canonical) with `model` (resolved, of this configuration).
     pub fn plan(
         &self,
-        config: &Config,
+        rules: &[Rule],
         metrics: &Metrics,
         caller: &Caller,
         route: &'static str,
         model: &Name,
     ) -> Arc<Plan> {
-        let make = || Arc::new(Plan::new(config, metrics, caller, route, model));
+        let make = || Arc::new(Plan::new(rules, metrics, caller, route, model));
         if self.by_address {
             return make();
         }

@@ -83,7 +83,7 @@ fn serve(options: &Options) -> Outcome {
     let log = super::serve::start_log(loaded.config.settings.log_format);
     let (traffic, listen) = (!options.no_traffic, options.listen);
     let introduction = introduction(options);
-    super::serve::serve(loaded.config, log, move |gateway| async move {
+    super::serve::serve(loaded, None, log, move |gateway| async move {
         // Nobody reading is no reason not to run.
         let _ = super::print(&introduction);
         if traffic {

@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Configuration, Outcome, Stopped, exit};
-use crate::Gateway;
-use crate::config::{Config, Loaded, LogFormat};
+use crate::config::{Loaded, LogFormat};
 use crate::edge::{Plane, accept, listen};
 use crate::log::Log;
-use crate::reload::{self, Refused};
+use crate::reload::{self, Refused, Source};
+use crate::{Gateway, control};
 
 /// After the signal to end, new connections are still accepted for this long: load balancers need it to notice.
 const STILL_ACCEPTING: Duration = Duration::from_secs(5);
@@ -43,12 +43,11 @@ pub(super) fn run(options: &Options) -> Outcome {
     let source = options.configuration.source();
     let (loaded, seen) = source.load_seen().map_err(|refused| refusal(&refused))?;
     let log = start_log(loaded.config.settings.log_format);
-    let Loaded { config, warnings, .. } = loaded;
-    for warning in &warnings {
+    for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let (source, watch) = (source.clone(), options.watch);
-    serve(config, log, move |gateway| async move {
+    let (known, watch) = (Some(source.clone()), options.watch);
+    serve(loaded, known, log, move |gateway| async move {
         let reloading = gateway.clone();
         tokio::spawn(async move {
             if let Err(error) = reload::run(reloading, source, seen, watch).await {
@@ -85,7 +84,7 @@ const EVICTION_PATIENCE: Duration = Duration::from_secs(3);
 const EVICTION_PAUSE: Duration = Duration::from_millis(20);
 
 /// Runs a gateway until it is told to end; `started` is called once its listeners are open.
-pub(super) fn serve<F, S>(config: Config, log: Log, started: S) -> Outcome
+pub(super) fn serve<F, S>(loaded: Loaded, source: Option<Source>, log: Log, started: S) -> Outcome
 where
     S: FnOnce(Arc<Gateway>) -> F,
     F: Future<Output = ()>,
@@ -96,7 +95,10 @@ where
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let workers = Workers::start().map_err(failed)?;
     let (code, gateway) = runtime.block_on(async {
-        let gateway = Gateway::new(config, log).map_err(|error| Stopped::new(exit::CONFIG, error))?;
+        let control = control::Store::open(&loaded.config).await;
+        let control = control.map_err(|error| Stopped::new(exit::CONFIG, error))?;
+        let gateway =
+            Gateway::new(loaded, source, control, log).map_err(|error| Stopped::new(exit::CONFIG, error))?;
         refuse_eviction(&gateway).await?;
         for worker in &workers.handles {
             let gateway = gateway.clone();
@@ -108,6 +110,9 @@ where
         let signals = Signals::new().map_err(failed)?;
         tokio::spawn(reap(gateway.clone()));
         tokio::spawn(watch_store(gateway.clone()));
+        tokio::spawn(reload::follow(gateway.clone()));
+        let holder = gateway.clone();
+        tokio::spawn(async move { holder.control.follow(holder.ending.clone()).await });
         started(gateway.clone()).await;
         let code = until_ended(&gateway, &connections, signals).await;
         // What the workers have not sent would end with them; what does not come to an end is told of below.

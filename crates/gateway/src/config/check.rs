@@ -13,6 +13,11 @@ pub(super) fn check(root: &Node, problems: &mut Problems) {
     map(&ROOT, root, "", problems);
 }
 
+/// The same for one section by itself.
+pub(super) fn section(section: &Section, node: &Node, problems: &mut Problems) {
+    map(section, node, "", problems);
+}
+
 /// What one text alone can be wrong about.
 pub(super) fn text(kind: &Kind, text: &str) -> Result<(), Fault> {
     match kind {

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use super::Environment;
 use super::problem::{Origin, Problems};
 use super::redis_url;
+use super::resolve::NO_STATE;
 use super::resolve_redis::PARTS;
 use super::scalar;
 use super::tree::{Entry, Node, Value};
@@ -66,6 +67,9 @@ pub(super) fn build(env: Environment<'_>, problems: &mut Problems) -> Option<(No
     };
     from.limits(&mut root, Some(per_ip));
     from.redis(&mut root);
+    // Who has no file of ours is not given one.
+    let nowhere = Node::text(Origin::Default, NO_STATE);
+    merge(&mut root, "settings", map(Origin::Default, vec![("state", nowhere)]));
     let keys = from.api_keys();
     if from.get("API_KEYS").is_none() {
         // Nobody needs a key, so nobody from outside is let in unless asked for.

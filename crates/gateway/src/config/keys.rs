@@ -159,6 +159,18 @@ pub(super) const SETTINGS: Section = Section {
             Text("false"),
             "Refuses to start with a Redis that may evict counters.",
         ),
+        key(
+            "state",
+            Kind::File,
+            Text("./tollgate.state"),
+            "The file of what operators say at run time; with Redis a copy of it. `none`: it is not kept.",
+        ),
+        key(
+            "control_poll",
+            Kind::Duration { min: 50, max: 60 * SECOND },
+            Text("1s"),
+            "At the latest after this time an instance knows what was changed on another.",
+        ),
         key("log_format", Kind::OneOf(&["json", "text"]), Text("json"), "How log lines look."),
     ],
 };

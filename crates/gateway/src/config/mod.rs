@@ -10,6 +10,7 @@ mod environment;
 mod keys;
 mod kind;
 mod load;
+mod outside;
 mod parse;
 mod pem;
 mod problem;
@@ -29,6 +30,9 @@ mod tree;
 mod tests;
 
 pub use load::{Environment, Loaded, load};
+pub use outside::{
+    Fault, Known, date, duration, key_limits, name, network, over_rule, sha256, table_of_names,
+};
 pub use parse::FILE_BYTES_MAX;
 pub use problem::{Problem, Severity};
 pub use schema::schema;
@@ -39,7 +43,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
-use tollgate_limiter::{Limit, Scope};
+use tollgate_limiter::{Algorithm, Limit, Scope, WhenDown};
 
 /// The whole configuration of one gateway.
 #[derive(Clone, Debug)]
@@ -125,12 +129,36 @@ pub struct RedisTls {
 /// `settings`.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// How rules count that do not say.
+    pub defaults: Defaults,
+    /// Where control data is kept.
+    pub state: Option<State>,
+    /// An instance knows a change of control data at the latest after this time.
+    pub control_poll: Duration,
     /// How log lines look.
     pub log_format: LogFormat,
     /// How many instances share the limits, until their heartbeats tell.
     pub instances: u32,
     /// Refuses to start with a Redis that may evict counters.
     pub require_noeviction: bool,
+}
+
+/// `settings.state`; absent where the file says `none`, and without a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// The file.
+    pub path: PathBuf,
+    /// Nobody wrote it down: a place that cannot be written to is no reason not to start.
+    pub is_default: bool,
+}
+
+/// What limits do that do not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Defaults {
+    /// `settings.rate_limiting_strategy`.
+    pub strategy: Algorithm,
+    /// `dependencies.redis.when_down`.
+    pub when_down: WhenDown,
 }
 
 /// `settings.log_format`.
@@ -211,8 +239,25 @@ pub struct Key {
     pub name: Option<String>,
     /// Refused from then on.
     pub expires: Option<SystemTime>,
+    /// Refused, whatever else holds.
+    pub revoked: bool,
     /// Whose it is; `None` for keys from the environment.
     pub user: Option<Arc<User>>,
+    /// What it has beyond, or in place of, what its user has.
+    pub own: Own,
+}
+
+/// What a key has of its own. Only keys that the admin API made have any.
+#[derive(Clone, Debug, Default)]
+pub struct Own {
+    /// In place of the user's.
+    pub team: Option<String>,
+    /// In place of the user's.
+    pub tier: Option<String>,
+    /// Resolved names; what the user may not use it may not use either.
+    pub models: Option<Vec<String>>,
+    /// Met by its requests beside those of the rules.
+    pub limits: Vec<Arc<Limit>>,
 }
 
 /// One entry of `models`.

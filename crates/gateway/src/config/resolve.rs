@@ -10,8 +10,11 @@ use super::problem::{Origin, Problems, quoted, suggest};
 use super::review::{self, Whole};
 use super::scalar::{self, Fault};
 use super::tree::{Node, Scalar, Value};
-use super::{Auth, Config, LogFormat, Secret, Server, Settings};
+use super::{Auth, Config, LogFormat, Secret, Server, Settings, State};
 use super::{resolve_models, resolve_redis, resolve_rules, resolve_users};
+
+/// What `settings.state` is where nothing is to be kept.
+pub(super) const NO_STATE: &str = "none";
 
 /// Resolves the whole tree. `None` when something in it was refused, now or before.
 pub(super) fn resolve(root: &Node, api_keys: &[Node], problems: &mut Problems) -> Option<Config> {
@@ -239,7 +242,13 @@ fn settings(root: &Node) -> Option<Settings> {
         "text" => LogFormat::Text,
         _ => return None,
     };
+    let state = &node.get("state")?.value;
+    let path = state.as_text()?;
+    let is_default = state.at == Origin::Default;
     Some(Settings {
+        defaults: resolve_rules::defaults(root),
+        state: (path != NO_STATE).then(|| State { path: path.into(), is_default }),
+        control_poll: duration(node, SETTINGS.key("control_poll")?)?,
         log_format,
         instances: u32::try_from(integer(node, SETTINGS.key("instances")?)?).ok()?,
         require_noeviction: read(node, "require_noeviction", scalar::boolean)?,

@@ -11,7 +11,7 @@ use super::problem::{Origin, Problems, quoted};
 use super::resolve::{Index, Item, Names, items, read, texts};
 use super::scalar;
 use super::tree::{Entry, Node, Value};
-use super::{Match, Rule};
+use super::{Defaults, Match, Rule};
 
 /// Limits of one rule.
 const LIMITS_MAX: usize = 16;
@@ -27,16 +27,7 @@ pub(super) fn tier_names(root: &Node) -> Index {
 
 /// All rules, tiers first.
 pub(super) fn rules(root: &Node, names: &Names<'_>, problems: &mut Problems) -> Vec<Rule> {
-    let strategy =
-        root.get("settings").and_then(|entry| read(&entry.value, "rate_limiting_strategy", scalar::strategy));
-    let redis = root.get("dependencies").and_then(|entry| entry.value.get("redis"));
-    let when_down = redis.and_then(|entry| when_down(&entry.value)).unwrap_or_default();
-    let mut reader = Reader {
-        when_down,
-        default: strategy.unwrap_or(Algorithm::FixedWindow),
-        seen: HashMap::new(),
-        problems,
-    };
+    let mut reader = Reader { defaults: defaults(root), seen: HashMap::new(), problems };
     let mut rules: Vec<Rule> = tiers(root).map(|entry| reader.tier(entry)).collect();
     let limits = root.get("limits").map_or(&[][..], |entry| entry.value.items());
     for (index, node) in limits.iter().enumerate() {
@@ -45,14 +36,78 @@ pub(super) fn rules(root: &Node, names: &Names<'_>, problems: &mut Problems) -> 
     rules
 }
 
+/// What limits do that do not say.
+pub(super) fn defaults(root: &Node) -> Defaults {
+    let strategy = root
+        .get("settings")
+        .and_then(|entry| read(&entry.value, "rate_limiting_strategy", scalar::strategy))
+        .unwrap_or(Algorithm::FixedWindow);
+    let redis = root.get("dependencies").and_then(|entry| entry.value.get("redis"));
+    let when_down = redis.and_then(|entry| when_down(&entry.value)).unwrap_or_default();
+    Defaults { strategy, when_down }
+}
+
+/// A rule that stands over those of the file: `node` is checked and complete, but for what `under`, the rule of that
+/// name in the file, says already.
+pub(super) fn over(
+    node: &Node,
+    name: &str,
+    under: Option<&Rule>,
+    defaults: Defaults,
+    names: &Names<'_>,
+    problems: &mut Problems,
+) -> Rule {
+    let like = |limit: &Arc<Limit>| Defaults { strategy: limit.algorithm(), when_down: limit.while_down() };
+    let defaults = under.and_then(|rule| rule.limits.first()).map_or(defaults, like);
+    let mut reader = Reader { defaults, seen: HashMap::new(), problems };
+    let mut rule = under.cloned().unwrap_or_else(|| Rule {
+        name: name.to_owned(),
+        matches: Match::default(),
+        per: Scope::GLOBAL,
+        limits: Vec::new(),
+        deny: false,
+    });
+    if let Some(entry) = node.get("match") {
+        rule.matches = reader.matches(&entry.value, "match", names);
+    }
+    if node.get("per").is_some() {
+        rule.per = reader.scope(node, "");
+    }
+    rule.deny = read(node, "deny", scalar::boolean).unwrap_or_default();
+    rule.limits = match rule.deny {
+        true => Vec::new(),
+        false => reader.limits(&rule, reader.way(node), &texts(node, "limit", "")),
+    };
+    rule
+}
+
+/// The limits that a key has of its own, per key; `at` is what they are called in messages.
+pub(super) fn of_key(
+    node: &Node,
+    at: &str,
+    rule: &str,
+    defaults: Defaults,
+    problems: &mut Problems,
+) -> Vec<Arc<Limit>> {
+    let mut reader = Reader { defaults, seen: HashMap::new(), problems };
+    let rule = Rule {
+        name: rule.to_owned(),
+        matches: Match::default(),
+        per: Scope::of([tollgate_limiter::Dimension::ApiKey]),
+        limits: Vec::new(),
+        deny: false,
+    };
+    let way = reader.usual();
+    reader.limits(&rule, way, &items(node, at))
+}
+
 fn tiers(root: &Node) -> impl Iterator<Item = &Entry> {
     let entries = root.get("tiers").map_or(&[][..], |entry| entry.value.entries());
     entries.iter().filter(|entry| !entry.key.starts_with("x-"))
 }
 
 struct Reader<'a> {
-    default: Algorithm,
-    when_down: WhenDown,
+    defaults: Defaults,
     /// Where each name was first given.
     seen: HashMap<String, Origin>,
     problems: &'a mut Problems,
@@ -73,8 +128,7 @@ impl Reader<'_> {
             }
             _ => {
                 rule.per = Scope::of([tollgate_limiter::Dimension::User, tollgate_limiter::Dimension::Model]);
-                let way = Way { algorithm: self.default, shadow: false, when_down: self.when_down };
-                rule.limits = self.limits(&rule, way, &items(&entry.value, &path));
+                rule.limits = self.limits(&rule, self.usual(), &items(&entry.value, &path));
             }
         }
         rule
@@ -170,12 +224,18 @@ impl Reader<'_> {
         Scope::of(items.iter().filter_map(|item| scalar::dimension(item.text).ok().flatten()))
     }
 
+    /// How limits count that say nothing of it.
+    fn usual(&self) -> Way {
+        let Defaults { strategy: algorithm, when_down } = self.defaults;
+        Way { algorithm, shadow: false, when_down }
+    }
+
     fn way(&self, node: &Node) -> Way {
-        let algorithm = read(node, "strategy", scalar::strategy).unwrap_or(self.default);
+        let algorithm = read(node, "strategy", scalar::strategy).unwrap_or(self.defaults.strategy);
         Way {
             algorithm,
             shadow: read(node, "shadow", scalar::boolean).unwrap_or_default(),
-            when_down: when_down(node).unwrap_or(self.when_down),
+            when_down: when_down(node).unwrap_or(self.defaults.when_down),
         }
     }
 

@@ -8,7 +8,7 @@ use super::problem::{Origin, Problems, quoted};
 use super::resolve::{Index, read, texts};
 use super::scalar;
 use super::tree::{Node, Value};
-use super::{Key, User};
+use super::{Key, Own, User};
 
 /// Hex digits of a key's id.
 const KEY_ID_DIGITS: usize = 12;
@@ -100,7 +100,9 @@ impl Users {
             id: digits.collect(),
             name: read(node, "name", |text| scalar::name(text).map(|()| text.to_owned())),
             expires: read(node, "expires", scalar::date),
+            revoked: false,
             user,
+            own: Own::default(),
         });
     }
 }

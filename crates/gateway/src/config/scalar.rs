@@ -249,12 +249,16 @@ pub(super) fn sha256(text: &str) -> Result<[u8; 32], Fault> {
     Ok(hash)
 }
 
-/// The id of a key: 12 hex digits of its hash.
+/// The id of a key: 12 hex digits of its hash, or the 8 characters after `tg_`.
 pub(super) fn key_id(text: &str) -> Result<(), Fault> {
-    if text.len() == 12 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+    let of_hash = text.len() == 12 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if of_hash || (text.len() == 8 && text.bytes().all(|b| b.is_ascii_alphanumeric())) {
         return Ok(());
     }
-    fault("is not the id of a key", "the first 12 hex digits of its SHA-256, lower case")
+    fault(
+        "is not the id of a key",
+        "the first 12 hex digits of its SHA-256, lower case; of a key that begins with tg_ the 8 characters after it",
+    )
 }
 
 /// A glob on canonical routes.

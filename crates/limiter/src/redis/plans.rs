@@ -15,16 +15,17 @@ const PLANS_MAX: usize = 4_096;
 pub(super) struct Plans(Box<[Mutex<Option<Known>>]>);
 
 struct Known {
-    met: Vec<(Arc<Limit>, Arc<str>)>,
+    limits: Vec<Arc<Limit>>,
+    subjects: Vec<Arc<str>>,
     plan: Arc<Plan>,
 }
 
 impl Known {
     fn is_of<'c>(&self, met: impl ExactSizeIterator<Item = (&'c Arc<Limit>, &'c Subject)>) -> bool {
-        let same = |(known, (limit, subject)): (&(Arc<Limit>, Arc<str>), (&Arc<Limit>, &Subject))| {
-            Arc::ptr_eq(&known.0, limit) && std::ptr::eq(&*known.1, subject.as_str())
-        };
-        self.met.len() == met.len() && self.met.iter().zip(met).all(same)
+        self.limits.len() == met.len()
+            && self.limits.iter().zip(&self.subjects).zip(met).all(|((limit, text), (met, subject))| {
+                Arc::ptr_eq(limit, met) && std::ptr::eq(&**text, subject.as_str())
+            })
     }
 }
 
@@ -45,8 +46,9 @@ impl Plans {
             return Ok(Arc::clone(&known.plan));
         }
         let plan = Arc::new(make()?);
-        let met = met.map(|(limit, subject)| (Arc::clone(limit), subject.shared_text())).collect();
-        *lock() = Some(Known { met, plan: Arc::clone(&plan) });
+        let (limits, subjects) =
+            met.map(|(limit, subject)| (Arc::clone(limit), subject.shared_text())).unzip();
+        *lock() = Some(Known { limits, subjects, plan: Arc::clone(&plan) });
         Ok(plan)
     }
 }

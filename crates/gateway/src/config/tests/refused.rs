@@ -223,7 +223,7 @@ fn what_a_rule_matches() {
             "t.yml:2:68: limits[0].match.user: there is no user `u`; there is none",
             "t.yml:2:77: limits[0].match.tier: there is no tier `t`; there is none",
             "t.yml:2:90: limits[0].match.endpoint: `v1` is not a path; write /v1/chat/completions or /v1/images/*",
-            "t.yml:2:103: limits[0].match.api_key: `zz` is not the id of a key; the first 12 hex digits of its SHA-256, lower case",
+            "t.yml:2:103: limits[0].match.api_key: `zz` is not the id of a key; the first 12 hex digits of its SHA-256, lower case; of a key that begins with tg_ the 8 characters after it",
             "t.yml:2:111: limits[0].match.ip: `x` is not a network; write 10.0.0.0/8, fd00::/8 or one address",
             "t.yml:2:129: limits[0].match.authenticated: `maybe` is neither true nor false",
         ],

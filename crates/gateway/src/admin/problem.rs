@@ -1,0 +1,84 @@
+//! What is wrong with a request of an operator: RFC 9457, `application/problem+json`.
+
+use axum::response::{IntoResponse, Response};
+use http::{StatusCode, header};
+use serde_json::json;
+
+use crate::config;
+
+/// One answer that is none.
+#[derive(Clone, Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    detail: String,
+    errors: Vec<Fault>,
+}
+
+/// What is wrong with one field.
+#[derive(Clone, Debug)]
+pub(super) struct Fault {
+    /// `models[0]`; the name of a parameter of the query.
+    pub(super) field: String,
+    /// What is wrong, and what is allowed.
+    pub(super) detail: String,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into(), errors: Vec::new() }
+    }
+
+    /// 422: these fields.
+    pub(super) fn fields(errors: Vec<Fault>) -> Self {
+        let named: Vec<String> =
+            errors.iter().map(|fault| format!("{}: {}", fault.field, fault.detail)).collect();
+        Self { status: StatusCode::UNPROCESSABLE_ENTITY, detail: named.join("; "), errors }
+    }
+
+    /// 422: one field.
+    pub(super) fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::fields(vec![Fault { field: field.into(), detail: detail.into() }])
+    }
+
+    /// The fields that are wrong.
+    pub(super) fn into_faults(self) -> Vec<Fault> {
+        self.errors
+    }
+
+    /// 404: `there is no key `a``.
+    pub(super) fn absent(what: &str, id: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("there is no {what} `{id}`"))
+    }
+
+    /// 409.
+    pub(super) fn conflict(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, detail)
+    }
+
+    /// 503: what is asked cannot be had at the moment.
+    pub(super) fn unavailable(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+}
+
+impl From<config::Problem> for Fault {
+    fn from(problem: config::Problem) -> Self {
+        let config::Problem { path, message, help, .. } = problem;
+        let detail = if help.is_empty() { message } else { format!("{message}; {help}") };
+        Self { field: path, detail }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let title = self.status.canonical_reason().unwrap_or_default();
+        let mut body = json!({ "type": "about:blank", "title": title, "status": self.status.as_u16(),
+                               "detail": self.detail });
+        if !self.errors.is_empty() {
+            let errors = self.errors.iter().map(|f| json!({ "field": f.field, "detail": f.detail }));
+            body["errors"] = errors.collect();
+        }
+        let content = [(header::CONTENT_TYPE, "application/problem+json")];
+        (self.status, content, body.to_string()).into_response()
+    }
+}
