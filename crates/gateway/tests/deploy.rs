@@ -105,6 +105,41 @@ fn every_alert_has_its_place_in_the_runbook() {
     }
 }
 
+/// The texts of all Rust and Lua files below a folder.
+fn sources(folder: &Path) -> String {
+    let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let text = |path: PathBuf| match path.extension().and_then(|ending| ending.to_str()) {
+        _ if path.is_dir() => sources(&path),
+        Some("rs" | "lua") => std::fs::read_to_string(&path).expect("a text"),
+        _ => String::new(),
+    };
+    entries.map(text).collect()
+}
+
+#[test]
+fn every_command_that_is_sent_is_granted() {
+    let text =
+        ["crates/limiter/src", "crates/gateway/src"].map(|crate_| sources(&root().join(crate_))).concat();
+    let users = read("deploy/redis/users.acl");
+    let gateway = users.lines().find(|line| line.starts_with("user tollgate ")).expect("the gateway's user");
+    let granted: BTreeSet<&str> =
+        gateway.split(" +").skip(1).map(|word| word.split('|').next().expect("one")).collect();
+    let sent: BTreeSet<String> = ["redis.call('", "redis.pcall('", "cmd(\""]
+        .into_iter()
+        .flat_map(|before| text.split(before).skip(1))
+        .map(|rest| rest.chars().take_while(char::is_ascii_uppercase).collect::<String>().to_lowercase())
+        .filter(|command| !command.is_empty())
+        .collect();
+    assert!(sent.len() > 20, "{sent:?}");
+    for command in &sent {
+        // Sentinels have users of their own.
+        assert!(
+            command == "sentinel" || granted.contains(command.as_str()),
+            "users.acl does not grant {command}"
+        );
+    }
+}
+
 /// The services of a compose file: name and text.
 fn services(text: &str) -> Vec<(&str, String)> {
     let inside = text.lines().skip_while(|line| *line != "services:").skip(1);
