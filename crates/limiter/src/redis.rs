@@ -253,6 +253,12 @@ impl RedisStore {
         self.0.connection.leave();
     }
 
+    /// Sends a command that is no decision to the server that `key` is on, within the deadline: for a service's own data
+    /// beside the counters. A command that changes something is sent once, but where a server said that it did not do it.
+    pub async fn command(&self, key: &str, command: &::redis::Cmd) -> Result<Value, StoreError> {
+        self.0.connection.command(&key.to_string(), command).await
+    }
+
     /// How it is connected, as this process sees it: nothing is asked.
     pub fn status(&self) -> Status {
         self.0.connection.status()
