@@ -231,7 +231,7 @@ fn refuse(mut entry: Box<Entry>, error: &Error) -> Response<Body> {
     headers::request(response.headers_mut(), &entry.request_id);
     error.headers(response.headers_mut());
     match error {
-        Error::Limited(denial) => entry.limited(denial),
+        Error::Limited(denial, _) => entry.limited(denial),
         Error::Denied(rule) => entry.rule = Some(rule.clone()),
         _ => {}
     }

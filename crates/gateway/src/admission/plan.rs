@@ -4,12 +4,11 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use http::HeaderValue;
 use tollgate_limiter::{Charge, Denial, Dimension, Limit, Retry, Scope, Standing, Subject, Unit};
 
 use super::Demand;
 use crate::config::{Match, Rule};
-use crate::headers;
+use crate::headers::Words;
 use crate::identity::Caller;
 use crate::metrics::{Histogram, LimitSeries, Metrics, Name};
 
@@ -24,7 +23,7 @@ pub struct Plan {
     denied: Option<Name>,
     /// From such a request's head to the last byte handed over.
     pub duration: Histogram,
-    policy: HeaderValue,
+    words: Arc<Words>,
     holds_calls: bool,
     counts_tokens: bool,
 }
@@ -66,7 +65,7 @@ impl Plan {
             model: model.clone(),
             duration: metrics.durations(route, model),
             denied: rules().find(|rule| rule.deny).map(|rule| Name::from(rule.name.as_str())),
-            policy: headers::policy(met.iter().map(|met| &*met.limit)),
+            words: Arc::new(Words::of(met.iter().map(|met| &*met.limit))),
             holds_calls: any(|unit| unit == Unit::Concurrency),
             counts_tokens: any(super::counts_tokens),
             met,
@@ -78,9 +77,9 @@ impl Plan {
         self.denied.as_ref()
     }
 
-    /// `RateLimit-Policy`.
-    pub fn policy(&self) -> &HeaderValue {
-        &self.policy
+    /// What headers say of its limits.
+    pub fn words(&self) -> &Arc<Words> {
+        &self.words
     }
 
     /// Whether calls in flight are limited.
