@@ -74,7 +74,10 @@ pub(super) fn run(options: &Options) -> Outcome {
             let id = if which.contains(':') { id_of(&admin, which)? } else { which.clone() };
             admin.write(&Method::DELETE, &["bans", &id], &[], None, *dry_run)?;
             let done = json!({ "removed": id, "dry_run": dry_run });
-            admin.print(&done, |_| format!("removed {which}"))
+            admin.print(&done, |_| match dry_run {
+                true => format!("would remove {which}"),
+                false => format!("removed {which}"),
+            })
         }
     }
 }

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use clap::Args;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, StatusCode, Uri};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
 use super::table::plain;
@@ -20,26 +20,34 @@ use crate::upstream::{Connector, Trust, connector};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The largest answer.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// What is not written as it is in a part of a path; dots neither, because `..` would be a part of its own meaning.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
 /// Entries of one page: the most there can be.
 const PAGE: &str = "1000";
+
+/// Where a gateway is asked when nothing says so.
+const HERE: &str = "http://127.0.0.1:8081";
+/// What the options of all these verbs stand under.
+const HEADING: &str = "Gateway";
 
 /// Which gateway is asked, and how its answer is printed.
 #[derive(Args)]
 pub(super) struct Connection {
-    /// The admin address of the gateway.
+    /// The admin address of the gateway. Default: `http://127.0.0.1:8081`.
+    #[arg(long, global = true, env = "TOLLGATE_URL", value_name = "URL", help_heading = HEADING)]
+    url: Option<String>,
+    /// Its `server.admin_key`. Better in the variable: arguments are seen by everybody on a machine.
     #[arg(
         long,
         global = true,
-        env = "TOLLGATE_URL",
-        default_value = "http://127.0.0.1:8081",
-        value_name = "URL"
+        env = "TOLLGATE_ADMIN_KEY",
+        hide_env_values = true,
+        value_name = "KEY",
+        help_heading = HEADING
     )]
-    url: String,
-    /// Its `server.admin_key`. Better in the variable: arguments are seen by everybody on a machine.
-    #[arg(long, global = true, env = "TOLLGATE_ADMIN_KEY", hide_env_values = true, value_name = "KEY")]
     admin_key: Option<String>,
     /// One JSON document.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = HEADING)]
     pub(super) json: bool,
 }
 
@@ -56,17 +64,18 @@ pub(super) struct Admin {
 impl Connection {
     /// Makes it ready to be asked; connects to nothing yet.
     pub(super) fn open(&self) -> Result<Admin, Stopped> {
-        let base = self.url.trim_end_matches('/').to_owned();
+        // A variable that is set to nothing is one that is not set.
+        let url = self.url.as_deref().filter(|url| !url.is_empty()).unwrap_or(HERE);
+        let base = url.trim_end_matches('/').to_owned();
         let usable = |uri: &Uri| {
             matches!(uri.scheme_str(), Some("http" | "https"))
                 && uri.query().is_none()
                 && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
         };
         let uri = base.parse::<Uri>().ok().filter(usable).ok_or_else(|| {
-            let wrong = format!("--url: `{}` is no URL of a gateway", plain(&self.url));
-            Stopped::new(exit::USAGE, format!("{wrong}; write http://127.0.0.1:8081"))
+            let wrong = format!("--url: `{}` is no URL of a gateway", plain(url));
+            Stopped::new(exit::USAGE, format!("{wrong}; write {HERE}"))
         })?;
-        // A variable that is set to nothing is one that is not set.
         let key = match self.admin_key.as_deref().filter(|key| !key.is_empty()) {
             None => None,
             Some(key) => {
@@ -160,7 +169,11 @@ impl Admin {
             let sent = self.client.request(request).await;
             let (head, body) = sent.map_err(|error| (error.is_connect(), cause(&error)))?.into_parts();
             let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-            Ok((head, body.map_err(|error| (false, cause(&*error)))?.to_bytes()))
+            let too_large = || format!("it answers with more than {ANSWER_BYTES_MAX} bytes");
+            let why = |error: Box<dyn std::error::Error + Send + Sync>| {
+                if error.is::<LengthLimitError>() { too_large() } else { cause(&*error) }
+            };
+            Ok((head, body.map_err(|error| (false, why(error)))?.to_bytes()))
         };
         // The timer wants a runtime around it.
         let answered = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, exchange).await });
@@ -180,7 +193,7 @@ impl Admin {
         let mut address = format!("{}/admin", self.base);
         for part in path {
             address.push('/');
-            address.extend(utf8_percent_encode(part, NON_ALPHANUMERIC));
+            address.extend(utf8_percent_encode(part, RESERVED));
         }
         if !query.is_empty() {
             let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
@@ -225,7 +238,7 @@ impl Admin {
             true => "TOLLGATE_URL, or --url, says which admin address is asked",
             false => "whether the change happened is not known",
         };
-        Stopped::new(exit::UNAVAILABLE, format!("{} is not reachable: {}; {hint}", self.base, plain(why)))
+        Stopped::new(exit::UNAVAILABLE, format!("{} cannot be asked: {}; {hint}", self.base, plain(why)))
     }
 
     fn strange(&self, what: &str) -> Stopped {

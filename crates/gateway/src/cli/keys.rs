@@ -197,8 +197,10 @@ fn made_known(admin: &Admin, mut made: Value, options: &Secret, is_new: bool) ->
     if options.dry_run {
         if let Some(made) = made.as_object_mut() {
             made.shift_remove("key");
-            // Another run draws another one.
-            is_new.then(|| made.shift_remove("id"));
+            if is_new {
+                // Another run draws another one.
+                made.shift_remove("id");
+            }
         }
         return admin.print(&made, fields);
     }

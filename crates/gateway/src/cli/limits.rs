@@ -96,14 +96,18 @@ pub(super) fn run(options: &Options) -> Outcome {
         }
         Verb::Delete { name, dry_run } => {
             admin.write(&Method::DELETE, &["limits", name], &[], None, *dry_run)?;
-            admin.print(&json!({ "deleted": name, "dry_run": dry_run }), |_| format!("deleted {name}"))
+            admin.print(&json!({ "deleted": name, "dry_run": dry_run }), |_| match dry_run {
+                true => format!("would delete {name}"),
+                false => format!("deleted {name}"),
+            })
         }
         Verb::Clear { subject, dry_run } => {
             let query = [("key", subject.as_str())];
             let cleared = admin.write(&Method::POST, &["rate-limit", "clear"], &query, None, *dry_run)?;
-            admin.print(&cleared, |cleared| match cleared["existed"] == false && !dry_run {
-                true => format!("{subject} had no counters"),
-                false => format!("cleared {subject}"),
+            admin.print(&cleared, |cleared| match cleared["existed"] == true {
+                _ if *dry_run => format!("would clear {subject}"),
+                true => format!("cleared {subject}"),
+                false => format!("{subject} had no counters"),
             })
         }
     }
