@@ -6,6 +6,7 @@
 mod amounts;
 mod plan;
 mod standings;
+mod strangers;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

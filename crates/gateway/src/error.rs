@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use tollgate_limiter::{Denial, Retry, Unit};
+use tollgate_limiter::{Denial, Retry, Source, Unit};
 
 use crate::call::CallError;
 use crate::dialect::openai;
@@ -134,6 +134,7 @@ impl Error {
         }
         match self {
             Self::Limited(denial, words) => crate::headers::denial(headers, denial, words),
+            Self::LimiterUnavailable(_) => crate::headers::source(headers, Source::Closed),
             Self::MethodNotSupported(_, allow) => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allow));
             }

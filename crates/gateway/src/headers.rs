@@ -219,7 +219,7 @@ pub fn denial(headers: &mut HeaderMap, denial: &Denial, words: &Words) {
 }
 
 /// Who decided.
-fn source(headers: &mut HeaderMap, source: Source) {
+pub fn source(headers: &mut HeaderMap, source: Source) {
     headers.insert(HeaderName::from_static("x-tollgate-source"), HeaderValue::from_static(source.as_str()));
 }
 

@@ -326,7 +326,7 @@ fn counters(
     };
     let calls = models.iter().flat_map(|model| Endpoint::ALL.iter().map(move |endpoint| (model, endpoint)));
     let plans = calls.map(|(model, endpoint)| {
-        now.plans.plan(now.rules(), gateway.metrics(), caller, endpoint.route(), &model.name)
+        now.plans.glance(now.rules(), gateway.metrics(), caller, endpoint.route(), &model.name)
     });
     Ok(Counters::of(caller, plans))
 }

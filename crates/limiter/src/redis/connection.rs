@@ -1,7 +1,7 @@
 //! The servers of a store, whatever their number, as one that is asked within a deadline.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use ::redis::{Cmd, Value};
@@ -17,6 +17,9 @@ use super::scripts::Scripts;
 use super::sentinel::Sentinels;
 use super::status::{ServerInfo, Status, Topology};
 use crate::store::StoreError;
+
+/// Between two questions that only keep a connection alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// Asks the server that a key is on.
 pub(super) struct Connection {
@@ -87,8 +90,10 @@ impl Connection {
         let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
         let known = std::iter::once(&self.home).chain(&*lanes).any(|lane| lane.is_of(&runtime));
         if !known {
-            let ground = Arc::new(self.home.ground.beside(runtime));
-            lanes.push(Arc::new(Lane::new(&self.address, ground)));
+            let ground = Arc::new(self.home.ground.beside(runtime.clone()));
+            let lane = Arc::new(Lane::new(&self.address, ground));
+            drop(runtime.spawn(keep_alive(Arc::downgrade(&lane), self.deadline)));
+            lanes.push(lane);
         }
     }
 
@@ -97,11 +102,13 @@ impl Connection {
         self.lanes.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
+    /// One that lost its connection is helped out by the first: it may never get another, when a server takes no more
+    /// clients.
     fn lane(&self) -> Arc<Lane> {
         let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
         let here = Handle::try_current().ok().filter(|_| !lanes.is_empty());
         let joined = here.and_then(|here| lanes.iter().find(|lane| lane.is_of(&here)));
-        Arc::clone(joined.unwrap_or(&self.home))
+        Arc::clone(joined.filter(|lane| lane.is_connected()).unwrap_or(&self.home))
     }
 
     /// Whether keys may be on different servers.
@@ -221,7 +228,29 @@ impl Lane {
         Lane { ground, servers }
     }
 
+    fn is_connected(&self) -> bool {
+        match &self.servers {
+            Way::One(node) => node.connected().is_some(),
+            // Which of its servers would be asked is not known here.
+            Way::Cluster(_) => true,
+        }
+    }
+
     fn is_of(&self, runtime: &Handle) -> bool {
         self.ground.dialer.runtime.id() == runtime.id()
+    }
+}
+
+/// Asks for nothing now and then: a connection that was closed, or swallows everything, is noticed before a decision has
+/// to. The first connection has the heartbeat of its instance.
+async fn keep_alive(lane: Weak<Lane>, deadline: Duration) {
+    let ping = ::redis::cmd("PING");
+    loop {
+        tokio::time::sleep(KEEP_ALIVE).await;
+        let Some(lane) = lane.upgrade() else { return };
+        if let Way::One(node) = &lane.servers {
+            // That it failed, and what follows from it, the node knows itself.
+            let _ = node.ask(Instant::now() + deadline, Question::Command(&ping), Slot::Owned).await;
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::spec::Rate;
 use crate::store::StoreError;
 
 /// The most charges that one request may meet.
-pub(super) const CHARGES_MAX: usize = 16;
+pub(super) const CHARGES_MAX: usize = 64;
 
 /// Two requests with equal plans meet the same counters at the same terms: they differ in their amounts only.
 #[derive(Debug, PartialEq, Eq)]
