@@ -32,6 +32,11 @@ use sliding::Sliding;
 /// How long a call in flight counts after it was last heard of. A holder renews its lease well within that.
 pub const LEASE: Millis = Millis::from_secs(30);
 
+/// The year 10889. A time beyond it is none, and no product of windows overflows before: so much is asked of states that
+/// were kept elsewhere.
+#[cfg(any(feature = "redis", feature = "persist"))]
+const TIME_MAX: Millis = Millis(1 << 48);
+
 /// When an amount fits. Ordered: the later, the greater; never is greatest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Retry {
@@ -117,6 +122,12 @@ impl State {
             Algorithm::Concurrency => Level::Leases(Leases::default()),
         };
         State { life, generation: 0, at: Millis::ZERO, level }
+    }
+
+    /// What it is told apart by from every earlier state of the same counter.
+    #[cfg(feature = "redis")]
+    pub(crate) fn life(&self) -> u64 {
+        self.life
     }
 
     /// Whether it is dated more than one window ahead of the clock.
