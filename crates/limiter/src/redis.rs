@@ -29,7 +29,9 @@ mod address;
 mod cluster;
 mod connection;
 mod dial;
+mod epoch;
 mod flights;
+mod heal;
 mod late;
 mod link;
 mod node;
@@ -51,8 +53,11 @@ pub use tls::Tls;
 use address::Address;
 use connection::Connection;
 use dial::Dialer;
+use epoch::Epochs;
+pub(crate) use epoch::epoch_of;
 use flights::{Flights, Waiting};
-pub(crate) use late::Late;
+pub(crate) use heal::Sighting;
+pub(crate) use late::{Beat, Late};
 use pack::Packer;
 use plan::Plan;
 use replay::{Counters, Outcome};
@@ -152,6 +157,7 @@ pub struct RedisStore(Arc<Inner>);
 
 struct Inner {
     prefix: String,
+    epochs: Epochs,
     deadline: Duration,
     coalescing: bool,
     connection: Connection,
@@ -202,8 +208,12 @@ impl RedisStore {
         };
         let scripts = Scripts::new(options.rehearsal.as_ref());
         let hasher = RandomState::new();
+        let connection = Connection::new(address, dialer, scripts, options.deadline);
+        let epochs =
+            if connection.is_cluster() { Epochs::of_slots } else { Epochs::of_server }(&options.prefix);
         Ok(RedisStore(Arc::new(Inner {
-            connection: Connection::new(address, dialer, scripts, options.deadline),
+            connection,
+            epochs,
             prefix: options.prefix,
             deadline: options.deadline,
             coalescing: options.coalescing,
@@ -250,7 +260,7 @@ impl RedisStore {
         if self.0.connection.is_cluster() {
             return self.take_spread(charges).await;
         }
-        let plan = Arc::new(Plan::of_charges(&self.0.prefix, &charges)?);
+        let plan = Arc::new(Plan::of_charges(&self.0.prefix, Some(&self.0.epochs), &charges)?);
         self.take_together(plan, charges).await
     }
 
@@ -290,7 +300,7 @@ impl RedisStore {
         let Some(first) = batch.first() else {
             return;
         };
-        let departure = self.0.denials.as_ref().map(|d| d.departure(&plan.keys, Instant::now()));
+        let departure = self.0.denials.as_ref().map(|d| d.departure(plan.subjects(), Instant::now()));
         let amounts = batch.iter().flat_map(|waiting| &waiting.charges).map(Charge::amount).collect();
         self.0.scripts_sent.fetch_add(1, Ordering::Relaxed);
         let answer = self.0.ask(plan, &first.charges, amounts).await;
@@ -352,7 +362,7 @@ impl Store for RedisStore {
             if self.0.connection.is_cluster() {
                 return self.peek_spread(charges).await;
             }
-            let plan = Plan::of_charges(&self.0.prefix, &charges)?;
+            let plan = Plan::of_charges(&self.0.prefix, Some(&self.0.epochs), &charges)?;
             let (_, counters) = self.0.ask(&plan, &charges, Vec::new()).await?;
             Ok(counters.stand(&plan, charges))
         })
@@ -396,10 +406,11 @@ impl Inner {
     ) -> Result<(Vec<u8>, Counters), StoreError> {
         let life = self.life();
         let mut order = Packer::default();
-        order.list(2);
+        order.list(3);
         order.number(life);
         order.list(amounts.len());
         amounts.into_iter().for_each(|amount| order.number(amount.min(AMOUNT_MAX)));
+        order.number(plan.epochs as u64);
         let now = self.time_given();
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
         let used = if self.clock.is_some() { 3 } else { 2 };
@@ -419,7 +430,7 @@ impl Inner {
         let Some(denials) = &self.denials else {
             return Err(charges);
         };
-        let Some((counters, age)) = denials.recall(plan, &plan.keys, Instant::now()) else {
+        let Some((counters, age)) = denials.recall(plan, plan.subjects(), Instant::now()) else {
             return Err(charges);
         };
         let counters = counters.at(counters.now + Millis::from(age));

@@ -68,6 +68,9 @@ pub struct Standing {
     pub reset: Millis,
     /// When what was asked for fits: `Now` unless this limit refuses, or would refuse if it were not a shadow.
     pub retry: Retry,
+    /// What tells the counter apart from every earlier one of its name, where a store elsewhere says so.
+    #[cfg(feature = "redis")]
+    pub(crate) life: u64,
 }
 
 impl Standing {
@@ -75,7 +78,18 @@ impl Standing {
     pub(crate) fn unanswered(charge: Charge) -> Standing {
         let (limit, subject, requested) = charge.into_parts();
         let (taken, used, remaining, reset, retry) = (false, 0, 0, Millis::ZERO, Retry::Now);
-        Standing { limit, subject, requested, taken, used, remaining, reset, retry }
+        Standing {
+            limit,
+            subject,
+            requested,
+            taken,
+            used,
+            remaining,
+            reset,
+            retry,
+            #[cfg(feature = "redis")]
+            life: 0,
+        }
     }
 
     /// What was taken stands at `reading`.

@@ -35,6 +35,7 @@ mod circuit;
 mod clock;
 mod counts;
 mod fleet;
+mod healing;
 mod keeper;
 mod ledger;
 mod local;
@@ -50,6 +51,7 @@ use calls::Calls;
 use clock::StoreClock;
 use counts::{Tally, add};
 use fleet::Fleet;
+use healing::Healing;
 use ledger::{Failing, Ledger};
 use mirror::Mirror;
 use settlements::{Held, Settlements};
@@ -114,6 +116,7 @@ struct Inner {
     ledger: Ledger<StoreClock>,
     settlements: Settlements,
     calls: Calls,
+    healing: Healing,
     fleet: Mutex<Fleet>,
     /// As in `state`, for those who only want to know whether to ask.
     open: AtomicBool,
@@ -139,13 +142,13 @@ impl ResilientStore {
         let (clock, wake) = (StoreClock::new(), Arc::new(Notify::new()));
         let runtime = redis.runtime().clone();
         let inner = Arc::new(Inner {
-            redis,
             name: format!("{:016x}", RandomState::new().hash_one("instance")),
             mirror: Mirror::new(),
             ledger: Ledger::new(clock.clone(), options.budgets),
             clock,
             settlements: Settlements::default(),
             calls: Calls::default(),
+            healing: Healing::new(redis.masters_changed()),
             fleet: Mutex::new(Fleet::new(options.instances)),
             open: AtomicBool::new(false),
             suspected: AtomicBool::new(false),
@@ -158,7 +161,9 @@ impl ResilientStore {
             tally: Tally::default(),
             wake: Arc::clone(&wake),
             listener: options.listener,
+            redis,
         });
+        drop(runtime.spawn(healing::notice(Arc::downgrade(&inner), inner.redis.masters_changed())));
         drop(runtime.spawn(keeper::keep(Arc::downgrade(&inner), wake)));
         ResilientStore(inner)
     }
@@ -264,7 +269,9 @@ impl Inner {
         }
         self.clock.set(decision.now());
         self.state().breaker.succeeded(Instant::now());
-        self.mirror.note(decision.standings(), decision.now());
+        if self.mirror.note(decision.standings(), decision.now()) {
+            self.has_lost();
+        }
         match decision {
             Decision::Granted(reservation) => {
                 let now = reservation.now();

@@ -235,6 +235,7 @@ impl Shared {
                 return false;
             };
             *map = Some(Arc::new(known.with(slot, to)));
+            self.ground.master_changed();
             true
         });
         self.doubt();
@@ -275,6 +276,9 @@ impl Shared {
         drop(nodes);
         self.map.send_if_modified(|known| {
             let changed = known.as_deref() != Some(&map);
+            if changed && known.is_some() {
+                self.ground.master_changed();
+            }
             *known = Some(Arc::new(map));
             changed
         });

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ::redis::{Cmd, Value};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::address::{Address, Servers};
@@ -38,7 +39,8 @@ impl Connection {
     pub(super) fn new(address: Address, dialer: Dialer, scripts: Scripts, deadline: Duration) -> Connection {
         let Address { servers, login, sentinel_login, .. } = address;
         let (made, began) = (AtomicU64::new(0), std::time::Instant::now());
-        let ground = Arc::new(Ground { dialer, login, scripts, made, began });
+        let masters = watch::Sender::new(0);
+        let ground = Arc::new(Ground { dialer, login, scripts, made, masters, began });
         let list = |endpoints: &[super::address::Endpoint]| -> String {
             endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
         };
@@ -64,6 +66,10 @@ impl Connection {
         self.ground.made.load(Ordering::Relaxed)
     }
 
+    pub(super) fn masters_changed(&self) -> watch::Receiver<u64> {
+        self.ground.masters.subscribe()
+    }
+
     pub(super) fn runtime(&self) -> &Handle {
         &self.ground.dialer.runtime
     }
@@ -81,6 +87,11 @@ impl Connection {
     /// Runs a script that gets through when the server is out of memory, where the server has that.
     pub(super) async fn settle(&self, keys: &[String], args: &[&[u8]]) -> Result<Value, StoreError> {
         self.ask(keys, Question::Settle(keys, args)).await
+    }
+
+    /// Runs a script.
+    pub(super) async fn heal(&self, keys: &[String], args: &[&[u8]]) -> Result<Value, StoreError> {
+        self.ask(keys, Question::Heal(keys, args)).await
     }
 
     /// Sends a command about a key.

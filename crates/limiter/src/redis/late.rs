@@ -24,12 +24,22 @@ use crate::store::StoreError;
 const BEAT: &str = "
 local time = redis.call('TIME')
 local now, live = time[1] * 1000 + math.floor(time[2] / 1000), tonumber(ARGV[2])
-redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+local new = redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - live))
 redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('%.0f', now + live), '+inf')
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return { now, redis.call('ZCARD', KEYS[1]) }
+return { now, redis.call('ZCARD', KEYS[1]), new }
 ";
+
+/// What a heartbeat was answered.
+pub(crate) struct Beat {
+    /// The store's time.
+    pub(crate) now: Millis,
+    /// How many instances live.
+    pub(crate) count: u64,
+    /// Whether this one was not among them.
+    pub(crate) new: bool,
+}
 
 /// What a counter is charged without being asked.
 #[derive(Clone, Debug)]
@@ -44,8 +54,8 @@ impl RedisStore {
         self.0.connection.runtime()
     }
 
-    /// Says that `instance` lives, for as long as this. Returns the store's time, and how many live.
-    pub(crate) async fn beat(&self, instance: &str, live: Millis) -> Result<(Millis, u64), StoreError> {
+    /// Says that `instance` lives, for as long as this.
+    pub(crate) async fn beat(&self, instance: &str, live: Millis) -> Result<Beat, StoreError> {
         let mut command = ::redis::cmd("EVAL");
         let key = format!("{}:ctl:instances", self.0.prefix);
         command.arg(BEAT).arg(1).arg(&key);
@@ -54,8 +64,8 @@ impl RedisStore {
         let Value::Array(parts) = &reply else {
             return Err(StoreError::Reply("no list".into()));
         };
-        let &[Value::Int(now), Value::Int(count)] = &parts[..] else {
-            return Err(StoreError::Reply("not a time and a count".into()));
+        let &[Value::Int(now), Value::Int(count), Value::Int(new)] = &parts[..] else {
+            return Err(StoreError::Reply("not a time and two counts".into()));
         };
         let positive =
             |number: i64| u64::try_from(number).map_err(|_| StoreError::Reply("a count below 0".into()));
@@ -63,7 +73,7 @@ impl RedisStore {
             Some(clock) => clock.now(),
             None => Millis(positive(now)?),
         };
-        Ok((now, positive(count)?))
+        Ok(Beat { now, count: positive(count)?, new: new > 0 })
     }
 
     /// This store's side of calls in flight that somebody else granted: it holds them from their first renewal on,
@@ -79,15 +89,19 @@ impl RedisStore {
     }
 
     /// Charges unconditionally, like a settlement that used more than was reserved. Sent once. Returns the store's
-    /// time, and what each counter says afterwards.
-    pub(crate) async fn charge_late(&self, late: &[Late]) -> Result<(Millis, Vec<Reading>), StoreError> {
+    /// time, what each counter says afterwards, and its life.
+    pub(crate) async fn charge_late(
+        &self,
+        late: &[Late],
+    ) -> Result<(Millis, Vec<(Reading, u64)>), StoreError> {
         let standings: Vec<Standing> = late.iter().map(standing).collect();
-        let plan = Plan::of_standings(&self.0.prefix, &standings.iter().collect::<Vec<_>>())?;
+        let epochs = Some(&self.0.epochs);
+        let plan = Plan::of_standings(&self.0.prefix, epochs, &standings.iter().collect::<Vec<_>>())?;
         let life = self.0.life();
         let nothing = |rate| State::new(rate, life).charge(rate, Millis::ZERO, 0);
         let width = late.first().map_or(0, |late| 2 + nothing(late.limit.rate()).numbers().len());
         let mut order = Packer::default();
-        order.list(2);
+        order.list(3);
         order.number(life);
         order.list(width * late.len());
         for (late, place) in late.iter().zip(&plan.places) {
@@ -96,7 +110,8 @@ impl RedisStore {
             receipt.numbers().into_iter().for_each(|number| order.number(number));
             order.number(late.amount.min(super::AMOUNT_MAX));
         }
-        plan.keys.iter().for_each(|key| self.0.forget(key));
+        order.number(plan.epochs as u64);
+        plan.subjects().iter().for_each(|key| self.0.forget(key));
         let now = self.0.time_given();
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
         let used = if self.0.clock.is_some() { 3 } else { 2 };
@@ -117,7 +132,7 @@ impl RedisStore {
             let state = counters.state(*place);
             state.redate(rate, now);
             state.correct(rate, now, &nothing(rate), late.amount);
-            state.reading(rate, now)
+            (state.reading(rate, now), state.life())
         });
         Ok((now, readings.collect()))
     }
@@ -134,5 +149,6 @@ fn standing(late: &Late) -> Standing {
         remaining: 0,
         reset: Millis::ZERO,
         retry: Retry::Now,
+        life: 0,
     }
 }

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::address::Endpoint;
 use super::dial::{CONNECT_DEADLINE, Dialer, Socket};
+use super::epoch;
 use super::scripts::{Name, Scripts};
 use crate::store::StoreError;
 
@@ -26,6 +27,8 @@ pub(super) enum Question<'q> {
     Charge(&'q [String], &'q [&'q [u8]]),
     /// The settling script; it gets through when the server is out of memory, where the server has that.
     Settle(&'q [String], &'q [&'q [u8]]),
+    /// The healing script.
+    Heal(&'q [String], &'q [&'q [u8]]),
     Command(&'q Cmd),
 }
 
@@ -44,9 +47,11 @@ pub(super) struct Link {
     pub(super) version: Option<String>,
     /// As far as the server tells: `master`.
     pub(super) role: Option<String>,
+    /// Tells the runs of servers apart, as far as the server tells; else 0.
+    pub(super) term: u64,
     socket: Socket,
     timeouts: AtomicU32,
-    loads: [Load; 3],
+    loads: [Load; Name::ALL.len()],
 }
 
 /// Whoever first learns that the server does not know a script sends its text; the others wait for that.
@@ -69,6 +74,7 @@ impl Link {
             made: Instant::now(),
             version: None,
             role: None,
+            term: 0,
             socket,
             timeouts: AtomicU32::new(0),
             loads: Default::default(),
@@ -76,8 +82,9 @@ impl Link {
         let about = link.told(::redis::cmd("INFO").arg("server")).await?;
         if let Some(Value::BulkString(text)) = about {
             let text = String::from_utf8_lossy(&text);
-            let version = text.lines().find_map(|line| line.strip_prefix("redis_version:"));
-            link.version = version.map(|version| version.trim().to_string());
+            let said = |name: &str| text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
+            link.version = said("redis_version:").map(str::to_string);
+            link.term = said("run_id:").map_or(0, epoch::term);
         }
         link.role = link.ask_role().await?;
         Ok(link)
@@ -129,6 +136,7 @@ impl Link {
         match question {
             Question::Charge(keys, args) => self.run(scripts, Name::Charge, keys, args, slot).await,
             Question::Settle(keys, args) => self.run(scripts, settle, keys, args, slot).await,
+            Question::Heal(keys, args) => self.run(scripts, Name::Heal, keys, args, slot).await,
             Question::Command(command) => self.send(command, slot).await,
         }
     }
@@ -167,7 +175,7 @@ impl Link {
         let (script, load) = (scripts.get(name), &self.loads[name as usize]);
         let call = |how: &str, what: &str| {
             let mut command = ::redis::cmd(how);
-            command.arg(what).arg(keys.len()).arg(keys).arg(args);
+            command.arg(what).arg(keys.len()).arg(keys).arg(args).arg(self.term);
             command
         };
         let by_digest = call("EVALSHA", &script.digest);

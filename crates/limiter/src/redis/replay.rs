@@ -3,6 +3,7 @@
 
 use ::redis::Value;
 
+use super::epoch::life_in;
 use super::pack::numbers;
 use super::plan::Plan;
 use crate::clock::Millis;
@@ -27,7 +28,7 @@ pub(super) enum Outcome {
 }
 
 impl Counters {
-    /// Reads `values`: one per counter, empty where there was none.
+    /// Reads `values`: one per counter; its epoch where there was none.
     pub(super) fn read<'r>(
         plan: &Plan,
         rates: impl Iterator<Item = &'r Rate>,
@@ -43,14 +44,14 @@ impl Counters {
         let mut states: Vec<Option<State>> = vec![None; plan.counters];
         for (place, rate) in plan.places.iter().zip(rates) {
             states[*place] = Some(match &values[*place] {
-                Value::Nil => State::new(rate, life),
+                Value::Int(epoch) => State::new(rate, life_in(u64::try_from(*epoch).unwrap_or(0), life)),
                 Value::BulkString(packed) => numbers(packed)
                     .and_then(|numbers| State::from_numbers(rate, numbers.get(1..)?))
                     .ok_or_else(|| wrong("a counter that is none"))?,
                 _ => return Err(wrong("a counter that is no text")),
             });
         }
-        let found = values.iter().map(|value| *value != Value::Nil).collect();
+        let found = values.iter().map(|value| !matches!(value, Value::Int(_))).collect();
         let states = states.into_iter().collect::<Option<Vec<State>>>();
         Ok(Counters { now, states: states.ok_or_else(|| wrong("a counter without a charge"))?, found })
     }
@@ -123,5 +124,5 @@ fn standing(charge: Charge, state: &State, now: Millis, taken: bool, retry: Retr
     let reading = state.reading(charge.limit().rate(), now);
     let (limit, subject, requested) = charge.into_parts();
     let (used, remaining, reset) = (reading.used, reading.remaining, reading.reset);
-    Standing { limit, subject, requested, taken, used, remaining, reset, retry }
+    Standing { limit, subject, requested, taken, used, remaining, reset, retry, life: state.life() }
 }

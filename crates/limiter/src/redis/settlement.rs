@@ -24,6 +24,8 @@ const ACTUAL_MAX: u64 = (1 << 53) - 1;
 pub(super) struct Held {
     pub(super) store: RedisStore,
     pub(super) receipts: Vec<Option<Receipt>>,
+    /// Whether its keys may be on two servers: then no other key comes with them.
+    alone: bool,
     /// What was sent last. What is sent next waits for it: a heartbeat that overtook the end of its call would hold a
     /// slot that nobody uses.
     sent: Mutex<Option<JoinHandle<()>>>,
@@ -63,7 +65,7 @@ impl Hold for Held {
             Ok(None) => return Box::pin(ready(Ok(vec![Correction::default(); charges]))),
             Err(error) => return Box::pin(ready(Err(error))),
         };
-        sending.plan.keys.iter().for_each(|key| self.store.0.forget(key));
+        sending.plan.subjects().iter().for_each(|key| self.store.0.forget(key));
         self.send(async move |store| {
             let corrections = store.correct(&sending, charges).await;
             if corrections.as_ref().is_err_and(|error| !super::spread::is_split(error)) {
@@ -92,7 +94,12 @@ impl Hold for Held {
 
 impl Held {
     pub(super) fn new(store: RedisStore, receipts: Vec<Option<Receipt>>) -> Held {
-        Held { store, receipts, sent: Mutex::new(None) }
+        Held { store, receipts, alone: false, sent: Mutex::new(None) }
+    }
+
+    /// Of one key, that no other one comes with.
+    pub(super) fn alone(self) -> Held {
+        Held { alone: true, ..self }
     }
 
     /// What `actual` says of charges that were taken; nothing if it says nothing of any.
@@ -112,7 +119,8 @@ impl Held {
             return Ok(None);
         }
         let standings: Vec<&Standing> = settlements.iter().map(|settlement| &settlement.standing).collect();
-        let plan = Plan::of_standings(&self.store.0.prefix, &standings)?;
+        let epochs = Some(&self.store.0.epochs).filter(|_| !self.alone);
+        let plan = Plan::of_standings(&self.store.0.prefix, epochs, &standings)?;
         Ok(Some(Sending { plan, settlements, now: self.store.0.time_given() }))
     }
 
@@ -145,7 +153,7 @@ impl RedisStore {
     ) -> Result<(Vec<Value>, Counters), StoreError> {
         let life = self.0.life();
         let mut order = Packer::default();
-        order.list(2);
+        order.list(3);
         order.number(life);
         order.list(9 * settlements.len());
         for (settlement, place) in settlements.iter().zip(&plan.places) {
@@ -153,6 +161,7 @@ impl RedisStore {
             settlement.receipt.numbers().into_iter().for_each(|number| order.number(number));
             order.number(settlement.actual.min(ACTUAL_MAX));
         }
+        order.number(plan.epochs as u64);
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
         let used = if self.0.clock.is_some() { 3 } else { 2 };
         let reply = self.0.connection.settle(&plan.keys, &args[..used]).await;
@@ -174,7 +183,7 @@ impl RedisStore {
         let answer = self.settle(sending).await;
         let Sending { plan, settlements, .. } = sending;
         // Forgotten once when it was sent, and once more for what left meanwhile.
-        plan.keys.iter().for_each(|key| self.0.forget(key));
+        plan.subjects().iter().for_each(|key| self.0.forget(key));
         let (ended, mut counters) = answer?;
         let mut corrections = vec![Correction::default(); charges];
         let mut born = vec![false; plan.counters];

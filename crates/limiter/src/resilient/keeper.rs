@@ -14,7 +14,7 @@ use super::circuit::Failure;
 use super::counts::add;
 use super::ledger::Debt;
 use crate::clock::{Clock, Millis};
-use crate::redis::Late;
+use crate::redis::{Beat, Late};
 use crate::store::StoreError;
 
 /// Between two heartbeats.
@@ -23,6 +23,8 @@ const BEAT_PAUSE: Duration = Duration::from_secs(1);
 const TURN_PAUSE: Duration = Duration::from_millis(5);
 /// How long an instance counts as alive after one.
 const LIVE: Millis = Millis(5_000);
+/// A store that does not know an instance any more which has beaten so short a time ago has lost more than that.
+const FORGOTTEN: Duration = Duration::from_secs(4);
 /// Between two probes, give or take a fifth, so that instances do not all ask at once.
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
 /// How long the store is charged what it is owed before it decides again; the rest follows.
@@ -71,14 +73,21 @@ impl Inner {
     }
 
     async fn beat(&self) -> Result<(), StoreError> {
-        let (now, count) = self.redis.beat(&self.name, LIVE).await?;
+        let Beat { now, count, new } = self.redis.beat(&self.name, LIVE).await?;
         self.clock.set(now);
-        self.fleet().counted(count, Instant::now());
+        let forgotten = self.fleet().counted(count, Instant::now()).is_some_and(|since| since < FORGOTTEN);
+        if new && forgotten {
+            self.has_lost();
+        }
         Ok(())
     }
 
     /// The store answers.
     async fn recover(self: &Arc<Inner>) {
+        // First what was lost: what it is owed comes on top of that.
+        if let Err(error) = self.heal(Instant::now() + SETTLE_UP_MAX).await {
+            return if self.is_open() { self.still_failing(&error) } else { self.failed(&error) };
+        }
         match self.settle_up(Instant::now() + SETTLE_UP_MAX).await {
             Ok(()) => {
                 self.hand_over();
@@ -145,9 +154,12 @@ impl Inner {
             let late: Vec<Late> = now.iter().map(Late::from).collect();
             match self.redis.charge_late(&late).await {
                 Ok((at, readings)) => {
-                    for (debt, reading) in now.iter().zip(readings) {
+                    for (debt, (reading, life)) in now.iter().zip(readings) {
                         self.ledger.paid(debt, at);
-                        self.mirror.put(&debt.limit, &debt.subject, reading.used, at, reading.reset);
+                        let level = (reading.used, reading.reset);
+                        if self.mirror.put(&debt.limit, &debt.subject, level, at, life) {
+                            self.has_lost();
+                        }
                         add(&self.tally.charged_late, debt.amount);
                     }
                 }

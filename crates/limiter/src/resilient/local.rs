@@ -93,7 +93,8 @@ impl Inner {
 fn uncounted_standing(charge: Charge, retry: Retry) -> Standing {
     let (limit, subject, requested) = charge.into_parts();
     let remaining = limit.capacity();
-    Standing { limit, subject, requested, taken: false, used: 0, remaining, reset: Millis::ZERO, retry }
+    let (taken, used, reset, life) = (false, 0, Millis::ZERO, 0);
+    Standing { limit, subject, requested, taken, used, remaining, reset, retry, life }
 }
 
 /// All standings, in the order of the charges.

@@ -38,7 +38,11 @@ impl State {
             Algorithm::FixedWindow | Algorithm::SlidingWindow => return None,
             Algorithm::MovingWindow => {
                 let moving = Moving::restored(rest)?;
-                moving.log.iter().all(|entry| entry.time <= TIME_MAX.get()).then_some(Level::Moving(moving))?
+                moving
+                    .log
+                    .iter()
+                    .all(|entry| entry.time <= TIME_MAX.get())
+                    .then_some(Level::Moving(moving))?
             }
             Algorithm::TokenBucket => Level::Bucket(Bucket::restored(rate, rest)?),
             Algorithm::Concurrency => return None,

@@ -40,7 +40,7 @@ impl Case {
             Algorithm::MovingWindow => Millis(MINUTE),
             _ => Millis(50_000),
         };
-        mirror.put(&limit, &user("alice"), seen, since, reset);
+        mirror.put(&limit, &user("alice"), (seen, reset), since, 0);
         let failing = Failing { number: 1, since, instances };
         Case { ledger: Ledger::new(clock.clone(), Budgets::default()), clock, mirror, limit, failing }
     }
@@ -173,7 +173,13 @@ fn failing_again_and_again_is_worth_nothing() {
                 for debt in case.ledger.debts(10).iter().flatten() {
                     case.ledger.paid(debt, case.failing.since);
                     seen += debt.amount;
-                    case.mirror.put(&case.limit, &user("alice"), seen, case.failing.since, Millis(MINUTE));
+                    case.mirror.put(
+                        &case.limit,
+                        &user("alice"),
+                        (seen, Millis(MINUTE)),
+                        case.failing.since,
+                        0,
+                    );
                 }
             }
             case.fails_again(round * 1_000 + 500);
