@@ -203,7 +203,7 @@ impl ResilientStore {
 
 impl Store for ResilientStore {
     fn reserve(&self, charges: Vec<Charge>) -> Answer<'_, Decision> {
-        if self.0.is_open() {
+        if !self.0.asks(charges.iter().map(Charge::subject)) {
             return Box::pin(ready(self.0.decide(charges)));
         }
         Box::pin(async move {
@@ -219,7 +219,7 @@ impl Store for ResilientStore {
     }
 
     fn peek(&self, charges: Vec<Charge>) -> Answer<'_, Vec<Standing>> {
-        if self.0.is_open() {
+        if !self.0.asks(charges.iter().map(Charge::subject)) {
             return Box::pin(ready(Ok(self.0.look(charges))));
         }
         Box::pin(async move {
@@ -236,7 +236,7 @@ impl Store for ResilientStore {
 
     /// While Redis does not answer nothing is forgotten, and that is an error.
     fn clear<'s>(&'s self, subject: &'s Subject) -> Answer<'s, bool> {
-        if self.0.is_open() {
+        if !self.0.asks(std::iter::once(subject)) {
             return Box::pin(ready(Err(StoreError::Unreachable)));
         }
         Box::pin(async move {
@@ -259,6 +259,11 @@ impl fmt::Debug for ResilientStore {
 impl Inner {
     fn is_open(&self) -> bool {
         self.open.load(Ordering::Acquire)
+    }
+
+    /// Whether Redis is asked about these subjects.
+    fn asks<'s>(&self, subjects: impl Iterator<Item = &'s Subject>) -> bool {
+        !self.is_open() && self.redis.reaches(subjects)
     }
 
     /// Redis has decided.
@@ -289,7 +294,7 @@ impl Inner {
     fn failed(&self, error: &StoreError) {
         let Some(failure) = Failure::of(error) else { return };
         add(&self.tally.failures[failure as usize], 1);
-        if self.is_open() {
+        if self.is_open() || self.fails_in_part(error) {
             return;
         }
         let enough = self.state().breaker.failed(Instant::now());
@@ -300,6 +305,11 @@ impl Inner {
         {
             self.wake.notify_one();
         }
+    }
+
+    /// Whether only some of several masters are silent: their counters are decided here, those of the others there.
+    fn fails_in_part(&self, error: &StoreError) -> bool {
+        is_silence(error) && self.redis.answers_in_part()
     }
 
     /// A probe has failed.
@@ -355,9 +365,12 @@ impl Inner {
         failing
     }
 
-    /// Whether settlements would only get lost.
-    fn settlements_wait(&self) -> bool {
-        self.is_open() && !matches!(self.state().circuit, Circuit::Open { why: Failure::OutOfMemory, .. })
+    /// Whether settlements of these would only get lost.
+    fn settlements_wait(&self, standings: &[Standing]) -> bool {
+        if self.is_open() {
+            return !matches!(self.state().circuit, Circuit::Open { why: Failure::OutOfMemory, .. });
+        }
+        !self.redis.reaches(standings.iter().map(|standing| &standing.subject))
     }
 
     /// There is something to settle up, and somebody to settle up with.
@@ -374,4 +387,9 @@ impl Inner {
     fn fleet(&self) -> MutexGuard<'_, Fleet> {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether nothing was heard.
+fn is_silence(error: &StoreError) -> bool {
+    matches!(Failure::of(error), Some(Failure::Timeout | Failure::Unreachable | Failure::Lost))
 }

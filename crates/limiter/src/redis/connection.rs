@@ -79,6 +79,22 @@ impl Connection {
         matches!(self.servers, Way::Cluster(_))
     }
 
+    /// Whether the master of this key may answer, while others do: of one master, that is asked for.
+    pub(super) fn reaches(&self, key: &str) -> bool {
+        match &self.servers {
+            Way::One(_) => true,
+            Way::Cluster(cluster) => cluster.reaches(super::cluster::slot(key), self.deadline),
+        }
+    }
+
+    /// Whether one of several masters has a connection that answers.
+    pub(super) fn answers_in_part(&self) -> bool {
+        match &self.servers {
+            Way::One(_) => false,
+            Way::Cluster(cluster) => cluster.known_masters().iter().any(|node| node.connected().is_some()),
+        }
+    }
+
     /// Runs a script.
     pub(super) async fn charge(&self, keys: &[String], args: &[&[u8]]) -> Result<Value, StoreError> {
         self.ask(keys, Question::Charge(keys, args)).await

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 
 use super::RedisStore;
 use super::pack::Packer;
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use super::replay::Counters;
 use super::settlement::Held;
 use crate::clock::{Clock, Millis};
@@ -52,6 +52,18 @@ pub(crate) struct Late {
 impl RedisStore {
     pub(crate) fn runtime(&self) -> &Handle {
         self.0.connection.runtime()
+    }
+
+    /// Whether the masters of these subjects' counters may answer, as far as that is known without asking. One master of
+    /// several may be gone; one alone is asked.
+    pub(crate) fn reaches<'s>(&self, mut subjects: impl Iterator<Item = &'s Subject>) -> bool {
+        !self.0.connection.is_cluster()
+            || subjects.all(|subject| self.0.connection.reaches(&plan::key(&self.0.prefix, subject)))
+    }
+
+    /// Whether one of several masters answers, whatever the others do.
+    pub(crate) fn answers_in_part(&self) -> bool {
+        self.0.connection.answers_in_part()
     }
 
     /// Says that `instance` lives, for as long as this.

@@ -99,6 +99,11 @@ impl Node {
         self.0.current.borrow().clone().filter(|link| link.answers())
     }
 
+    /// Whether there has been no connection that answers for so long.
+    pub(super) fn is_gone(&self, patience: Duration) -> bool {
+        self.connected().is_none() && self.0.lately().since.elapsed() >= patience
+    }
+
     pub(super) fn lately(&self) -> Lately {
         self.0.lately().clone()
     }

@@ -121,6 +121,9 @@ impl Inner {
 
     /// One script; when it is refused, one for each counter. Returns what the store does not know yet.
     async fn tell_together(&self, seen: Vec<Sighting>) -> (Vec<Sighting>, Result<(), StoreError>) {
+        if !self.redis.reaches(seen.iter().map(|sighting| &sighting.subject)) {
+            return (seen, Ok(()));
+        }
         match self.tell_all(&seen).await {
             Ok(()) => return (Vec::new(), Ok(())),
             Err(StoreError::Refused { .. }) => {}

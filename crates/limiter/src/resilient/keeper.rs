@@ -9,10 +9,10 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::Inner;
 use super::circuit::Failure;
 use super::counts::add;
 use super::ledger::Debt;
+use super::{Inner, is_silence};
 use crate::clock::{Clock, Millis};
 use crate::redis::{Beat, Late};
 use crate::store::StoreError;
@@ -59,6 +59,8 @@ impl Inner {
         let suspected = self.suspected.swap(false, Ordering::Relaxed);
         match self.beat().await {
             Ok(()) => self.recover().await,
+            // The heartbeat is one master's; there are others.
+            Err(error) if self.fails_in_part(&error) => self.recover().await,
             Err(error) if self.is_open() => self.still_failing(&error),
             Err(error) => {
                 let silent = is_silence(&error);
@@ -96,11 +98,13 @@ impl Inner {
             Err(error) if self.is_open() => return self.still_failing(&error),
             Err(error) => return self.failed(&error),
         }
-        while !self.is_open() {
-            let waiting = self.settlements.take(CHARGED_AT_ONCE);
-            if waiting.is_empty() {
-                return;
-            }
+        let mut left = self.settlements.waiting() as usize;
+        while left > 0 && !self.is_open() {
+            let waiting = self.settlements.take(CHARGED_AT_ONCE.min(left));
+            left = if waiting.is_empty() { 0 } else { left - waiting.len() };
+            let (waiting, later): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(|settlement| self.redis.reaches(settlement.subjects()));
+            later.into_iter().for_each(|settlement| self.settlements.put(settlement));
             let sent: Vec<_> = waiting.iter().map(|settlement| settlement.send()).collect();
             let mut failed = None;
             for settled in sent {
@@ -146,8 +150,11 @@ impl Inner {
         settled
     }
 
-    /// Charges the counters of one subject. Returns those that the store refused to charge.
+    /// Charges the counters of one subject. Returns those that the store refused to charge, or whose master is gone.
     async fn charge(&self, debts: Vec<Debt>) -> Result<Vec<Debt>, StoreError> {
+        if !self.redis.reaches(debts.iter().map(|debt| &debt.subject)) {
+            return Ok(debts);
+        }
         let mut rest = &debts[..];
         while !rest.is_empty() {
             let (now, later) = rest.split_at(rest.len().min(COUNTERS_AT_ONCE));
@@ -192,9 +199,4 @@ impl From<&Debt> for Late {
     fn from(debt: &Debt) -> Late {
         Late { limit: Arc::clone(&debt.limit), subject: debt.subject.clone(), amount: debt.amount }
     }
-}
-
-/// Whether nothing was heard.
-fn is_silence(error: &StoreError) -> bool {
-    matches!(Failure::of(error), Some(Failure::Timeout | Failure::Unreachable | Failure::Lost))
 }
