@@ -32,6 +32,7 @@ mod dial;
 mod epoch;
 mod flights;
 mod heal;
+mod lanes;
 mod late;
 mod link;
 mod node;
@@ -168,6 +169,7 @@ struct Inner {
     births: AtomicU64,
     hasher: RandomState,
     scripts_sent: AtomicU64,
+    unreplicated: AtomicU64,
     settlements_lost: AtomicU64,
 }
 
@@ -179,6 +181,8 @@ pub struct RedisCounts {
     pub connections: u64,
     /// Deciding scripts sent: fewer than decisions.
     pub scripts: u64,
+    /// Grants of [replicated](crate::Limit::replicated) limits that no replica acknowledged in time.
+    pub unreplicated: u64,
     /// Settlements that failed or were never answered: the estimate may stand.
     pub settlements_lost: u64,
 }
@@ -224,6 +228,7 @@ impl RedisStore {
             births: AtomicU64::new(0),
             hasher,
             scripts_sent: AtomicU64::new(0),
+            unreplicated: AtomicU64::new(0),
             settlements_lost: AtomicU64::new(0),
         })))
     }
@@ -233,6 +238,7 @@ impl RedisStore {
         RedisCounts {
             connections: self.0.connection.made(),
             scripts: self.0.scripts_sent.load(Ordering::Relaxed),
+            unreplicated: self.0.unreplicated.load(Ordering::Relaxed),
             settlements_lost: self.0.settlements_lost.load(Ordering::Relaxed),
         }
     }
@@ -322,7 +328,7 @@ impl RedisStore {
             denied |= matches!(&outcome, Outcome::Denied(denial) if worth_remembering(denial));
             let decision = match outcome {
                 Outcome::Granted(standings, receipts) if verdict => {
-                    Ok(Decision::Granted(self.hold(standings, counters.now, receipts)))
+                    Ok(Decision::Granted(self.grant(standings, &counters, receipts)))
                 }
                 Outcome::Denied(denial) if !verdict => Ok(Decision::Denied(denial.decided_by(Source::Redis))),
                 _ => Err(StoreError::Reply("script and definition disagree".into())),
@@ -335,6 +341,20 @@ impl RedisStore {
         if let (true, Some(denials), Some(departure)) = (denied, &self.0.denials, departure) {
             denials.remember(Arc::clone(plan), departure, counters, Instant::now());
         }
+    }
+
+    fn grant(
+        &self,
+        standings: Vec<Standing>,
+        counters: &Counters,
+        receipts: Vec<Option<crate::spec::Receipt>>,
+    ) -> Reservation {
+        let reservation = self.hold(standings, counters.now, receipts);
+        if !counters.unreplicated {
+            return reservation;
+        }
+        self.0.unreplicated.fetch_add(1, Ordering::Relaxed);
+        reservation.unacknowledged()
     }
 
     fn hold(
@@ -414,7 +434,12 @@ impl Inner {
         let now = self.time_given();
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
         let used = if self.clock.is_some() { 3 } else { 2 };
-        let reply = self.connection.charge(&plan.keys, &args[..used]).await?;
+        let (reply, unreplicated) = if plan.waits {
+            let (reply, replicas) = self.connection.charge_replicated(&plan.keys, &args[..used]).await?;
+            (reply, replicas == 0)
+        } else {
+            (self.connection.charge(&plan.keys, &args[..used]).await?, false)
+        };
         let Value::Array(parts) = reply else {
             return Err(StoreError::Reply("no list".into()));
         };
@@ -422,7 +447,8 @@ impl Inner {
             return Err(StoreError::Reply("not a time, verdicts and counters".into()));
         };
         let rates = charges.iter().map(|charge| charge.limit().rate());
-        Ok((verdicts.clone(), Counters::read(plan, rates, *now, states, life)?))
+        let counters = Counters::read(plan, rates, *now, states, life)?;
+        Ok((verdicts.clone(), counters.unreplicated(unreplicated)))
     }
 
     /// Refuses what Redis refused a moment ago; else gives the charges back.

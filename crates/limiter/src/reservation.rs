@@ -191,17 +191,38 @@ pub struct Reservation {
     standings: Vec<Standing>,
     now: Millis,
     source: Source,
+    #[cfg(feature = "redis")]
+    unreplicated: bool,
     hold: Box<dyn Hold>,
 }
 
 impl Reservation {
     pub(crate) fn new(standings: Vec<Standing>, now: Millis, hold: Box<dyn Hold>) -> Reservation {
-        Reservation { standings, now, source: Source::Memory, hold }
+        Reservation {
+            standings,
+            now,
+            source: Source::Memory,
+            #[cfg(feature = "redis")]
+            unreplicated: false,
+            hold,
+        }
     }
 
     #[cfg(feature = "redis")]
     pub(crate) fn decided_by(self, source: Source) -> Reservation {
         Reservation { source, ..self }
+    }
+
+    /// Granted, although no replica has acknowledged it in time.
+    #[cfg(feature = "redis")]
+    pub(crate) fn unacknowledged(self) -> Reservation {
+        Reservation { unreplicated: true, ..self }
+    }
+
+    /// Whether a [replicated](Limit::replicated) limit was charged and no replica acknowledged that in time.
+    #[cfg(feature = "redis")]
+    pub const fn is_unreplicated(&self) -> bool {
+        self.unreplicated
     }
 
     /// For a store that stands before another: what each limit says, and the other store's side.

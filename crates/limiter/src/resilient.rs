@@ -208,7 +208,7 @@ impl Store for ResilientStore {
         }
         Box::pin(async move {
             match self.0.redis.reserve(charges.clone()).await {
-                Ok(decision) => Ok(self.0.answered(decision)),
+                Ok(decision) => self.0.answered(decision),
                 Err(error) if Failure::of(&error).is_none() => Err(error),
                 Err(error) => {
                     self.0.failed(&error);
@@ -267,10 +267,10 @@ impl Inner {
     }
 
     /// Redis has decided.
-    fn answered(self: &Arc<Inner>, decision: Decision) -> Decision {
+    fn answered(self: &Arc<Inner>, decision: Decision) -> Result<Decision, StoreError> {
         // Without charges nobody was asked.
         if decision.source() != Source::Redis || decision.standings().is_empty() {
-            return decision;
+            return Ok(decision);
         }
         self.clock.set(decision.now());
         self.state().breaker.succeeded(Instant::now());
@@ -279,14 +279,15 @@ impl Inner {
         }
         match decision {
             Decision::Granted(reservation) => {
-                let now = reservation.now();
+                let (now, unreplicated) = (reservation.now(), reservation.is_unreplicated());
                 let (standings, hold) = reservation.into_parts();
                 let here = calls::Held::of(&standings, &self.ledger.memory);
                 let held = Held { store: Arc::clone(self), hold: Arc::from(hold), here };
                 let reservation = Reservation::new(standings, now, Box::new(held));
-                Decision::Granted(reservation.decided_by(Source::Redis))
+                let reservation = reservation.decided_by(Source::Redis);
+                if unreplicated { self.unreplicated(reservation) } else { Ok(Decision::Granted(reservation)) }
             }
-            denied @ Decision::Denied(_) => denied,
+            denied @ Decision::Denied(_) => Ok(denied),
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ::redis::{Cmd, Value};
+use ::redis::{Cmd, RedisConnectionInfo, Value};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::address::{Address, Servers};
 use super::cluster::Cluster;
 use super::dial::Dialer;
+use super::lanes::Lanes;
 use super::link::{Question, Slot};
 use super::node::{Ground, Node, Target};
 use super::scripts::Scripts;
@@ -27,38 +28,65 @@ pub(super) struct Connection {
     /// What was asked for, without a password.
     asked_for: String,
     servers: Way,
+    /// For what waits for replicas: nobody else waits with it.
+    lanes: Lanes,
 }
 
-enum Way {
+pub(super) enum Way {
     One(Node),
     Cluster(Cluster),
+}
+
+impl Way {
+    /// Connects in the background.
+    pub(super) fn new(ground: &Arc<Ground>, servers: Servers, sentinel_login: &RedisConnectionInfo) -> Way {
+        match servers {
+            Servers::Single(endpoint) => Way::One(Node::new(ground, Target::Named(endpoint))),
+            Servers::Sentinel { sentinels, master } => {
+                let sentinels = Sentinels::new(&ground.dialer, sentinel_login, &sentinels, &master);
+                Way::One(Node::new(ground, Target::Elected(sentinels)))
+            }
+            Servers::Cluster(seeds) => Way::Cluster(Cluster::new(ground, seeds)),
+        }
+    }
+
+    /// The keys are all in one slot.
+    pub(super) async fn ask(
+        &self,
+        until: Instant,
+        keys: &[String],
+        question: Question<'_>,
+    ) -> Result<Value, StoreError> {
+        match self {
+            Way::One(node) => node.ask(until, question, Slot::Owned).await,
+            Way::Cluster(cluster) => {
+                let key = keys.first().map_or("", String::as_str);
+                cluster.ask(super::cluster::slot(key), until, question).await
+            }
+        }
+    }
 }
 
 impl Connection {
     /// Connects in the background.
     pub(super) fn new(address: Address, dialer: Dialer, scripts: Scripts, deadline: Duration) -> Connection {
         let Address { servers, login, sentinel_login, .. } = address;
+        let lanes = Lanes::new(servers.clone(), sentinel_login.clone());
         let (made, began) = (AtomicU64::new(0), std::time::Instant::now());
         let masters = watch::Sender::new(0);
         let ground = Arc::new(Ground { dialer, login, scripts, made, masters, began });
         let list = |endpoints: &[super::address::Endpoint]| -> String {
             endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
         };
-        let (topology, asked_for, servers) = match servers {
-            Servers::Single(endpoint) => {
-                let shown = endpoint.to_string();
-                (Topology::Single, shown, Way::One(Node::new(&ground, Target::Named(endpoint))))
-            }
+        let (topology, asked_for) = match &servers {
+            Servers::Single(endpoint) => (Topology::Single, endpoint.to_string()),
             Servers::Sentinel { sentinels, master } => {
-                let shown = format!("{}/{master}", list(&sentinels));
-                let sentinels = Sentinels::new(&ground.dialer, &sentinel_login, &sentinels, &master);
-                (Topology::Sentinel, shown, Way::One(Node::new(&ground, Target::Elected(sentinels))))
+                (Topology::Sentinel, format!("{}/{master}", list(sentinels)))
             }
-            Servers::Cluster(seeds) => {
-                (Topology::Cluster, list(&seeds), Way::Cluster(Cluster::new(&ground, seeds)))
-            }
+            Servers::Cluster(seeds) => (Topology::Cluster, list(seeds)),
         };
-        Connection { ground, deadline, topology, asked_for, servers }
+        let servers = Way::new(&ground, servers, &sentinel_login);
+        Connection { ground, deadline, topology, asked_for, servers, lanes }
     }
 
     /// How many connections have been made so far.
@@ -100,6 +128,24 @@ impl Connection {
         self.ask(keys, Question::Charge(keys, args)).await
     }
 
+    /// Runs the charging script and waits for a replica, when it took something, on a connection of its own. Says how many
+    /// have acknowledged it.
+    pub(super) async fn charge_replicated(
+        &self,
+        keys: &[String],
+        args: &[&[u8]],
+    ) -> Result<(Value, i64), StoreError> {
+        let until = Instant::now() + self.deadline;
+        let lane = self.lanes.idlest(&self.ground);
+        match lane.way.ask(until, keys, Question::ChargeReplicated(keys, args)).await? {
+            Value::Array(mut both) => match (both.pop(), both.pop()) {
+                (Some(Value::Int(acknowledged)), Some(answer)) => Ok((answer, acknowledged)),
+                _ => Err(StoreError::Reply("not an answer and a count".into())),
+            },
+            _ => Err(StoreError::Reply("no list".into())),
+        }
+    }
+
     /// Runs a script that gets through when the server is out of memory, where the server has that.
     pub(super) async fn settle(&self, keys: &[String], args: &[&[u8]]) -> Result<Value, StoreError> {
         self.ask(keys, Question::Settle(keys, args)).await
@@ -117,14 +163,7 @@ impl Connection {
 
     /// The keys are all in one slot.
     async fn ask(&self, keys: &[String], question: Question<'_>) -> Result<Value, StoreError> {
-        let until = Instant::now() + self.deadline;
-        match &self.servers {
-            Way::One(node) => node.ask(until, question, Slot::Owned).await,
-            Way::Cluster(cluster) => {
-                let key = keys.first().map_or("", String::as_str);
-                cluster.ask(super::cluster::slot(key), until, question).await
-            }
-        }
+        self.servers.ask(Instant::now() + self.deadline, keys, question).await
     }
 
     /// How long every master took to answer; the slowest counts.

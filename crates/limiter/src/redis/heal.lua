@@ -26,7 +26,7 @@ local HEALED = 3
 
 -- As much as it was healed by. Of a bucket that drains, like debt.
 local function healed(c, name)
-    local s, packed = c.state, redis.call('HGET', KEYS[c[KEY]], name)
+    local s, packed = c.state, redis.call('HMGET', KEYS[c[KEY]], name)[1]
     local record = packed and cmsgpack.unpack(packed)
     if not record or record[LIFE] ~= s[LIFE] then return 0 end
     if c[ALGORITHM] ~= BUCKET then return record[HEALED] end

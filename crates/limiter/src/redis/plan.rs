@@ -27,6 +27,8 @@ pub(super) struct Plan {
     pub(super) places: Vec<usize>,
     /// How many counters.
     pub(super) counters: usize,
+    /// Whether what is granted waits for a replica.
+    pub(super) waits: bool,
 }
 
 struct Counter<'c> {
@@ -55,7 +57,8 @@ impl Plan {
             packer.number(*place as u64 + 1);
             packer.number(u64::from(charge.limit().is_shadow()));
         }
-        Ok(Plan { keys, epochs, set: packer.0, places, counters: counters.len() })
+        let waits = charges.iter().any(|charge| charge.limit().waits());
+        Ok(Plan { keys, epochs, set: packer.0, places, counters: counters.len(), waits })
     }
 
     /// Of a settlement, which knows no shadows.
@@ -79,7 +82,7 @@ impl Plan {
         let epochs = add_epoch(&mut keys, epochs);
         let mut packer = Packer::default();
         pack(&mut packer, &counters);
-        Ok(Plan { keys, epochs, set: packer.0, places, counters: counters.len() })
+        Ok(Plan { keys, epochs, set: packer.0, places, counters: counters.len(), waits: false })
     }
 
     /// The keys without that of the epoch.

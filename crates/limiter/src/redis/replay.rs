@@ -17,6 +17,8 @@ use crate::store::StoreError;
 #[derive(Clone, Debug)]
 pub(super) struct Counters {
     pub(super) now: Millis,
+    /// Nobody else has what was written, although that was waited for.
+    pub(super) unreplicated: bool,
     states: Vec<State>,
     found: Vec<bool>,
 }
@@ -53,7 +55,8 @@ impl Counters {
         }
         let found = values.iter().map(|value| !matches!(value, Value::Int(_))).collect();
         let states = states.into_iter().collect::<Option<Vec<State>>>();
-        Ok(Counters { now, states: states.ok_or_else(|| wrong("a counter without a charge"))?, found })
+        let states = states.ok_or_else(|| wrong("a counter without a charge"))?;
+        Ok(Counters { now, unreplicated: false, states, found })
     }
 
     pub(super) fn found(&self, place: usize) -> bool {
@@ -62,6 +65,11 @@ impl Counters {
 
     pub(super) fn state(&mut self, place: usize) -> &mut State {
         &mut self.states[place]
+    }
+
+    /// Whether what was written is only where it was written, although a replica was waited for.
+    pub(super) fn unreplicated(self, unreplicated: bool) -> Counters {
+        Counters { unreplicated, ..self }
     }
 
     /// As if the time were this.

@@ -166,7 +166,7 @@ impl RedisStore {
             }
         };
         if answered.iter().all(|part| part.granted) {
-            if let Err(Ok(Decision::Granted(unwanted))) = reply.send(self.grant(answered)) {
+            if let Err(Ok(Decision::Granted(unwanted))) = reply.send(self.grant_parts(answered)) {
                 // Whoever asked has left: nothing will be used.
                 unwanted.refund();
             }
@@ -242,7 +242,8 @@ impl RedisStore {
         refunds
     }
 
-    fn grant(&self, answered: Vec<Answered>) -> Result<Decision, StoreError> {
+    fn grant_parts(&self, answered: Vec<Answered>) -> Result<Decision, StoreError> {
+        let unreplicated = answered.iter().any(|answered| answered.before.unreplicated);
         let mut now = Millis(0);
         let (mut standings, mut receipts) = (Vec::new(), Vec::new());
         for Answered { part, mut before, .. } in answered {
@@ -254,7 +255,12 @@ impl RedisStore {
             receipts.push((part.indexes, held));
         }
         let (standings, receipts) = (in_order(standings), in_order(receipts));
-        Ok(Decision::Granted(self.hold(standings, now, receipts)))
+        let reservation = self.hold(standings, now, receipts);
+        if !unreplicated {
+            return Ok(Decision::Granted(reservation));
+        }
+        self.0.unreplicated.fetch_add(1, Ordering::Relaxed);
+        Ok(Decision::Granted(reservation.unacknowledged()))
     }
 }
 

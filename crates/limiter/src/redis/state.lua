@@ -210,7 +210,7 @@ local function load(counters, now, life, written)
             if not text and not born then
                 born = 0
                 if epochs > 0 then
-                    epoch = tonumber(redis.call('GET', KEYS[epochs])) or first_epoch
+                    epoch = tonumber(redis.call('HMGET', KEYS[epochs], 'epoch')[1]) or first_epoch
                     born = (epoch + ARGV[#ARGV]) % EPOCHS + 1
                 end
             end
@@ -268,8 +268,9 @@ local function save(counters, now)
                 redis.call('PEXPIREAT', name, string.format('%.0f', latest))
                 local left = epochs > 0 and redis.call('PTTL', KEYS[epochs])
                 if left == -2 then
-                    redis.call('PSETEX', KEYS[epochs], string.format('%.0f', latest - now), epoch or first_epoch)
-                elseif left and now + left < latest then
+                    redis.call('HSET', KEYS[epochs], 'epoch', epoch or first_epoch)
+                end
+                if left and now + left < latest then
                     redis.call('PEXPIREAT', KEYS[epochs], string.format('%.0f', latest))
                 end
             end

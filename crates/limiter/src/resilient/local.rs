@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::counts::add;
+use super::ledger::Debt;
 use super::{Inner, RETRY};
 use crate::clock::Millis;
 use crate::limit::{Charge, Limit, WhenDown};
@@ -50,6 +51,57 @@ impl Inner {
                 Decision::Denied(Denial::new(with(standings, uncounted), now).decided_by(source))
             }
         })
+    }
+
+    /// Redis has granted what no replica has: the charge stands, and the limits that wanted a replica say what they say
+    /// while Redis does not answer.
+    pub(super) fn unreplicated(self: &Arc<Inner>, reservation: Reservation) -> Result<Decision, StoreError> {
+        let wanted = |standing: &&Standing| standing.taken && standing.limit.waits();
+        let closed = |standing: &&Standing| standing.limit.while_down() == WhenDown::Closed;
+        if let Some(standing) = reservation.standings().iter().filter(wanted).find(closed) {
+            add(&self.tally.closed, 1);
+            let limit = standing.limit.id().to_string();
+            // Nobody will use it: calls in flight are over, the rest stands.
+            reservation.settle(&[]);
+            return Err(StoreError::Closed { limit, retry: RETRY });
+        }
+        let failing = self.failing();
+        let shares = |standing: &&Standing| standing.limit.while_down() == WhenDown::Share;
+        let shared: Vec<&Standing> = reservation.standings().iter().filter(wanted).filter(shares).collect();
+        if shared.is_empty() {
+            add(&self.tally.uncounted, 1);
+            return Ok(Decision::Granted(reservation.decided_by(Source::Open)));
+        }
+        add(&self.tally.share, 1);
+        let charge = |standing: &&Standing| {
+            let charge =
+                Charge::new(Arc::clone(&standing.limit), standing.subject.clone(), standing.requested);
+            self.ledger.share(&failing, &self.mirror, charge)
+        };
+        match self.ledger.memory.reserve(shared.iter().map(charge).collect()) {
+            Decision::Granted(here) => {
+                for standing in shared {
+                    let (limit, subject) = (Arc::clone(&standing.limit), standing.subject.clone());
+                    // Not owed: Redis was charged already.
+                    self.ledger.paid(&Debt { limit, subject, amount: standing.requested }, here.now());
+                }
+                Ok(Decision::Granted(reservation.decided_by(Source::Share)))
+            }
+            Decision::Denied(denial) => {
+                let whole: Vec<Arc<Limit>> = shared.iter().map(|s| Arc::clone(&s.limit)).collect();
+                let mut refusing = not_never(denial.into_standings(), &whole).into_iter();
+                let mut standings = reservation.standings().to_vec();
+                for standing in &mut standings {
+                    if wanted(&&*standing) && shares(&&*standing) {
+                        *standing = refusing.next().unwrap_or_else(|| standing.clone());
+                    }
+                    standing.taken = false;
+                }
+                let now = reservation.now();
+                reservation.settle(&[]);
+                Ok(Decision::Denied(Denial::new(standings, now).decided_by(Source::Share)))
+            }
+        }
     }
 
     /// What every limit would say. Takes nothing.
