@@ -74,6 +74,18 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// Of so much of it.
+    #[cfg(feature = "redis")]
+    pub(crate) fn of(self, amount: u64) -> Receipt {
+        Receipt { amount, ..self }
+    }
+
+    /// How much was taken, as far as it was not given back.
+    #[cfg(feature = "redis")]
+    pub(crate) fn amount(&self) -> u64 {
+        self.amount
+    }
+
     fn member(&self) -> Member {
         Member { life: self.life, number: self.lease }
     }
@@ -128,6 +140,17 @@ impl State {
     #[cfg(feature = "redis")]
     pub(crate) fn life(&self) -> u64 {
         self.life
+    }
+
+    /// For what was charged by the last write, unconditionally.
+    #[cfg(feature = "redis")]
+    pub(crate) fn receipt(&self, amount: u64) -> Receipt {
+        let (debt, refunded) = match &self.level {
+            Level::Bucket(bucket) => bucket.owed(),
+            _ => (0, 0),
+        };
+        let (life, generation, at) = (self.life, self.generation, self.at);
+        Receipt { life, generation, amount, at, debt, refunded, lease: 0 }
     }
 
     /// Whether it is dated more than one window ahead of the clock.

@@ -258,5 +258,13 @@ async fn a_failover_that_lost_nothing() {
         assert_eq!(used(&stores[0], limit).await, 50, "{limit:?}");
         assert_eq!(ask(&stores[1], limit, 0).await.source(), Source::Redis);
     }
+    // Behind sentinels, too, a grant can wait for a replica.
+    let safe = support::limit("safe", "100/day", Algorithm::FixedWindow).as_ref().clone().replicated();
+    let safe = Arc::new(safe);
+    fleet::until("a replica acknowledges", async || {
+        !support::granted(stores[0].redis().reserve(charge(&safe, "alice", 1)).await.unwrap())
+            .is_unreplicated()
+    })
+    .await;
     drop(master);
 }

@@ -153,6 +153,13 @@ async fn one_master_of_three_is_frozen() {
     assert!(admitted <= L + N, "{admitted}");
 }
 
+async fn until_acknowledged(store: &RedisStore, limit: &Arc<Limit>, name: &str) {
+    let start = Instant::now();
+    while support::granted(store.reserve(charge(limit, name, 1)).await.unwrap()).is_unreplicated() {
+        assert!(start.elapsed() < PATIENCE);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_master_s_counters_are_shared_again() {
     let mut nodes = cluster(true).await;
@@ -169,6 +176,10 @@ async fn a_killed_master_s_counters_are_shared_again() {
     for store in &stores {
         drop(store.reserve(charge(&limit, &gone, 0)).await.unwrap());
     }
+    // In a cluster, too, a grant can wait for a replica.
+    let safe = limit.as_ref().clone().replicated();
+    let redis = stores[0].redis();
+    until_acknowledged(redis, &Arc::new(safe), &there).await;
     nodes[1].kill();
     for store in &stores {
         for _ in 0..4 {

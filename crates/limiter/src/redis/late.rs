@@ -15,7 +15,7 @@ use crate::limit::Limit;
 use crate::quota::Algorithm;
 use crate::reservation::{Hold, Standing};
 use crate::scope::Subject;
-use crate::spec::{Reading, Retry, State};
+use crate::spec::{Reading, Receipt, Retry, State};
 use crate::store::StoreError;
 
 /// Writes an instance among those that live, by the server's time, and counts them. A write, so that a server which
@@ -30,6 +30,14 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('%.0f', now + live), '+inf
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return { now, redis.call('ZCARD', KEYS[1]), new }
 ";
+
+/// A counter that was charged late.
+pub(crate) struct Charged {
+    pub(crate) reading: Reading,
+    pub(crate) life: u64,
+    /// To give some of it back.
+    pub(crate) receipt: Receipt,
+}
 
 /// What a heartbeat was answered.
 pub(crate) struct Beat {
@@ -100,13 +108,15 @@ impl RedisStore {
         if self.0.connection.is_cluster() { Arc::from(held.spread()) } else { Arc::new(held) }
     }
 
+    /// What was charged late, to be settled as if it had been reserved.
+    pub(crate) fn held_late(&self, receipt: Receipt) -> Arc<dyn Hold> {
+        Arc::new(Held::new(self.clone(), vec![Some(receipt)]))
+    }
+
     /// Charges unconditionally, like a settlement that used more than was reserved. Sent once. Returns the store's
-    /// time, what each counter says afterwards, and its life.
-    pub(crate) async fn charge_late(
-        &self,
-        late: &[Late],
-    ) -> Result<(Millis, Vec<(Reading, u64)>), StoreError> {
-        let standings: Vec<Standing> = late.iter().map(standing).collect();
+    /// time, and what became of each counter.
+    pub(crate) async fn charge_late(&self, late: &[Late]) -> Result<(Millis, Vec<Charged>), StoreError> {
+        let standings: Vec<Standing> = late.iter().map(|late| standing(late, 0)).collect();
         let epochs = Some(&self.0.epochs);
         let plan = Plan::of_standings(&self.0.prefix, epochs, &standings.iter().collect::<Vec<_>>())?;
         let life = self.0.life();
@@ -143,19 +153,20 @@ impl RedisStore {
             let rate = late.limit.rate();
             let state = counters.state(*place);
             state.redate(rate, now);
-            state.correct(rate, now, &nothing(rate), late.amount);
-            (state.reading(rate, now), state.life())
+            let charged = state.correct(rate, now, &nothing(rate), late.amount).charged;
+            let receipt = state.receipt(charged);
+            Charged { reading: state.reading(rate, now), life: state.life(), receipt }
         });
         Ok((now, readings.collect()))
     }
 }
 
-/// As if nothing had been reserved.
-fn standing(late: &Late) -> Standing {
+/// As if so much had been reserved.
+pub(crate) fn standing(late: &Late, requested: u64) -> Standing {
     Standing {
         limit: Arc::clone(&late.limit),
         subject: late.subject.clone(),
-        requested: 0,
+        requested,
         taken: true,
         used: 0,
         remaining: 0,

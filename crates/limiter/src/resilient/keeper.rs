@@ -160,11 +160,11 @@ impl Inner {
             let (now, later) = rest.split_at(rest.len().min(COUNTERS_AT_ONCE));
             let late: Vec<Late> = now.iter().map(Late::from).collect();
             match self.redis.charge_late(&late).await {
-                Ok((at, readings)) => {
-                    for (debt, (reading, life)) in now.iter().zip(readings) {
-                        self.ledger.paid(debt, at);
-                        let level = (reading.used, reading.reset);
-                        if self.mirror.put(&debt.limit, &debt.subject, level, at, life) {
+                Ok((at, charged)) => {
+                    for (debt, charged) in now.iter().zip(charged) {
+                        self.ledger.paid(debt, at, Some(charged.receipt));
+                        let level = (charged.reading.used, charged.reading.reset);
+                        if self.mirror.put(&debt.limit, &debt.subject, level, at, charged.life) {
                             self.has_lost();
                         }
                         add(&self.tally.charged_late, debt.amount);
@@ -178,7 +178,7 @@ impl Inner {
                     let lost = error.outcome_unknown();
                     if lost {
                         // It may have been charged: what is sent once is not sent again.
-                        now.iter().for_each(|debt| self.ledger.paid(debt, self.clock.now()));
+                        now.iter().for_each(|debt| self.ledger.paid(debt, self.clock.now(), None));
                         add(&self.tally.charges_lost, now.len() as u64);
                     }
                     self.owed_again(if lost { later } else { rest });

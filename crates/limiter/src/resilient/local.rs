@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::counts::add;
 use super::ledger::Debt;
-use super::{Inner, RETRY};
+use super::{Inner, RETRY, settlements};
 use crate::clock::Millis;
 use crate::limit::{Charge, Limit, WhenDown};
 use crate::quota::Algorithm;
+use crate::redis::Late;
 use crate::reservation::{Decision, Denial, Hold, Reservation, Standing};
 use crate::spec::{Correction, Retry};
 use crate::store::{Source, StoreError};
@@ -42,7 +43,8 @@ impl Inner {
                 self.touched(standings.iter().filter(|standing| standing.taken));
                 let positions = uncounted.iter().map(|(position, _)| *position).collect();
                 let call = self.calls.begin(&standings);
-                let hold = Held { store: Arc::clone(self), hold, uncounted: positions, call };
+                let asked = standings.iter().map(|s| self.ledger.asked(&s.limit, &s.subject)).collect();
+                let hold = Held { store: Arc::clone(self), hold, uncounted: positions, call, asked };
                 let standings = with(standings, uncounted);
                 Decision::Granted(Reservation::new(standings, now, Box::new(hold)).decided_by(source))
             }
@@ -83,7 +85,11 @@ impl Inner {
                 for standing in shared {
                     let (limit, subject) = (Arc::clone(&standing.limit), standing.subject.clone());
                     // Not owed: Redis was charged already.
-                    self.ledger.paid(&Debt { limit, subject, amount: standing.requested }, here.now());
+                    self.ledger.paid(
+                        &Debt { limit, subject, amount: standing.requested, number: 0 },
+                        here.now(),
+                        None,
+                    );
                 }
                 Ok(Decision::Granted(reservation.decided_by(Source::Share)))
             }
@@ -185,6 +191,8 @@ struct Held {
     uncounted: Vec<usize>,
     /// Its calls in flight.
     call: Option<u64>,
+    /// Of those that were counted: what the shared store had been asked to take over by then.
+    asked: Vec<u64>,
 }
 
 impl Held {
@@ -195,17 +203,36 @@ impl Held {
     }
 }
 
+impl Held {
+    /// What the shared store was charged meanwhile, it gives back, too: where it still can, and no more than it took.
+    fn give_back_late(&self, standings: &[Standing], corrections: &[Correction]) {
+        let given_back =
+            standings.iter().zip(corrections).zip(&self.asked).filter(|((_, c), _)| c.returned > 0);
+        for ((Standing { limit, subject, .. }, correction), asked) in given_back {
+            let overpaid = self.store.ledger.overpaid(limit, subject, *asked, correction.returned);
+            let Some((limit, receipt, less)) = overpaid else { continue };
+            let (subject, amount) = (subject.clone(), receipt.amount());
+            let standing = crate::redis::standing_of(&Late { limit, subject, amount }, amount);
+            let hold = self.store.redis.held_late(receipt);
+            let held = settlements::Held { store: Arc::clone(&self.store), hold, here: None };
+            held.settle(&[standing], &[amount - less]);
+        }
+    }
+}
+
 impl Hold for Held {
     fn settle(&self, standings: &[Standing], actual: &[u64]) -> Vec<Correction> {
         self.call.iter().for_each(|call| self.store.end_call(*call));
         if self.uncounted.is_empty() {
             let corrections = self.hold.settle(standings, actual);
             self.store.touched(changed(standings, &corrections));
+            self.give_back_late(standings, &corrections);
             return corrections;
         }
         let counted = self.counted(standings);
         let mut corrections = self.hold.settle(&counted, &self.counted(actual));
         self.store.touched(changed(&counted, &corrections));
+        self.give_back_late(&counted, &corrections);
         for position in &self.uncounted {
             corrections.insert(*position, Correction::default());
         }
