@@ -251,13 +251,6 @@ async fn a_failover_that_lost_nothing() {
         drop(ask(&stores[0], limit, 30).await);
         drop(ask(&stores[1], limit, 20).await);
     }
-    sentinels[0].ask::<()>("SENTINEL FAILOVER mymaster").await;
-    moved(&stores, &replica).await;
-    until("all have told", || stores.iter().all(|store| store.counts().healed >= 4)).await;
-    for limit in &limits {
-        assert_eq!(used(&stores[0], limit).await, 50, "{limit:?}");
-        assert_eq!(ask(&stores[1], limit, 0).await.source(), Source::Redis);
-    }
     // Behind sentinels, too, a grant can wait for a replica.
     let safe = support::limit("safe", "100/day", Algorithm::FixedWindow).as_ref().clone().replicated();
     let safe = Arc::new(safe);
@@ -266,5 +259,12 @@ async fn a_failover_that_lost_nothing() {
             .is_unreplicated()
     })
     .await;
+    sentinels[0].ask::<()>("SENTINEL FAILOVER mymaster").await;
+    moved(&stores, &replica).await;
+    until("all have told", || stores.iter().all(|store| store.counts().healed >= 4)).await;
+    for limit in &limits {
+        assert_eq!(used(&stores[0], limit).await, 50, "{limit:?}");
+        assert_eq!(ask(&stores[1], limit, 0).await.source(), Source::Redis);
+    }
     drop(master);
 }

@@ -11,8 +11,8 @@
 //! what was seen, which may swallow what was charged to it meanwhile, but no more than was lost of it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -26,11 +26,16 @@ use crate::store::StoreError;
 
 /// How many scripts are on their way at once.
 const SCRIPTS_AT_ONCE: usize = 16;
+/// Between two times that everything is told because a counter was lost. Whatever is found to be lost meanwhile is told
+/// by itself, so nothing waits for that.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// How far telling has come.
 pub(super) struct Healing {
     /// The next part of what was seen.
     next: AtomicUsize,
+    /// When a lost counter made it begin last.
+    begun: Mutex<Option<Instant>>,
     /// How often somebody else may have become a master, as far as that was told.
     masters: AtomicU64,
     now: watch::Receiver<u64>,
@@ -39,7 +44,16 @@ pub(super) struct Healing {
 impl Healing {
     pub(super) fn new(now: watch::Receiver<u64>) -> Healing {
         let masters = AtomicU64::new(*now.borrow());
-        Healing { next: AtomicUsize::new(SHARDS), masters, now }
+        Healing { next: AtomicUsize::new(SHARDS), begun: Mutex::default(), masters, now }
+    }
+
+    /// Everything is to be told, unless that has begun a moment ago.
+    fn begin(&self, now: Instant) {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        if begun.is_none_or(|begun| now.saturating_duration_since(begun) >= PAUSE) {
+            *begun = Some(now);
+            self.next.store(0, Ordering::Relaxed);
+        }
     }
 
     /// The next part to be told.
@@ -64,7 +78,7 @@ pub(super) async fn notice(store: Weak<Inner>, mut masters: watch::Receiver<u64>
 impl Inner {
     /// The store has lost something: nobody knows how much.
     pub(super) fn has_lost(&self) {
-        self.healing.next.store(0, Ordering::Relaxed);
+        self.healing.begin(Instant::now());
         self.wake_if_closed();
     }
 
