@@ -1,5 +1,6 @@
 //! The servers of a store, whatever their number, as one that is asked within a deadline.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use ::redis::{Cmd, RedisConnectionInfo, Value};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::address::{Address, Servers};
 use super::cluster::Cluster;
@@ -19,6 +20,10 @@ use super::scripts::Scripts;
 use super::sentinel::Sentinels;
 use super::status::{ServerInfo, Status, Topology};
 use crate::store::StoreError;
+
+/// When a server that waits for a replica should have answered, and between reminders.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(22);
+const NUDGE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Asks the server that a key is on.
 pub(super) struct Connection {
@@ -137,7 +142,18 @@ impl Connection {
     ) -> Result<(Value, i64), StoreError> {
         let until = Instant::now() + self.deadline;
         let lane = self.lanes.idlest(&self.ground);
-        match lane.way.ask(until, keys, Question::ChargeReplicated(keys, args)).await? {
+        let mut asked = pin!(lane.way.ask(until, keys, Question::ChargeReplicated(keys, args)));
+        let (mut patience, ping) = (ANSWER_PATIENCE, ::redis::cmd("PING"));
+        let answer = loop {
+            if let Ok(answer) = timeout(patience, &mut asked).await {
+                break answer;
+            }
+            patience = NUDGE_PAUSE;
+            // A server with nothing else to do looks only ten times a second who has waited long enough. Whatever it
+            // answers, it has looked.
+            let _ = self.servers.ask(until, keys, Question::Command(&ping)).await;
+        };
+        match answer? {
             Value::Array(mut both) => match (both.pop(), both.pop()) {
                 (Some(Value::Int(acknowledged)), Some(answer)) => Ok((answer, acknowledged)),
                 _ => Err(StoreError::Reply("not an answer and a count".into())),
