@@ -109,7 +109,7 @@ impl Limits {
         let mut evicts = false;
         loop {
             metrics.rate_limit_redis_connected.set(i64::from(store.redis().status().connected));
-            metrics.redis_failed(store.counts().failures);
+            metrics.redis_failed(store.counts().failures, store.redis().counts().unreplicated);
             metrics.settlements_lost(
                 store.redis().counts().settlements_lost + store.counts().settlements_dropped,
             );

@@ -115,7 +115,11 @@ async fn what_nobody_asks_for_is_told_too() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     println!("found out and told {:?} later", flushed.elapsed());
-    assert!(stores.iter().all(|store| store.counts().healed >= 80));
+    // The other one tells it too, whoever came first.
+    while !stores.iter().all(|store| store.counts().healed >= 80) {
+        assert!(flushed.elapsed() < PATIENCE, "only one has told it");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
