@@ -282,10 +282,13 @@ fn judge(world: &mut World, answers: &[Answer]) -> Admissions {
     for user in STRATEGIES {
         let own: Vec<Answer> =
             answers.iter().copied().filter(|answer| answer.user == user && answer.status > 1).collect();
-        let mut spans: Vec<(Instant, Instant, u64, bool)> = Vec::new();
+        let mut spans: Vec<(Instant, Instant, u64, u64, bool)> = Vec::new();
         if user == "fixed_window" {
             let of = windows(&own, user);
-            spans.extend(of.iter().map(|window| (window.from, window.to, window.admitted, window.alone)));
+            spans.extend(
+                of.iter()
+                    .map(|window| (window.from, window.to, window.admitted, window.refused, window.alone)),
+            );
         } else {
             let mut admitted: Vec<&Answer> = own.iter().filter(|answer| answer.is_admitted()).collect();
             admitted.sort_unstable_by_key(|answer| answer.sent);
@@ -297,12 +300,13 @@ fn judge(world: &mut World, answers: &[Answer]) -> Admissions {
                     first.sent,
                     end,
                     within.filter(|answer| answer.came <= end).count() as u64,
+                    0,
                     false,
                 ));
             }
         }
         let mut from = 0;
-        for (start, end, admitted, alone) in spans {
+        for (start, end, admitted, refused, alone) in spans {
             let early = start.checked_sub(2 * WINDOW).unwrap_or(start);
             while own[from].came < early {
                 from += 1;
@@ -317,6 +321,10 @@ fn judge(world: &mut World, answers: &[Answer]) -> Admissions {
                 (kind, bound) = ("Redis away throughout", LIMIT + N);
             }
             let twice = if matches!(user, "sliding_window" | "token_bucket") { 2 } else { 1 };
+            let short = user == "fixed_window" && kind == "none" && refused > 0 && admitted < LIMIT;
+            if short {
+                world.violations.push(format!("{user}: {refused} refused with {admitted} admitted"));
+            }
             let most = most.entry((user, kind)).or_default();
             most.windows += 1;
             most.admitted = most.admitted.max(admitted);
