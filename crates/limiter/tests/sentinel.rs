@@ -78,7 +78,7 @@ async fn watched() -> (Instance, Instance, Vec<Instance>, RedisStore) {
         .await;
     }
     until("the replica has the counter", async || {
-        replica.ask::<String>("INFO keyspace").await.contains("db0:keys=1")
+        replica.ask::<String>("INFO keyspace").await.contains("db0:keys=2")
     })
     .await;
     (master, replica, sentinels, store)
