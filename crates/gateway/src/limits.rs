@@ -108,7 +108,9 @@ impl Limits {
         let Self::Redis(store) = self else { return };
         let mut evicts = false;
         loop {
-            metrics.rate_limit_redis_connected.set(i64::from(store.redis().status().connected));
+            // A server that is frozen or full is connected, and counts nothing.
+            let counts = store.redis().status().connected && !store.state().is_open();
+            metrics.rate_limit_redis_connected.set(i64::from(counts));
             metrics.redis_failed(store.counts().failures, store.redis().counts().unreplicated);
             metrics.settlements_lost(
                 store.redis().counts().settlements_lost + store.counts().settlements_dropped,
