@@ -1,42 +1,46 @@
 //! What operators ask: health, metrics, and the admin API under `/admin/*`, behind its gate.
 //!
 //! A handler takes the gateway and an [`Ask`], and gives an answer or a [`Problem`]; [`ask::write`] is the one way in which
-//! it changes something. Its route stands in [`api`].
+//! it changes something. Its route stands in [`routes`].
 
 mod ask;
 mod audit;
 mod bans;
 mod configuration;
+mod door;
+mod explain;
 mod fields;
+mod instances;
 mod keys;
 mod limits;
 mod models;
+mod openapi;
 mod problem;
 mod rate_limit;
+mod routes;
+mod stats;
 mod users;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request as Asked, State};
-use axum::middleware::{self, Next};
+use axum::extract::State;
+use axum::middleware;
 use axum::response::{IntoResponse, Response as Answer};
-use axum::routing::{any, get, post, put};
-use http::header::{self, HeaderMap, HeaderValue};
+use axum::routing::{any, get};
+use http::header::{self, HeaderMap};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use subtle::ConstantTimeEq;
 use tollgate_limiter::{Limit, WhenDown};
 use tower_service::Service;
 
 use self::ask::Ask;
+use self::door::Door;
 use self::problem::Problem;
 use crate::Gateway;
-use crate::config::Secret;
-use crate::control::Author;
-use crate::identity::client_address;
+use crate::config::Role;
 use crate::relay::Body;
 
 /// What Prometheus sends its scrape's answer as.
@@ -57,13 +61,20 @@ pub fn is_admin_path(path: &str) -> bool {
 
 /// All of it.
 pub fn router(gateway: Arc<Gateway>) -> Router {
-    let gate = middleware::from_fn_with_state(gateway.clone(), gate);
+    let door = Door::new(gateway.clone());
+    let api = routes::all().into_iter().fold(Router::new(), |api, route| {
+        let gate = middleware::from_fn_with_state((door.clone(), route.role), door::gate);
+        api.route(route.path, route.handler.route_layer(gate))
+    });
+    let gate = middleware::from_fn_with_state((door, Role::Viewer), door::gate);
+    let nowhere = Router::new().route("/admin", any(nothing)).route("/admin/{*rest}", any(nothing));
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/healthz", get(ready))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .merge(api().route_layer(gate))
+        .merge(api)
+        .merge(nowhere.route_layer(gate))
         .fallback(nothing)
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path is not asked with this method")
@@ -71,33 +82,9 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .with_state(gateway)
 }
 
-/// `/admin/*`: a line for each path.
-fn api() -> Router<Arc<Gateway>> {
-    Router::new()
-        .route("/admin/keys", get(keys::list).post(keys::create))
-        .route("/admin/keys/import", post(keys::import))
-        .route("/admin/keys/{id}", get(keys::show).patch(keys::patch).delete(keys::delete))
-        .route("/admin/keys/{id}/rotate", post(keys::rotate))
-        .route("/admin/keys/{id}/revoke", post(keys::revoke))
-        .route("/admin/users", get(users::list).post(users::create))
-        .route("/admin/users/{name}", get(users::show).patch(users::patch).delete(users::delete))
-        .route("/admin/bans", get(bans::list).post(bans::create))
-        .route("/admin/bans/{id}", get(bans::show).delete(bans::delete))
-        .route("/admin/limits", get(limits::list))
-        .route("/admin/limits/{*name}", get(limits::show).put(limits::put).delete(limits::delete))
-        .route("/admin/rate-limit/config", put(rate_limit::configure))
-        .route("/admin/rate-limit/clear", post(rate_limit::clear))
-        .route("/admin/models", get(models::list))
-        .route(
-            "/admin/models/{model}/providers/{provider}/drain",
-            post(models::drain).delete(models::undrain),
-        )
-        .route("/admin/audit", get(audit::list))
-        .route("/admin/config", get(configuration::show))
-        .route("/admin/config/check", post(configuration::check))
-        .route("/admin/config/reload", post(configuration::reload))
-        .route("/admin", any(nothing))
-        .route("/admin/{*rest}", any(nothing))
+/// OpenAPI 3.1 of the admin API.
+pub fn openapi() -> serde_json::Value {
+    openapi::document(&routes::all())
 }
 
 /// Answers one request of an operator; `peer` is at the other end of its connection.
@@ -133,7 +120,7 @@ async fn ready(State(gateway): Shared) -> Answer {
 
 async fn metrics(State(gateway): Shared, headers: HeaderMap) -> Reply {
     let key = gateway.snapshot.load().config.server.metrics_key.clone();
-    if !key.is_none_or(|key| carries(&headers, &key)) {
+    if !key.is_none_or(|key| door::carries(&headers, &key)) {
         return Err(Problem::new(StatusCode::UNAUTHORIZED, "the metrics key is missing or wrong"));
     }
     Ok(([(header::CONTENT_TYPE, OPENMETRICS)], gateway.metrics().encode()).into_response())
@@ -141,28 +128,4 @@ async fn metrics(State(gateway): Shared, headers: HeaderMap) -> Reply {
 
 async fn nothing() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "there is nothing here")
-}
-
-/// Lets in who has the admin key, and says who that is.
-async fn gate(State(gateway): Shared, mut request: Asked, next: Next) -> Answer {
-    let now = gateway.snapshot.load_full();
-    let server = &now.config.server;
-    // Without a key the listener is on a loopback address: the configuration refuses anything else.
-    if !server.admin_key.as_ref().is_none_or(|key| carries(request.headers(), key)) {
-        return Problem::new(StatusCode::UNAUTHORIZED, "the admin key is missing or wrong").into_response();
-    }
-    let Some(Peer(peer)) = request.extensions().get().copied() else {
-        return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "nobody asked").into_response();
-    };
-    let address = client_address(&server.trusted_proxies, request.headers(), peer);
-    request.extensions_mut().insert(Author { name: "admin".to_owned(), address });
-    next.run(request).await
-}
-
-/// Whether `X-Admin-Key` or `Authorization: Bearer` is this key; takes the same time whatever was sent.
-fn carries(headers: &HeaderMap, key: &Secret) -> bool {
-    let bearer =
-        headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    let sent = headers.get("x-admin-key").map(HeaderValue::as_bytes).or(bearer).unwrap_or_default();
-    sent.ct_eq(key.expose().as_bytes()).into()
 }

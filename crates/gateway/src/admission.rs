@@ -16,12 +16,13 @@ use tollgate_limiter::{Decision, Reservation, Source, Standing, StoreError, Unit
 
 pub use self::amounts::{Demand, Used, cost};
 pub use self::plan::{Plan, Plans};
-pub use self::standings::Counters;
+pub use self::standings::{Counters, shown};
 use crate::error::Error;
 use crate::headers;
 use crate::identity::Caller;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::rates::Rates;
 
 /// Calls in flight say that they still run this often; they count for [`tollgate_limiter::LEASE`] after they last did.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -33,6 +34,7 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 pub async fn admit(
     limits: &Limits,
     metrics: &Metrics,
+    rates: &Rates,
     plan: &Arc<Plan>,
     caller: &Caller,
     demand: Demand,
@@ -51,6 +53,7 @@ pub async fn admit(
         failed(&error)
     })?;
     metrics.decided(decision.source(), took);
+    rates.note(&decision, started + took);
     match decision {
         Decision::Granted(reservation) => {
             plan.count_granted(reservation.standings());

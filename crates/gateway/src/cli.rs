@@ -78,6 +78,8 @@ enum Verb {
 enum Schema {
     /// JSON Schema of the configuration file.
     Config,
+    /// OpenAPI 3.1 of the admin API.
+    Admin,
 }
 
 /// Where the configuration is.
@@ -106,6 +108,7 @@ pub fn main() -> ExitCode {
         Verb::Bans(options) => bans::run(&options),
         Verb::Health(options) => health::run(&options),
         Verb::Schema { of: Schema::Config } => print(&format!("{:#}", crate::config::schema())),
+        Verb::Schema { of: Schema::Admin } => print(&format!("{:#}", crate::admin::openapi())),
         Verb::Version => print(concat!("tollgate ", env!("CARGO_PKG_VERSION"))),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

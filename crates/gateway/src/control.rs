@@ -8,6 +8,7 @@
 mod compile;
 mod connection;
 mod file;
+mod fleet;
 mod mint;
 mod records;
 mod redis;
@@ -24,13 +25,17 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::compile::{Bans, KEY_RULE, Merged, keys, known, merged};
 use self::file::File;
+pub use self::fleet::{About, Slow};
 pub use self::mint::{Form, Minted, form, mint};
-pub use self::records::{Ban, BanSubject, Drain, KeyRecord, LimitOverride, Previous, Stored, UserRecord};
+pub use self::records::{
+    Ban, BanSubject, Clear, Drain, KeyRecord, LimitOverride, Previous, Stored, UserRecord,
+};
 use self::redis::{Redis, Synced};
 pub use self::time::Time;
 use self::value::Row;
 pub use self::value::{Author, Change, Control, Kind, Record, Table};
 use crate::config::Config;
+use crate::rates::{Rate, Totals};
 
 /// How often a change is worked out anew because somebody else was faster.
 const ATTEMPTS_MAX: usize = 16;
@@ -178,6 +183,48 @@ impl Store {
             Place::File(file) => blocking(file, move |file| file.audit(before, count)).await,
             Place::Redis { redis, .. } => redis.audit(before, count).await,
         }
+    }
+
+    /// Tells the other instances what this one is and has counted since its start, and gives back what all of them have;
+    /// `None`: there are no others.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn publish(
+        &self,
+        about: &About,
+        rates: &[Rate],
+        own: Totals,
+    ) -> Result<Option<Totals>, Unavailable> {
+        let Place::Redis { redis, .. } = &self.place else { return Ok(None) };
+        redis.publish(about, rates, own).await.map(Some)
+    }
+
+    /// The instances that were heard of lately; none where there are no others.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn instances(&self) -> Result<Vec<About>, Unavailable> {
+        let Place::Redis { redis, .. } = &self.place else { return Ok(Vec::new()) };
+        redis.instances().await
+    }
+
+    /// What each of those instances says is fullest.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn rates(&self) -> Result<Vec<Vec<Rate>>, Unavailable> {
+        let Place::Redis { redis, .. } = &self.place else { return Ok(Vec::new()) };
+        redis.rates().await
+    }
+
+    /// The last slow commands of the Redis, by name; `None`: there is no Redis.
+    ///
+    /// # Errors
+    /// When it does not answer, or does not tell.
+    pub async fn slowlog(&self) -> Result<Option<Vec<Slow>>, Unavailable> {
+        let Place::Redis { redis, .. } = &self.place else { return Ok(None) };
+        redis.slowlog().await.map(Some)
     }
 
     /// Looks now for what others changed.

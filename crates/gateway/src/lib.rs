@@ -5,9 +5,9 @@
 //! | floor | modules |
 //! |---|---|
 //! | 5 processes, sockets, signals | [`cli`] [`edge`] [`admin`] |
-//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] |
-//! | 3 one outside world each | [`snapshot`] [`control`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] |
-//! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] |
+//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] [`fleet`] |
+//! | 3 one outside world each | [`snapshot`] [`control`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] [`rates`] |
+//! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] [`recent`] |
 //! | 1 bytes and values | [`call`] [`dialect`] [`sse`] |
 //! | 0 the engine | [`tollgate_limiter`] |
 
@@ -21,6 +21,7 @@ pub mod dialect;
 pub mod edge;
 pub mod error;
 pub mod estimate;
+pub mod fleet;
 pub mod headers;
 pub mod identity;
 pub mod ledger;
@@ -28,6 +29,8 @@ pub mod limits;
 pub mod log;
 pub mod metrics;
 pub mod pipeline;
+pub mod rates;
+pub mod recent;
 pub mod refusals;
 pub mod relay;
 pub mod reload;
@@ -44,10 +47,13 @@ use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Loaded;
+use crate::fleet::Instance;
 use crate::ledger::Ledger;
 use crate::limits::{Limits, Unusable};
 use crate::log::Log;
 use crate::metrics::Metrics;
+use crate::rates::Rates;
+use crate::recent::Recent;
 use crate::route::RetryBudget;
 use crate::snapshot::Snapshot;
 
@@ -63,6 +69,14 @@ pub struct Gateway {
     pub snapshot: ArcSwap<Snapshot>,
     /// What was used.
     pub limits: Limits,
+    /// Where its counters are, if they are shared; changes at the next start only.
+    pub redis: Option<config::Redis>,
+    /// How fast the shared store answers.
+    pub store_latency: Recent,
+    /// What is used just now.
+    pub rates: Rates,
+    /// Which instance this is.
+    pub instance: Instance,
     /// Where requests end.
     pub ledger: Ledger,
     /// How often a second provider may be asked.
@@ -89,6 +103,7 @@ impl Gateway {
         let metrics = Arc::new(Metrics::new(log.clone()));
         let Loaded { config, effective, .. } = loaded;
         let limits = Limits::open(&config, &metrics)?;
+        let redis = config.redis.clone();
         let made_of = snapshot::Source {
             config: Arc::new(config),
             effective: Arc::new(effective),
@@ -102,6 +117,10 @@ impl Gateway {
             source,
             building: Mutex::default(),
             limits,
+            redis,
+            store_latency: Recent::default(),
+            rates: Rates::default(),
+            instance: Instance::new(),
             ledger: Ledger {
                 metrics,
                 log,
@@ -126,11 +145,22 @@ impl Gateway {
             (made_of.config, made_of.effective) = (Arc::new(config), Arc::new(effective));
         }
         made_of.control = self.control.now();
+        self.forget_cleared(before.control.version, &made_of.control);
         let next = Snapshot::new(made_of, Some(&before), self.metrics());
         for (name, why) in &next.merged.idle {
             tracing::warn!(rule = %name, %why, "a limit of the admin API means nothing with this configuration");
         }
         self.snapshot.store(Arc::new(next));
+    }
+
+    /// What was cleared since a version of the control data is remembered here no more.
+    fn forget_cleared(&self, since: u64, control: &control::Control) {
+        for (subject, _) in control.clears.iter().filter(|(_, clear)| clear.version > since) {
+            self.rates.forget(subject);
+            if let Ok(subject) = subject.parse() {
+                self.limits.forget(&subject);
+            }
+        }
     }
 
     /// Every series of this process.

@@ -11,6 +11,7 @@ use tollgate_limiter::{
 
 use crate::config::{Config, Redis};
 use crate::metrics::Metrics;
+use crate::recent::Recent;
 
 /// The store of a gateway's limits.
 pub enum Limits {
@@ -84,6 +85,30 @@ impl Limits {
         match self {
             Self::Memory(store) => Ok(store.clear(subject)),
             Self::Redis(store) => store.clear(subject).await,
+        }
+    }
+
+    /// Forgets what this process remembers of a subject that another one has cleared.
+    pub fn forget(&self, subject: &Subject) {
+        if let Self::Redis(store) = self {
+            store.forget(subject);
+        }
+    }
+
+    /// Asks a shared store for nothing, to see how long that takes.
+    pub async fn measure(&self, latency: &Recent) {
+        if let Self::Redis(store) = self
+            && let Ok(took) = store.redis().ping().await
+        {
+            latency.add(took);
+        }
+    }
+
+    /// How many connections to each server of a shared store decisions go over: one for each runtime that joined, and one.
+    pub fn connections(&self) -> usize {
+        match self {
+            Self::Memory(_) => 0,
+            Self::Redis(store) => store.redis().status().lanes,
         }
     }
 

@@ -128,7 +128,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     let plan = now.plans.plan(now.rules(), gateway.metrics(), &caller, endpoint.route(), &model.name);
     let demand = expect(gateway, now, &caller, model, &call, &deployments).await;
     let (admitted, said) =
-        admission::admit(&gateway.limits, gateway.metrics(), &plan, &caller, demand).await?;
+        admission::admit(&gateway.limits, gateway.metrics(), &gateway.rates, &plan, &caller, demand).await?;
     let limit_took = admitted.took();
     entry.weights = model.token_weights;
     entry.plan = Some(plan);
@@ -204,8 +204,10 @@ fn relay(
     let events = is_event_stream(&answer.headers);
     let waited = entry.attempts.last_asked.elapsed();
     deployment.series.duration.observe(waited.as_secs_f64());
+    deployment.latency.add(waited);
     if events {
         deployment.series.first_token.observe(waited.as_secs_f64());
+        deployment.first_token.add(waited);
         entry.first_event = Some(Instant::now());
     }
     let basis = Basis { prompt: entry.expected_prompt(), counts_deltas: deployment.counts_deltas() };

@@ -9,7 +9,7 @@ use http::StatusCode;
 use crate::config::Price;
 use crate::error::{Error, Tried};
 use crate::metrics::{Metrics, ProviderSeries};
-use crate::upstream::{Answer, Deployment, Failure, Question};
+use crate::upstream::{Answer, Deployment, Failure, Flight, Question};
 
 /// Providers asked for one request at most.
 const ATTEMPTS_MAX: usize = 8;
@@ -64,6 +64,8 @@ pub struct Attempts {
     pub asked: Option<Arc<ProviderSeries>>,
     /// What it charges.
     pub price: Option<Price>,
+    /// It is busy with this request.
+    flight: Option<Flight>,
     /// When it was asked.
     pub last_asked: Instant,
     /// Time spent waiting for providers, in all.
@@ -78,6 +80,7 @@ impl Default for Attempts {
             count: 0,
             asked: None,
             price: None,
+            flight: None,
             last_asked: Instant::now(),
             waited: Duration::ZERO,
             reached: AtomicBool::new(false),
@@ -95,6 +98,7 @@ impl Attempts {
         self.count += 1;
         self.asked = Some(deployment.series.clone());
         self.price = deployment.provider.price;
+        self.flight = Some(deployment.in_flight.begin());
         self.last_asked = Instant::now();
         self.reached = AtomicBool::new(false);
         let result = deployment.ask(question, &self.reached, metrics).await;

@@ -5,6 +5,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use crate::admission::Plans;
 use crate::config::{Config, Count, Key, Rule, TokenWeights};
 use crate::control::{self, Bans, Control, Merged};
@@ -22,6 +24,8 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     /// The same for people: see [`Loaded::effective`](crate::config::Loaded::effective).
     pub effective: Arc<serde_json::Value>,
+    /// The first 16 hex digits of the SHA-256 of the configuration as people see it: without its secrets.
+    pub config_hash: String,
     /// What operators said.
     pub control: Arc<Control>,
     /// Rules of the file and of operators, and those that mean nothing.
@@ -106,7 +110,23 @@ impl Snapshot {
         });
         let tokenizers = Tokenizers::load(exact, previous.map(|previous| &previous.tokenizers));
         let bans = Bans::of(&control);
-        let now = Self { config, effective, control, merged, bans, keys, models, tokenizers, plans, listed };
+        let config_hash = match previous.filter(|previous| Arc::ptr_eq(&previous.effective, &effective)) {
+            Some(previous) => previous.config_hash.clone(),
+            None => config_hash(&effective),
+        };
+        let now = Self {
+            config,
+            effective,
+            config_hash,
+            control,
+            merged,
+            bans,
+            keys,
+            models,
+            tokenizers,
+            plans,
+            listed,
+        };
         if let Some(previous) = previous {
             previous.forget_deployments_not_in(&now, metrics);
         }
@@ -188,6 +208,11 @@ impl Snapshot {
             metrics.upstream_healthy.remove(gone.label());
         }
     }
+}
+
+fn config_hash(effective: &serde_json::Value) -> String {
+    let digest: [u8; 32] = Sha256::digest(effective["config"].to_string()).into();
+    digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What a drain of a model's provider is kept under.

@@ -5,6 +5,7 @@
 
 mod connect;
 mod health;
+mod in_flight;
 mod models;
 mod pool;
 
@@ -24,6 +25,7 @@ use tokio::time::timeout_at;
 
 pub use self::connect::{Connector, Trust, connector};
 use self::health::Health;
+pub use self::in_flight::{Flight, InFlight};
 pub use self::models::probe;
 pub use self::pool::Lane;
 use self::pool::{Client, Flow};
@@ -32,6 +34,7 @@ use crate::config::{Provider, ProviderKind, Secret};
 use crate::dialect::openai;
 use crate::headers;
 use crate::metrics::{ByProvider, ByProviderCode, Metrics, Name, ProviderSeries};
+use crate::recent::Recent;
 use crate::simulated::{Simulated, Simulation};
 use crate::sse;
 
@@ -53,6 +56,12 @@ pub struct Deployment {
     pub series: Arc<ProviderSeries>,
     /// Whether it answers these days.
     pub health: Health,
+    /// How long it took lately to begin its answers.
+    pub latency: Recent,
+    /// The same, of streams alone.
+    pub first_token: Recent,
+    /// Requests it is busy with.
+    pub in_flight: InFlight,
     link: Link,
 }
 
@@ -208,7 +217,17 @@ impl Deployment {
         let label = ByProvider { model: model.clone(), provider: name.clone() };
         let healthy = metrics.upstream_healthy.get_or_create_owned(&label);
         let series = Arc::new(metrics.provider(label));
-        Self { model, name, provider, series, health: Health::new(healthy), link }
+        Self {
+            model,
+            name,
+            provider,
+            series,
+            health: Health::new(healthy),
+            latency: Recent::default(),
+            first_token: Recent::default(),
+            in_flight: InFlight::default(),
+            link,
+        }
     }
 
     /// Its label in metrics.

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the gateway and the floor each stands on. A module may name those of its own floor and below.
-const FLOORS: [(&str, u8); 25] = [
+const FLOORS: [(&str, u8); 28] = [
     ("cli", 5),
     ("edge", 5),
     ("admin", 5),
@@ -15,17 +15,20 @@ const FLOORS: [(&str, u8); 25] = [
     ("ledger", 4),
     ("refusals", 4),
     ("reload", 4),
+    ("fleet", 4),
     ("snapshot", 3),
     ("control", 3),
     ("identity", 3),
     ("admission", 3),
     ("limits", 3),
+    ("rates", 3),
     ("route", 3),
     ("upstream", 3),
     ("simulated", 3),
     ("config", 2),
     ("metrics", 2),
     ("log", 2),
+    ("recent", 2),
     ("error", 2),
     ("headers", 2),
     ("router", 2),

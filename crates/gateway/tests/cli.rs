@@ -33,6 +33,8 @@ async fn version_schema_and_completions_are_printed() {
     assert_eq!(text(&version.stdout), concat!("tollgate ", env!("CARGO_PKG_VERSION"), "\n"));
     let schema: Value = serde_json::from_slice(&run(&["schema", "config"], &[]).await.stdout).expect("JSON");
     assert!(schema["properties"]["models"].is_object(), "{schema}");
+    let api: Value = serde_json::from_slice(&run(&["schema", "admin"], &[]).await.stdout).expect("JSON");
+    assert!(api["paths"]["/admin/keys/{id}"]["patch"].is_object(), "{api}");
     for shell in ["bash", "zsh", "fish"] {
         let script = run(&["completions", shell], &[]).await;
         assert!(script.status.success() && text(&script.stdout).contains("tollgate"), "{shell}");

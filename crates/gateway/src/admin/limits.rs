@@ -136,7 +136,7 @@ fn shown_limit(limit: &Limit) -> Value {
 }
 
 /// As it is written, without what is left out.
-fn shown_match(matches: &Match) -> Value {
+pub(super) fn shown_match(matches: &Match) -> Value {
     let Match { authenticated, endpoint, model, user, team, tier, api_key, ip } = matches;
     let mut shown = Map::new();
     if let Some(authenticated) = authenticated {

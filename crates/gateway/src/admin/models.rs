@@ -72,7 +72,14 @@ fn known(now: &Snapshot, (model, provider): &(String, String)) -> Result<String,
 fn shown(now: &Snapshot, model: &Model) -> Value {
     let providers = model.deployments.iter().map(|deployment| {
         let rests = deployment.health.rests_until().is_some_and(|until| until > Instant::now());
-        json!({ "name": deployment.provider.name, "healthy": !rests, "drained": now.is_drained(deployment) })
+        json!({
+            "name": deployment.provider.name,
+            "healthy": !rests,
+            "drained": now.is_drained(deployment),
+            "in_flight": deployment.in_flight.count(),
+            "latency_ms": deployment.latency.percentiles(),
+            "first_token_ms": deployment.first_token.percentiles(),
+        })
     });
     json!({ "name": &*model.name, "providers": providers.collect::<Vec<_>>() })
 }

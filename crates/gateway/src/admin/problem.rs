@@ -1,5 +1,7 @@
 //! What is wrong with a request of an operator: RFC 9457, `application/problem+json`.
 
+use std::time::Duration;
+
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use serde_json::json;
@@ -12,6 +14,7 @@ pub(super) struct Problem {
     status: StatusCode,
     detail: String,
     errors: Vec<Fault>,
+    retry_after: Option<Duration>,
 }
 
 /// What is wrong with one field.
@@ -25,14 +28,19 @@ pub(super) struct Fault {
 
 impl Problem {
     pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), errors: Vec::new() }
+        Self { status, detail: detail.into(), errors: Vec::new(), retry_after: None }
     }
 
     /// 422: these fields.
     pub(super) fn fields(errors: Vec<Fault>) -> Self {
         let named: Vec<String> =
             errors.iter().map(|fault| format!("{}: {}", fault.field, fault.detail)).collect();
-        Self { status: StatusCode::UNPROCESSABLE_ENTITY, detail: named.join("; "), errors }
+        Self { errors, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, named.join("; ")) }
+    }
+
+    /// With `Retry-After`: worth another try after this time.
+    pub(super) fn after(self, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..self }
     }
 
     /// 422: one field.
@@ -79,6 +87,11 @@ impl IntoResponse for Problem {
             body["errors"] = errors.collect();
         }
         let content = [(header::CONTENT_TYPE, "application/problem+json")];
-        (self.status, content, body.to_string()).into_response()
+        let mut response = (self.status, content, body.to_string()).into_response();
+        if let Some(wait) = self.retry_after {
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }

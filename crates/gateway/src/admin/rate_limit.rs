@@ -13,6 +13,7 @@ use super::fields::Fields;
 use super::limits;
 use super::problem::Problem;
 use super::{Ask, Reply, Shared};
+use crate::control::{Change, Clear, Control, Time};
 use crate::identity::counted;
 use crate::router::{self, Route};
 use crate::snapshot::Snapshot;
@@ -21,6 +22,8 @@ use crate::snapshot::Snapshot;
 const REQUESTS_MAX: u64 = 1_000_000_000;
 /// The longest window, seconds: a week.
 const WINDOW_MAX: u64 = 7 * 86_400;
+/// Clears that instances can still learn of.
+const CLEARS_MAX: usize = 256;
 /// The longest name of a subject.
 const KEY_BYTES_MAX: usize = 1_024;
 
@@ -57,8 +60,8 @@ pub(super) async fn configure(State(gateway): Shared, ask: Ask) -> Reply {
     Ok(json(StatusCode::OK, &answer))
 }
 
-/// `POST /admin/rate-limit/clear?key=rate_limit:ip:192.0.2.1`. Other instances forget within half a second that they
-/// refused it; counters in Redis are everybody's.
+/// `POST /admin/rate-limit/clear?key=rate_limit:ip:192.0.2.1`. Other instances forget within a second what they
+/// remember of it; counters in Redis are everybody's.
 pub(super) async fn clear(State(gateway): Shared, ask: Ask) -> Reply {
     let key = ask.parameter("key").ok_or_else(|| Problem::field("key", "is missing"))?;
     let subject = subject(&gateway.snapshot.load(), key)?;
@@ -70,8 +73,16 @@ pub(super) async fn clear(State(gateway): Shared, ask: Ask) -> Reply {
             .await
             .map_err(|error| Problem::unavailable(format!("the counters cannot be reached: {error}")))?,
     };
-    let note = |_: &crate::control::Control| {
-        let mut change = crate::control::Change::default();
+    if !ask.is_dry_run()? {
+        gateway.rates.forget(subject.as_str());
+    }
+    let note = |now: &Control| {
+        let mut change = Change::default();
+        let oldest = now.clears.iter().min_by_key(|(_, clear)| clear.version);
+        if let (Some((oldest, _)), CLEARS_MAX..) = (oldest, now.clears.len()) {
+            change.forget::<Clear>(oldest);
+        }
+        change.put_unnoted(subject.as_str(), &Clear { created: Time::now() });
         change.note(
             "rate-limit.clear",
             key.to_owned(),
@@ -137,6 +148,19 @@ fn subject(now: &Snapshot, key: &str) -> Result<Subject, Problem> {
         Some(tenant) => subject.of_tenant(&tenant),
         None => subject,
     })
+}
+
+/// What a subject is publicly called: `rate_limit:ip:192.0.2.1`. What [`subject`] reads.
+pub(super) fn public_name(subject: &str) -> String {
+    let Some(rest) = subject.strip_prefix("ip:") else { return format!("rate_limit:{subject}") };
+    // IPv6 is written with colons, which stand between names and values: those of values are written otherwise.
+    let (ip, more) = rest.split_once(':').map_or((rest, None), |(ip, more)| (ip, Some(more)));
+    let ip = ip.replace("%3A", ":");
+    match more.map(|more| more.strip_prefix("endpoint:")) {
+        None => format!("rate_limit:ip:{ip}"),
+        Some(Some(path)) if !path.contains(':') => format!("rate_limit:endpoint:{path}:{ip}"),
+        Some(_) => format!("rate_limit:{subject}"),
+    }
 }
 
 /// Whose counters a subject's are kept with, where its name does not say that.

@@ -275,17 +275,33 @@ fn subject(per: Scope, caller: &Caller, route: &str, model: &str, session: impl 
 impl Match {
     /// Whether a request of `caller` to `route` (canonical) for `model` (resolved) is meant.
     pub fn holds(&self, caller: &Caller, route: &str, model: &str) -> bool {
+        self.failing(caller, route, model).is_none()
+    }
+
+    /// The first condition that does not hold, by its name in the file; `None`: all do.
+    pub fn failing(&self, caller: &Caller, route: &str, model: &str) -> Option<&'static str> {
         fn any(wanted: &[String], value: Option<&str>) -> bool {
             wanted.is_empty() || value.is_some_and(|value| wanted.iter().any(|name| name == value))
         }
-        self.authenticated.is_none_or(|wanted| wanted == caller.key.is_some())
-            && (self.endpoint.is_empty()
-                || self.endpoint.iter().any(|glob| crate::config::endpoint_matches(glob, route)))
-            && any(&self.model, Some(model))
-            && any(&self.user, caller.user())
-            && any(&self.team, caller.team())
-            && any(&self.tier, caller.tier())
-            && any(&self.api_key, caller.key.as_ref().map(|key| key.id.as_str()))
-            && (self.ip.is_empty() || self.ip.iter().any(|net| net.contains(&caller.address)))
+        let endpoint = |glob: &String| crate::config::endpoint_matches(glob, route);
+        if self.authenticated.is_some_and(|wanted| wanted != caller.key.is_some()) {
+            Some("authenticated")
+        } else if !self.endpoint.is_empty() && !self.endpoint.iter().any(endpoint) {
+            Some("endpoint")
+        } else if !any(&self.model, Some(model)) {
+            Some("model")
+        } else if !any(&self.user, caller.user()) {
+            Some("user")
+        } else if !any(&self.team, caller.team()) {
+            Some("team")
+        } else if !any(&self.tier, caller.tier()) {
+            Some("tier")
+        } else if !any(&self.api_key, caller.key.as_ref().map(|key| key.id.as_str())) {
+            Some("api_key")
+        } else if !self.ip.is_empty() && !self.ip.iter().any(|net| net.contains(&caller.address)) {
+            Some("ip")
+        } else {
+            None
+        }
     }
 }

@@ -57,13 +57,14 @@ impl Counters {
         let mut data = Vec::with_capacity(self.charges.len());
         for charges in self.charges.chunks(CHARGES_MAX) {
             let said = limits.peek(charges.to_vec()).await.map_err(|error| failed(&error))?;
-            data.extend(said.iter().map(entry));
+            data.extend(said.iter().map(shown));
         }
         Ok(json!({ "object": "list", "data": data, "has_more": self.more }))
     }
 }
 
-fn entry(standing: &Standing) -> Value {
+/// What one limit says, as JSON.
+pub fn shown(standing: &Standing) -> Value {
     let limit = &standing.limit;
     let retry = match standing.retry {
         Retry::After(wait) => Some(wait.get()),

@@ -69,6 +69,12 @@ pub(super) const SERVER: Section = Section {
             Nothing,
             "Sent as X-Admin-Key or Bearer. Needed when `admin` is not a loopback address.",
         ),
+        key(
+            "admin_keys",
+            Kind::List { of: &Kind::Map(&ADMIN_KEY), min: 0, max: 64 },
+            Nothing,
+            "Further keys, each with a name for the audit and a role.",
+        ),
         key("metrics_key", Kind::Secret, Nothing, "Guards /metrics when set."),
         key(
             "trusted_proxies",
@@ -89,6 +95,21 @@ pub(super) const SERVER: Section = Section {
             Kind::Integer { min: 1, max: 1_000_000 },
             Text("4096"),
             "Connections one address may hold open; trusted proxies are exempt.",
+        ),
+    ],
+};
+
+/// `server.admin_keys[]`.
+pub(super) const ADMIN_KEY: Section = Section {
+    name: "admin_key",
+    keys: &[
+        key("name", Kind::Name, Required, "What the audit calls who has it."),
+        key("key", Kind::AdminKey, Required, "Sent as X-Admin-Key or Bearer."),
+        key(
+            "role",
+            Kind::OneOf(&["viewer", "operator", "admin"]),
+            Required,
+            "viewer: reads; operator: changes all but keys, users and the configuration; admin: all.",
         ),
     ],
 };

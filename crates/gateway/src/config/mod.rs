@@ -74,6 +74,44 @@ impl Config {
     }
 }
 
+/// One entry of `server.admin_keys`.
+#[derive(Clone, Debug)]
+pub struct AdminKey {
+    /// As in the audit.
+    pub name: String,
+    /// What is sent.
+    pub key: Secret,
+    /// What it may do.
+    pub role: Role,
+}
+
+/// What somebody may do who has an admin key; each may do what those before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Read.
+    Viewer,
+    /// Change everything but keys, users and the configuration.
+    Operator,
+    /// Everything.
+    Admin,
+}
+
+impl Role {
+    /// `viewer`, `operator`, `admin`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// The role of this name.
+    fn of(name: &str) -> Option<Self> {
+        [Self::Viewer, Self::Operator, Self::Admin].into_iter().find(|role| role.as_str() == name)
+    }
+}
+
 /// `server`.
 #[derive(Clone, Debug)]
 pub struct Server {
@@ -83,6 +121,8 @@ pub struct Server {
     pub admin: SocketAddr,
     /// Needed by `/admin/*`; needed at all when `admin` is not a loopback address.
     pub admin_key: Option<Secret>,
+    /// Further keys for `/admin/*`, each with its name and role.
+    pub admin_keys: Vec<AdminKey>,
     /// Guards `/metrics` when set.
     pub metrics_key: Option<Secret>,
     /// Peers whose `X-Forwarded-For` is believed.
@@ -113,6 +153,15 @@ pub struct Redis {
     pub timeout: Duration,
     /// What every key begins with: 1 to 64 bytes without braces, spaces and control characters.
     pub prefix: String,
+}
+
+impl Redis {
+    /// The number of its database; 0 of a cluster.
+    pub fn database(&self) -> u32 {
+        let url = self.url.expose();
+        let (_, written) = url.rsplit_once("?db=").or_else(|| url.rsplit_once('/')).unwrap_or_default();
+        written.split('&').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+    }
 }
 
 /// `dependencies.redis.tls`: paths of PEM files.

@@ -10,7 +10,7 @@ use super::problem::{Origin, Problems, quoted, suggest};
 use super::review::{self, Whole};
 use super::scalar::{self, Fault};
 use super::tree::{Node, Scalar, Value};
-use super::{Auth, Config, LogFormat, Secret, Server, Settings, State};
+use super::{AdminKey, Auth, Config, LogFormat, Role, Secret, Server, Settings, State};
 use super::{resolve_models, resolve_redis, resolve_rules, resolve_users};
 
 /// What `settings.state` is where nothing is to be kept.
@@ -194,6 +194,7 @@ fn server(root: &Node, problems: &mut Problems) -> Option<Server> {
         listen: listen?,
         admin: admin?,
         admin_key: secret("admin_key"),
+        admin_keys: admin_keys(node, problems),
         metrics_key: secret("metrics_key"),
         trusted_proxies: networks.iter().filter_map(|item| scalar::network(item.text).ok()).collect(),
         shutdown_grace: duration(node, SERVER.key("shutdown_grace")?)?,
@@ -204,9 +205,46 @@ fn server(root: &Node, problems: &mut Problems) -> Option<Server> {
     })
 }
 
+/// Keys and names are each for one: who had the second of two like keys would act in the name of the first.
+fn admin_keys(node: &Node, problems: &mut Problems) -> Vec<AdminKey> {
+    let first = node.get("admin_key").and_then(|entry| entry.value.as_text());
+    let mut names = vec!["admin".to_owned()];
+    let mut keys: Vec<&str> = first.into_iter().collect();
+    let items = node.get("admin_keys").map_or(&[][..], |entry| entry.value.items());
+    let mut read_keys = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        let text = |key: &str| item.get(key).and_then(|entry| entry.value.as_text());
+        let (Some(name), Some(key), Some(role)) =
+            (text("name"), text("key"), text("role").and_then(Role::of))
+        else {
+            continue;
+        };
+        let path = format!("server.admin_keys[{index}]");
+        if names.iter().any(|other| other == name) {
+            let help = "give each its own; `admin` is that of server.admin_key";
+            problems.error(item.at, &path, "this name is taken", help);
+        }
+        if keys.contains(&key) {
+            problems.error(
+                item.at,
+                &path,
+                "this key is there already",
+                "make one with `openssl rand -hex 32`",
+            );
+        }
+        names.push(name.to_owned());
+        keys.push(key);
+        read_keys.push(AdminKey { name: name.to_owned(), key: Secret::new(key), role });
+    }
+    read_keys
+}
+
 fn check_listeners(node: &Node, listen: SocketAddr, admin: SocketAddr, problems: &mut Problems) {
     let place = |key: &str| node.get(key).map_or(node.at, |entry| entry.value.at);
-    if !admin.ip().to_canonical().is_loopback() && node.get("admin_key").is_none() {
+    if !admin.ip().to_canonical().is_loopback()
+        && node.get("admin_key").is_none()
+        && node.get("admin_keys").is_none_or(|keys| keys.value.items().is_empty())
+    {
         let message = format!("{admin} is no loopback address, and there is no `admin_key`");
         let help = "set server.admin_key, or listen on 127.0.0.1";
         problems.error(place("admin"), "server.admin", message, help);

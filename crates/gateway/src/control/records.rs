@@ -259,6 +259,21 @@ impl Stored for Drain {
     }
 }
 
+/// A subject whose counters were cleared. The id of the record is the subject; what it says is when. Instances forget what
+/// they remember of it when they learn of a later version.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Clear {
+    /// When.
+    pub created: Time,
+}
+
+impl Stored for Clear {
+    const KIND: Kind = Kind::Clear;
+    fn table(control: &Control) -> &Table<Self> {
+        &control.clears
+    }
+}
+
 /// A hash as 64 hex digits.
 mod hex {
     use serde::de::Error as _;

@@ -12,6 +12,7 @@ use super::connection::Dial;
 use super::value::{Kind, Row};
 use super::{NotePlace, Unavailable};
 use crate::config;
+use crate::rates::Totals;
 
 /// Of one question; a page of a large store needs its time.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -31,12 +32,15 @@ const LOADS_MAX: usize = 5;
 /// A Redis with control data.
 pub(super) struct Redis {
     dial: Dial,
+    pub(super) prefix: String,
     keys: Vec<String>,
     channel: String,
     /// Which life of the data is known here: another one begins when it was lost.
     epoch: Mutex<String>,
     told: Notify,
     pause: Duration,
+    /// Of what this instance has counted, this is known here.
+    pub(super) told_totals: Mutex<Totals>,
 }
 
 /// Sent as they are: they run a few times a second at most, and a server may forbid SCRIPT.
@@ -62,6 +66,7 @@ impl Redis {
         let name = |what: &str| format!("{}:{{ctl}}:ctl:{what}", config.prefix);
         let kinds = Kind::ALL.into_iter().map(Kind::as_str);
         Ok(Self {
+            prefix: config.prefix.clone(),
             dial: Dial::new(config, DEADLINE)?,
             keys: ["about", "changes", "audit"].into_iter().chain(kinds).map(name).collect(),
             channel: name("told"),
@@ -69,6 +74,7 @@ impl Redis {
             told: Notify::new(),
             // Reading and compiling must fit into the time as well.
             pause: poll / 2,
+            told_totals: Mutex::default(),
         })
     }
 
@@ -224,14 +230,14 @@ impl Redis {
         &self.keys[3 + kind as usize]
     }
 
-    fn call(&self, script: &str, keys: &[String]) -> Cmd {
+    pub(super) fn call(&self, script: &str, keys: &[String]) -> Cmd {
         let mut call = redis::cmd("EVAL");
         call.arg(script).arg(keys.len()).arg(keys);
         call
     }
 
     /// All keys are in one slot.
-    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Unavailable> {
+    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Unavailable> {
         self.dial.ask(&self.keys[0], command).await
     }
 }

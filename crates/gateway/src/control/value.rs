@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::records::{Ban, Drain, KeyRecord, LimitOverride, Stored, UserRecord};
+use super::records::{Ban, Clear, Drain, KeyRecord, LimitOverride, Stored, UserRecord};
 use super::time::Time;
 
 /// What a record is about.
@@ -22,11 +22,13 @@ pub enum Kind {
     Limit,
     /// [`Drain`]
     Drain,
+    /// [`Clear`]
+    Clear,
 }
 
 impl Kind {
     /// All of them, in the order in which stores number them.
-    pub const ALL: [Self; 5] = [Self::Key, Self::User, Self::Ban, Self::Limit, Self::Drain];
+    pub const ALL: [Self; 6] = [Self::Key, Self::User, Self::Ban, Self::Limit, Self::Drain, Self::Clear];
 
     /// As in the names of stores and of the audit: `keys`.
     pub fn as_str(self) -> &'static str {
@@ -36,6 +38,7 @@ impl Kind {
             Self::Ban => "bans",
             Self::Limit => "limits",
             Self::Drain => "drains",
+            Self::Clear => "clears",
         }
     }
 
@@ -85,6 +88,8 @@ pub struct Control {
     pub limits: Table<LimitOverride>,
     /// By `MODEL/PROVIDER`.
     pub drains: Table<Drain>,
+    /// By subject; the latest ones.
+    pub clears: Table<Clear>,
 }
 
 impl Control {
@@ -104,6 +109,7 @@ impl Control {
                 Kind::Ban => put(&mut next.bans, row),
                 Kind::Limit => put(&mut next.limits, row),
                 Kind::Drain => put(&mut next.drains, row),
+                Kind::Clear => put(&mut next.clears, row),
             }
         }
         next
@@ -117,6 +123,7 @@ impl Control {
         add(&mut rows, &self.bans);
         add(&mut rows, &self.limits);
         add(&mut rows, &self.drains);
+        add(&mut rows, &self.clears);
         rows
     }
 }

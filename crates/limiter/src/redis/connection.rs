@@ -291,6 +291,7 @@ impl Connection {
             connected,
             topology: self.topology,
             address: if names.is_empty() { self.asked_for.clone() } else { names.join(",") },
+            lanes: 1 + self.lanes.read().unwrap_or_else(PoisonError::into_inner).len(),
             since: since.unwrap_or(self.home.ground.began),
             problem: if connected {
                 None

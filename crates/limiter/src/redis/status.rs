@@ -43,6 +43,8 @@ pub struct Status {
     /// Of the master, or of all of them with commas between: `10.0.0.1:6379`. Where none is known, what was asked
     /// for. Never with a password.
     pub address: String,
+    /// Connections to each server: one for every runtime that [joined](super::RedisStore::join_runtime), and one.
+    pub lanes: usize,
     /// Since when it is connected, or is not.
     pub since: Instant,
     /// Why it is not connected, when that is known.

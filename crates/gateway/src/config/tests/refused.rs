@@ -98,6 +98,14 @@ fn listeners_and_secrets() {
                 "t.yml:1:22: server.admin_key: the value is a well-known placeholder; make one with `openssl rand -hex 32`",
             ],
         ),
+        (
+            "server: { admin_key: k1, admin_keys: [{ name: a, key: k2, role: boss }, { name: admin, key: k3, role: admin }, { name: b, key: k1, role: viewer }] }\n",
+            &[
+                "t.yml:1:66: server.admin_keys[0].role: `boss` is not allowed; allowed: viewer, operator, admin",
+                "t.yml:1:73: server.admin_keys[1]: this name is taken; give each its own; `admin` is that of server.admin_key",
+                "t.yml:1:113: server.admin_keys[2]: this key is there already; make one with `openssl rand -hex 32`",
+            ],
+        ),
         ("server: { admin_key: \"\" }\n", &["t.yml:1:22: server.admin_key: the value is empty"]),
         (
             "server: { metrics_key: \"$${A}\" }\n",

@@ -1,0 +1,142 @@
+//! Who may ask the admin API: the key, what its role allows, and how often somebody may guess.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::header::{self, HeaderMap, HeaderValue};
+use subtle::ConstantTimeEq;
+use tollgate_limiter::{
+    Algorithm, Charge, Dimension, Limit, MemoryStore, Quota, Retry, Scope, Standing, SystemClock,
+};
+
+use super::{Peer, Problem};
+use crate::Gateway;
+use crate::config::{Role, Secret, Server};
+use crate::control::Author;
+use crate::identity::{client_address, counted};
+
+/// Wrong keys that one address may send; then it is not listened to, right or wrong.
+const GUESSES: Quota = tollgate_limiter::limit!("10/minute");
+
+/// The way in.
+#[derive(Clone)]
+pub(super) struct Door {
+    gateway: Arc<Gateway>,
+    guesses: Arc<Guesses>,
+}
+
+impl Door {
+    /// Nobody has guessed so far.
+    pub(super) fn new(gateway: Arc<Gateway>) -> Self {
+        Self { gateway, guesses: Arc::new(Guesses::new()) }
+    }
+}
+
+/// Wrong keys by address, in bounded memory.
+struct Guesses {
+    store: MemoryStore,
+    limit: Arc<Limit>,
+}
+
+impl Guesses {
+    fn new() -> Self {
+        let per = Scope::of([Dimension::Ip]);
+        let limit = Limit::new("admin-keys", GUESSES, Algorithm::MovingWindow, per)
+            .expect("ten requests in a minute can be counted exactly");
+        Self { store: MemoryStore::new(SystemClock), limit: Arc::new(limit) }
+    }
+
+    fn charge(&self, address: IpAddr) -> Charge {
+        let address = counted(address).to_string();
+        let subject = self.limit.scope().subject(|_| Cow::Borrowed(&*address)).unauthenticated();
+        Charge::new(self.limit.clone(), subject, 1)
+    }
+
+    /// How long this address must wait before it is listened to.
+    fn wait(&self, address: IpAddr) -> Option<Duration> {
+        self.store.peek(vec![self.charge(address)]).first().and_then(wait)
+    }
+
+    /// A wrong key came from there.
+    fn note(&self, address: IpAddr) {
+        // Dropped, it stays counted.
+        drop(self.store.reserve(vec![self.charge(address)]));
+    }
+}
+
+fn wait(said: &Standing) -> Option<Duration> {
+    match said.retry {
+        Retry::After(wait) => Some(Duration::from_millis(wait.get())),
+        Retry::Now | Retry::Never => None,
+    }
+}
+
+/// Lets in who has a key whose role is enough, and says who that is.
+pub(super) async fn gate(
+    State((door, needed)): State<(Door, Role)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let Some(Peer(peer)) = request.extensions().get().copied() else {
+        return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "nobody asked").into_response();
+    };
+    let now = door.gateway.snapshot.load_full();
+    let server = &now.config.server;
+    let address = client_address(&server.trusted_proxies, request.headers(), peer);
+    let (name, role) = match known(server, request.headers()) {
+        // Without any key the listener is on a loopback address: the configuration refuses anything else.
+        _ if server.admin_key.is_none() && server.admin_keys.is_empty() => ("admin", Role::Admin),
+        known => {
+            if let Some(wait) = door.guesses.wait(address) {
+                let detail = "too many wrong admin keys came from this address";
+                return Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).after(wait).into_response();
+            }
+            match known {
+                Some(known) => known,
+                None => {
+                    // Who sends nothing guesses nothing.
+                    if !sent(request.headers()).is_empty() {
+                        door.guesses.note(address);
+                    }
+                    let detail = "the admin key is missing or wrong";
+                    return Problem::new(StatusCode::UNAUTHORIZED, detail).into_response();
+                }
+            }
+        }
+    };
+    if role < needed {
+        let detail = format!(
+            "the key `{name}` is that of a {}; this needs the role {}",
+            role.as_str(),
+            needed.as_str()
+        );
+        return Problem::new(StatusCode::FORBIDDEN, detail).into_response();
+    }
+    request.extensions_mut().insert(Author { name: name.to_owned(), address });
+    next.run(request).await
+}
+
+/// Name and role of the key that was sent. Every key is compared, so that the time says nothing of which.
+fn known<'a>(server: &'a Server, headers: &HeaderMap) -> Option<(&'a str, Role)> {
+    let first = server.admin_key.as_ref().map(|key| ("admin", key, Role::Admin));
+    let others = server.admin_keys.iter().map(|key| (&*key.name, &key.key, key.role));
+    let all = first.into_iter().chain(others);
+    all.fold(None, |found, (name, key, role)| if carries(headers, key) { Some((name, role)) } else { found })
+}
+
+/// Whether `X-Admin-Key` or `Authorization: Bearer` is this key; takes the same time whatever was sent.
+pub(super) fn carries(headers: &HeaderMap, key: &Secret) -> bool {
+    sent(headers).ct_eq(key.expose().as_bytes()).into()
+}
+
+fn sent(headers: &HeaderMap) -> &[u8] {
+    let bearer =
+        headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    headers.get("x-admin-key").map(HeaderValue::as_bytes).or(bearer).unwrap_or_default()
+}
