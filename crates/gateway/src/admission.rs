@@ -6,6 +6,7 @@
 mod amounts;
 mod plan;
 mod standings;
+mod strangers;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -58,13 +59,13 @@ pub async fn admit(
             plan.count_granted(reservation.standings());
             let reserved = reserved_tokens(reservation.standings());
             metrics.rate_limit_tokens.reserved.inc_by(reserved);
-            let said = headers::granted(&reservation, plan.policy());
+            let said = headers::granted(&reservation, plan.words());
             let hold = Hold::new(reservation, plan);
             Ok((Admitted { hold, plan: plan.clone(), demand, reserved, took }, said))
         }
         Decision::Denied(denial) => {
             plan.count_denied(&denial);
-            Err(Error::Limited(Box::new(denial)))
+            Err(Error::Limited(Box::new(denial), plan.words().clone()))
         }
     }
 }

@@ -1,9 +1,14 @@
 //! The command line: one file per verb.
 
+mod bans;
 mod check;
+mod client;
 mod demo;
 mod health;
+mod keys;
+mod limits;
 mod serve;
+mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,6 +25,8 @@ const FILES: [&str; 2] = ["./tollgate.yml", "/etc/tollgate/tollgate.yml"];
 mod exit {
     /// It ran and the answer is no.
     pub(super) const NO: u8 = 1;
+    /// Wrong usage; clap exits so by itself.
+    pub(super) const USAGE: u8 = 2;
     /// Something is not reachable.
     pub(super) const UNAVAILABLE: u8 = 69;
     /// The configuration was refused at start.
@@ -42,6 +49,15 @@ enum Verb {
     Demo(demo::Options),
     /// Validate a configuration and print each limit with its guarantee.
     Check(check::Options),
+    /// Keys of callers: make, list, show, rotate, revoke, take in.
+    #[command(disable_help_subcommand = true)]
+    Keys(keys::Options),
+    /// Limits that hold: list, show, set over those of the file, delete again, clear counters.
+    #[command(disable_help_subcommand = true)]
+    Limits(limits::Options),
+    /// Who is let in no more: add, list, remove.
+    #[command(disable_help_subcommand = true)]
+    Bans(bans::Options),
     /// Print a machine-readable description.
     Schema {
         #[command(subcommand)]
@@ -87,6 +103,9 @@ pub fn main() -> ExitCode {
         Verb::Serve(options) => serve::run(&options),
         Verb::Demo(options) => demo::run(&options),
         Verb::Check(options) => check::run(&options),
+        Verb::Keys(options) => keys::run(&options),
+        Verb::Limits(options) => limits::run(&options),
+        Verb::Bans(options) => bans::run(&options),
         Verb::Health(options) => health::run(&options),
         Verb::Schema { of: Schema::Config } => print(&format!("{:#}", crate::config::schema())),
         Verb::Schema { of: Schema::Admin } => print(&format!("{:#}", crate::admin::openapi())),
@@ -128,6 +147,10 @@ fn print(text: &str) -> Outcome {
 
 /// A runtime for a verb that only asks others.
 fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Stopped> {
+    Ok(runtime()?.block_on(future))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Stopped> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    Ok(runtime.map_err(|error| Stopped::new(exit::NO, error))?.block_on(future))
+    runtime.map_err(|error| Stopped::new(exit::NO, error))
 }

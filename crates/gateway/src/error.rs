@@ -4,16 +4,17 @@
 //! an address or a credential of ours.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use serde_json::Map;
-use tollgate_limiter::{Denial, Retry, Unit};
+use tollgate_limiter::{Denial, Retry, Source, Unit};
 
 use crate::call::CallError;
 use crate::dialect::openai;
+use crate::headers::Words;
 use crate::metrics::Name;
 
 /// Why a request's body ends early.
@@ -67,7 +68,7 @@ pub enum Error {
     /// A rule that refuses everything it matches: 403, with its name.
     Denied(Name),
     /// A limit said no: 429.
-    Limited(Box<Denial>),
+    Limited(Box<Denial>, Arc<Words>),
     /// The counters cannot be reached, and a limit is not to be passed uncounted: 503.
     LimiterUnavailable(Option<Duration>),
     /// The provider limits us and nobody else could answer: 429, with its own retry time.
@@ -117,11 +118,12 @@ impl Error {
     /// The JSON body.
     pub fn body(&self) -> Bytes {
         let (_, kind, code) = self.row();
-        let extra = match self {
-            Self::Limited(denial) => crate::headers::denial_fields(denial),
-            _ => Map::new(),
-        };
-        openai::error_body(&self.message(), kind, self.param(), code, extra).into()
+        let body = |extra: &[_]| openai::error_body(&self.message(), kind, self.param(), code, extra);
+        match self {
+            Self::Limited(denial, _) => body(&crate::headers::denial_fields(denial)),
+            _ => body(&[]),
+        }
+        .into()
     }
 
     /// Headers beyond those that every answer has.
@@ -131,7 +133,8 @@ impl Error {
             crate::headers::retry_after(headers, Some(wait));
         }
         match self {
-            Self::Limited(denial) => crate::headers::denial(headers, denial),
+            Self::Limited(denial, words) => crate::headers::denial(headers, denial, words),
+            Self::LimiterUnavailable(_) => crate::headers::source(headers, Source::Closed),
             Self::MethodNotSupported(_, allow) => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(allow));
             }
@@ -174,7 +177,7 @@ impl Error {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, REQUEST, Some("unsupported_encoding"))
             }
             Self::Denied(_) => (StatusCode::FORBIDDEN, "permission_error", Some("denied")),
-            Self::Limited(denial) => {
+            Self::Limited(denial, _) => {
                 let (kind, code) = limited(denial);
                 (StatusCode::TOO_MANY_REQUESTS, kind, Some(code))
             }
@@ -244,7 +247,7 @@ impl Error {
                 "Compressed request bodies are not accepted. Send the body without Content-Encoding.".into()
             }
             Self::Denied(rule) => format!("The rule `{rule}` does not allow this request."),
-            Self::Limited(denial) => crate::headers::denial_sentence(denial),
+            Self::Limited(denial, _) => crate::headers::denial_sentence(denial),
             Self::LimiterUnavailable(_) => {
                 "The counters of a limit that may not be passed uncounted cannot be reached. Try again."
                     .into()
@@ -283,7 +286,7 @@ fn limited(denial: &Denial) -> (&'static str, &'static str) {
 
 /// A whole HTTP/1.1 response for refusals that happen below HTTP, on the connection itself.
 pub fn raw_response(status: StatusCode, message: &str, request_id: &str) -> Bytes {
-    let body = openai::error_body(message, "invalid_request_error", None, None, Map::new());
+    let body = openai::error_body(message, "invalid_request_error", None, None, &[]);
     let reason = status.canonical_reason().unwrap_or_default();
     let length = body.len();
     let head = format!(

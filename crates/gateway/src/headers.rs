@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tollgate_limiter::{Denial, Limit, Millis, Reservation, Retry, Source, Standing, Unit};
 
 use crate::metrics::Name;
@@ -33,8 +33,8 @@ const FROM_PROVIDER: [HeaderName; 3] =
 
 /// The W3C trace a request belongs to (Trace Context, level 1).
 pub struct Trace {
-    id: String,
-    flags: String,
+    id: Name,
+    flags: [u8; 2],
     state: Option<HeaderValue>,
 }
 
@@ -44,23 +44,22 @@ impl Trace {
         let sent = headers.get(TRACEPARENT).and_then(|value| parse_traceparent(value.to_str().ok()?));
         match sent {
             Some((id, flags)) => {
-                Self { id: id.into(), flags: flags.into(), state: headers.get(TRACESTATE).cloned() }
+                let flags = flags.as_bytes().try_into().unwrap_or(*b"00");
+                Self { id: id.into(), flags, state: headers.get(TRACESTATE).cloned() }
             }
-            None => {
-                Self { id: Hex::of(fastrand::u128(1..)).as_str().into(), flags: "00".into(), state: None }
-            }
+            None => Self { id: Hex::of(fastrand::u128(1..)).as_str().into(), flags: *b"00", state: None },
         }
     }
 
     /// 32 hex digits.
     pub fn id(&self) -> Name {
-        self.id.as_str().into()
+        self.id.clone()
     }
 
     fn insert(&self, headers: &mut HeaderMap) {
         let span = Hex::of(u128::from(fastrand::u64(1..)) << 64);
-        let value = ["00-", &self.id, "-", &span.as_str()[..16], "-", &self.flags].concat();
-        insert_own(headers, TRACEPARENT, value);
+        let flags = std::str::from_utf8(&self.flags).unwrap_or("00");
+        insert_own(headers, TRACEPARENT, ["00-", &self.id, "-", &span.as_str()[..16], "-", flags].concat());
         if let Some(state) = &self.state {
             headers.insert(TRACESTATE, state.clone());
         }
@@ -86,7 +85,14 @@ pub fn request_id(headers: &HeaderMap) -> Name {
     let sent = headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|id| {
         (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
     });
-    sent.map_or_else(|| ["req_", Hex::of(fastrand::u128(..)).as_str()].concat().into(), Name::from)
+    sent.map_or_else(
+        || {
+            let mut id = *b"req_00000000000000000000000000000000";
+            id[4..].copy_from_slice(&Hex::of(fastrand::u128(..)).0);
+            Name::from(std::str::from_utf8(&id).unwrap_or_default())
+        },
+        Name::from,
+    )
 }
 
 /// The content type of a multipart body.
@@ -161,54 +167,73 @@ pub fn retry_after(headers: &mut HeaderMap, wait: Option<Duration>) {
     }
 }
 
-/// What the limits say to a request that was let through; `policy` is that of the same limits.
-pub fn granted(reservation: &Reservation, policy: &HeaderValue) -> HeaderMap {
-    // Large enough for all of an answer's headers: nothing is moved later.
-    let mut headers = HeaderMap::with_capacity(28);
+/// What the headers of some limits say every time: written once for all requests that meet them.
+#[derive(Debug)]
+pub struct Words {
+    /// `RateLimit-Policy`.
+    policy: HeaderValue,
+    /// Of each limit, the beginning of its item in `RateLimit`.
+    items: Vec<Box<str>>,
+}
+
+impl Words {
+    /// Of these limits, in this order.
+    pub fn of<'a>(limits: impl Iterator<Item = &'a Limit> + Clone) -> Self {
+        let mut policy = String::new();
+        for (index, limit) in limits.clone().filter(|limit| is_shown(limit, None)).enumerate() {
+            policy_item(&mut policy, index, limit);
+        }
+        let item = |limit: &Limit| {
+            let mut item = String::new();
+            quote(&mut item, limit.id());
+            (item + ";r=").into_boxed_str()
+        };
+        let policy = HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static(""));
+        Self { policy, items: limits.map(item).collect() }
+    }
+}
+
+/// Headers of an answer: large enough for all of them, so that nothing is moved later.
+const HEADERS: usize = 28;
+
+/// What the limits say to a request that was let through; `words` are those of the same limits.
+pub fn granted(reservation: &Reservation, words: &Words) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(HEADERS);
     let standings = reservation.standings();
     if !standings.is_empty() {
-        let families = Families { standings, refusing: None, now: reservation.now() };
-        families.insert(&mut headers, Some(policy));
+        let families = Families { standings, refusing: None, now: reservation.now(), words };
+        families.insert(&mut headers);
         source(&mut headers, reservation.source());
     }
     headers
 }
 
-/// The headers of a 429.
-pub fn denial(headers: &mut HeaderMap, denial: &Denial) {
+/// The headers of a 429; `words` are those of the limits that were met.
+pub fn denial(headers: &mut HeaderMap, denial: &Denial, words: &Words) {
+    headers.reserve(HEADERS);
     retry_after(headers, wait(denial));
-    let families =
-        Families { standings: denial.standings(), refusing: Some(denial.binding()), now: denial.now() };
-    families.insert(headers, None);
+    let refusing = Some(denial.binding());
+    let families = Families { standings: denial.standings(), refusing, now: denial.now(), words };
+    families.insert(headers);
     source(headers, denial.source());
 }
 
 /// Who decided.
-fn source(headers: &mut HeaderMap, source: Source) {
+pub fn source(headers: &mut HeaderMap, source: Source) {
     headers.insert(HeaderName::from_static("x-tollgate-source"), HeaderValue::from_static(source.as_str()));
 }
 
-/// `RateLimit-Policy` of these limits (draft-ietf-httpapi-ratelimit-headers).
-pub fn policy<'a>(limits: impl Iterator<Item = &'a Limit>) -> HeaderValue {
-    let mut text = String::new();
-    for (index, limit) in limits.filter(|limit| is_shown(limit, None)).enumerate() {
-        policy_item(&mut text, index, limit);
-    }
-    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))
-}
-
 /// What the body of a 429 has besides what every error has.
-pub fn denial_fields(denial: &Denial) -> Map<String, Value> {
+pub fn denial_fields(denial: &Denial) -> [(&'static str, Value); 5] {
     let standing = denial.binding();
     let retry_after_ms = wait(denial).map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
-    let fields: [(&str, Value); 5] = [
+    [
         ("rule", standing.limit.id().into()),
         ("scope", standing.limit.scope().to_string().into()),
         ("limit", standing.limit.capacity().into()),
         ("used", standing.used.into()),
         ("retry_after_ms", retry_after_ms.into()),
-    ];
-    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    ]
 }
 
 /// The sentence of a 429.
@@ -254,12 +279,14 @@ struct Families<'a> {
     standings: &'a [Standing],
     refusing: Option<&'a Standing>,
     now: Millis,
+    words: &'a Words,
 }
 
 impl<'a> Families<'a> {
-    fn shown(&self) -> impl Iterator<Item = &'a Standing> {
+    fn shown(&self) -> impl Iterator<Item = (&'a Standing, &'a str)> {
         let refusing = self.refusing.map(|standing| &*standing.limit);
-        self.standings.iter().filter(move |standing| is_shown(&standing.limit, refusing))
+        let all = self.standings.iter().zip(self.words.items.iter().map(|item| &**item));
+        all.filter(move |(standing, _)| is_shown(&standing.limit, refusing))
     }
 
     /// The one that refused; else that with the least left of its limit, of equals that with the shortest window.
@@ -267,7 +294,8 @@ impl<'a> Families<'a> {
         if let Some(refusing) = self.refusing.filter(|standing| standing.limit.unit() == unit) {
             return Some(refusing);
         }
-        self.shown().filter(|standing| standing.limit.unit() == unit).min_by(|a, b| {
+        let of_unit = self.shown().map(|(standing, _)| standing).filter(|s| s.limit.unit() == unit);
+        of_unit.min_by(|a, b| {
             // a.remaining / a.capacity against b.remaining / b.capacity, without division.
             let left = u128::from(a.remaining) * u128::from(b.limit.capacity());
             let right = u128::from(b.remaining) * u128::from(a.limit.capacity());
@@ -275,8 +303,7 @@ impl<'a> Families<'a> {
         })
     }
 
-    /// `policy`: `RateLimit-Policy`, where it is known already.
-    fn insert(&self, headers: &mut HeaderMap, policy: Option<&HeaderValue>) {
+    fn insert(&self, headers: &mut HeaderMap) {
         let mut values = Values { text: String::with_capacity(512), spans: [const { None }; FAMILIES_MAX] };
         let requests = self.binding(Unit::Requests);
         if let Some(general) = self.refusing.or(requests) {
@@ -292,20 +319,20 @@ impl<'a> Families<'a> {
             values.add(remaining, |text| push(text, "", binding.remaining));
             values.add(reset, |text| go_duration(text, Duration::from_millis(binding.reset.get())));
         }
-        match policy {
-            Some(policy) if policy.is_empty() => {}
-            Some(policy) => drop(headers.insert(POLICY, policy.clone())),
-            None => values.add(POLICY, |text| {
-                for (index, standing) in self.shown().enumerate() {
+        // Calls in flight are part of the policy only where they refuse.
+        if self.refusing.is_some_and(|standing| standing.limit.unit() == Unit::Concurrency) {
+            values.add(POLICY, |text| {
+                for (index, (standing, _)) in self.shown().enumerate() {
                     policy_item(text, index, &standing.limit);
                 }
-            }),
+            });
+        } else if !self.words.policy.is_empty() {
+            headers.insert(POLICY, self.words.policy.clone());
         }
         values.add(STATE, |text| {
-            for (index, standing) in self.shown().enumerate() {
+            for (index, (standing, item)) in self.shown().enumerate() {
                 text.push_str(if index > 0 { ", " } else { "" });
-                quote(text, standing.limit.id());
-                push(text, ";r=", standing.remaining);
+                push(text, item, standing.remaining);
                 push(text, ";t=", standing.reset.ceil_secs());
             }
         });

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tollgate_limiter::{
-    Charge, Circuit, Decision, MemoryStore, RedisOptions, RedisStore, ResilientOptions, ResilientStore,
-    ServerInfo, Standing, Store, StoreError, Subject, SystemClock, Tls,
+    Budgets, Charge, Circuit, Decision, MemoryStore, RedisOptions, RedisStore, ResilientOptions,
+    ResilientStore, ServerInfo, Standing, Store, StoreError, Subject, SystemClock, Tls,
 };
 
 use crate::config::{Config, Redis};
@@ -29,10 +29,10 @@ impl Limits {
     /// When the address of the Redis, or a file of its TLS, cannot be used.
     pub fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, Unusable> {
         let Some(redis) = &config.redis else {
-            return Ok(Self::Memory(MemoryStore::new(SystemClock)));
+            return in_this_process(config).map(Self::Memory);
         };
         let store = RedisStore::open(options(redis)?.deadline(redis.timeout))
-            .map_err(|error| Unusable(error.to_string()))?;
+            .map_err(|error| Unusable(format!("dependencies.redis: {error}")))?;
         let (metrics, address) = (metrics.clone(), redis.address.clone());
         let options = ResilientOptions::default()
             .instances(config.settings.instances)
@@ -133,8 +133,10 @@ impl Limits {
         let Self::Redis(store) = self else { return };
         let mut evicts = false;
         loop {
-            metrics.rate_limit_redis_connected.set(i64::from(store.redis().status().connected));
-            metrics.redis_failed(store.counts().failures);
+            // A server that is frozen or full is connected, and counts nothing.
+            let counts = store.redis().status().connected && !store.state().is_open();
+            metrics.rate_limit_redis_connected.set(i64::from(counts));
+            metrics.redis_failed(store.counts().failures, store.redis().counts().unreplicated);
             metrics.settlements_lost(
                 store.redis().counts().settlements_lost + store.counts().settlements_dropped,
             );
@@ -160,7 +162,7 @@ pub struct Unusable(String);
 
 impl std::fmt::Display for Unusable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "dependencies.redis: {}", self.0)
+        f.write_str(&self.0)
     }
 }
 
@@ -168,6 +170,24 @@ impl std::error::Error for Unusable {}
 
 /// How often the servers are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Counters that survive a restart where the configuration has a place for them: beside the control data, in a file of
+/// their own.
+fn in_this_process(config: &Config) -> Result<MemoryStore, Unusable> {
+    let Some(state) = &config.settings.state else {
+        return Ok(MemoryStore::new(SystemClock));
+    };
+    let mut path = state.path.clone().into_os_string();
+    path.push(".limits");
+    match MemoryStore::open(&path, SystemClock, Budgets::default()) {
+        Ok(store) => Ok(store),
+        Err(error) if state.is_default => {
+            tracing::warn!(%error, "settings.state: counters are kept in memory, and lost at a restart");
+            Ok(MemoryStore::new(SystemClock))
+        }
+        Err(error) => Err(Unusable(format!("settings.state: {error}"))),
+    }
+}
 
 /// How a Redis is reached, from here and from `check`.
 ///
@@ -180,7 +200,8 @@ pub fn options(redis: &Redis) -> Result<RedisOptions, Unusable> {
 }
 
 fn file(path: &Path) -> Result<Vec<u8>, Unusable> {
-    std::fs::read(path).map_err(|error| Unusable(format!("{}: {error}", path.display())))
+    std::fs::read(path)
+        .map_err(|error| Unusable(format!("dependencies.redis.tls: {}: {error}", path.display())))
 }
 
 /// One line in the log for each change, and the gauges.

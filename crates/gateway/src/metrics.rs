@@ -400,10 +400,11 @@ impl Metrics {
         self.rate_limit_evicting_store.set(i64::from(info.evicts()));
     }
 
-    /// Failed calls of Redis so far, by their place in [`Failure::ALL`].
-    pub fn redis_failed(&self, failures: [u64; Failure::ALL.len()]) {
-        for (failure, count) in Failure::ALL.into_iter().zip(failures) {
-            let by = ByKind { kind: failure.as_str() };
+    /// Failed calls of Redis so far, by their place in [`Failure::ALL`], and grants that no replica acknowledged.
+    pub fn redis_failed(&self, failures: [u64; Failure::ALL.len()], unreplicated: u64) {
+        let failed = Failure::ALL.into_iter().map(Failure::as_str).zip(failures);
+        for (kind, count) in failed.chain([("unreplicated", unreplicated)]) {
+            let by = ByKind { kind };
             catch_up(&self.rate_limit_redis_errors.get_or_create_owned(&by), count);
         }
     }

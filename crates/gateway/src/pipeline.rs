@@ -233,7 +233,7 @@ fn refuse(mut entry: Box<Entry>, error: &Error) -> Response<Body> {
     headers::request(response.headers_mut(), &entry.request_id);
     error.headers(response.headers_mut());
     match error {
-        Error::Limited(denial) => entry.limited(denial),
+        Error::Limited(denial, _) => entry.limited(denial),
         Error::Denied(rule) => entry.rule = Some(rule.clone()),
         _ => {}
     }
@@ -328,7 +328,7 @@ fn counters(
     };
     let calls = models.iter().flat_map(|model| Endpoint::ALL.iter().map(move |endpoint| (model, endpoint)));
     let plans = calls.map(|(model, endpoint)| {
-        now.plans.plan(now.rules(), gateway.metrics(), caller, endpoint.route(), &model.name)
+        now.plans.glance(now.rules(), gateway.metrics(), caller, endpoint.route(), &model.name)
     });
     Ok(Counters::of(caller, plans))
 }

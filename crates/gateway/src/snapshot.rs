@@ -103,7 +103,7 @@ impl Snapshot {
                 listed.push((known.clone(), compiled.clone()));
             }
         }
-        let plans = Plans::of(&merged.rules);
+        let plans = Plans::of(&merged.rules, previous.map(|previous| &previous.plans));
         let exact = config.models.iter().filter(|model| model.count == Count::Exact);
         let exact = exact.flat_map(|model| {
             model.providers.iter().map(|provider| provider.model_name.as_deref().unwrap_or(&model.name))

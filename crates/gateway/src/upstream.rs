@@ -23,8 +23,7 @@ use http_body::Frame;
 use http_body_util::Full;
 use tokio::time::timeout_at;
 
-pub use self::connect::Trust;
-use self::connect::connector;
+pub use self::connect::{Connector, Trust, connector};
 use self::health::Health;
 pub use self::in_flight::{Flight, InFlight};
 pub use self::models::probe;

@@ -49,7 +49,7 @@ const DOORS: [(&str, &[&str]); 17] = [
     ("jiff", &["config/", "control/time.rs", "log.rs"]),
     ("notify", &["reload.rs"]),
     ("prometheus_client", &["metrics.rs"]),
-    ("percent_encoding", &["config/redis_url.rs"]),
+    ("percent_encoding", &["config/redis_url.rs", "cli/client.rs"]),
     ("redb", &["control/file.rs"]),
     ("redis::aio", &["control/"]),
     ("rustls", &["upstream/connect.rs", "config/pem.rs"]),

@@ -555,6 +555,44 @@ async fn a_file_that_cannot_be_used_is_refused_at_the_start() {
     drop(holder);
 }
 
+#[tokio::test]
+async fn counters_survive_a_restart() {
+    let provider = provider().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let state = folder.path().join("tollgate.state");
+    let config = config(
+        &provider,
+        &format!(
+            "settings: {{ state: {} }}\nlimits: [{{ name: few, per: user, limit: 3/month }}]",
+            state.display()
+        ),
+    );
+    let mut first = Tollgate::start(&config).await;
+    for _ in 0..3 {
+        assert_eq!(chat(first.data, "sk-alice").await.0, 200);
+    }
+    first.sigterm();
+    first.sigterm();
+    first.ended(support::SOON).await;
+    let second = Tollgate::start(&config).await;
+    assert_eq!(chat(second.data, "sk-alice").await, (429, "rate_limit_exceeded".into()));
+}
+
+/// A key may have a team of its own: its user's counters are the same by whichever key it comes.
+#[tokio::test]
+async fn keys_of_other_teams_do_not_multiply_the_limits_of_their_user() {
+    let (provider, redis) = (provider().await, Redis::start());
+    let limits = "limits: [{ name: few, per: user, limit: 3/day }]";
+    let config = config(&provider, &format!("{}\n{limits}", with_redis(&redis, "none")));
+    let gateway = Tollgate::start(&config).await;
+    let key = json!({ "user": "alice", "team": "blue" });
+    let (_, other) = key_of(&done(&gateway, "POST", "/admin/keys", key, 201).await);
+    for secret in ["sk-alice", &other, "sk-alice"] {
+        assert_eq!(chat(gateway.data, secret).await.0, 200);
+    }
+    assert_eq!(chat(gateway.data, &other).await, (429, "rate_limit_exceeded".into()));
+}
+
 /// Kills the process right after an acknowledged write, again and again: all of them are there, and nothing is damaged.
 async fn killed(times: usize) {
     let provider = provider().await;

@@ -63,6 +63,7 @@ pub struct Limit {
     rate: Rate,
     shadow: bool,
     when_down: WhenDown,
+    replicated: bool,
 }
 
 impl Limit {
@@ -106,6 +107,7 @@ impl Limit {
             rate,
             shadow: false,
             when_down: WhenDown::Share,
+            replicated: false,
         })
     }
 
@@ -127,6 +129,24 @@ impl Limit {
     /// What it says while a shared store does not answer.
     pub const fn while_down(&self) -> WhenDown {
         self.when_down
+    }
+
+    /// The same limit, granting only what a replica of the shared store has, too, so that a failover never forgets it.
+    /// Without the word of one in time, the charge stands and the answer is that of [`Limit::when_down`]. Calls in flight
+    /// are renewed all the time, so those on them do not wait.
+    pub fn replicated(self) -> Limit {
+        Limit { replicated: true, ..self }
+    }
+
+    /// Whether it grants only what a replica has, too.
+    pub const fn is_replicated(&self) -> bool {
+        self.replicated
+    }
+
+    /// Whether a grant waits for a replica.
+    #[cfg(feature = "redis")]
+    pub(crate) fn waits(&self) -> bool {
+        self.replicated && !self.shadow && self.algorithm() != Algorithm::Concurrency
     }
 
     /// The part of one of `instances`: quota and burst divided, rounded up. Counts in the same counter.

@@ -30,7 +30,10 @@ mod address;
 mod cluster;
 mod connection;
 mod dial;
+mod epoch;
 mod flights;
+mod heal;
+mod lanes;
 mod late;
 mod link;
 mod node;
@@ -54,8 +57,11 @@ pub use tls::Tls;
 use address::Address;
 use connection::Connection;
 use dial::Dialer;
+use epoch::Epochs;
+pub(crate) use epoch::epoch_of;
 use flights::{Flights, Waiting};
-pub(crate) use late::Late;
+pub(crate) use heal::Sighting;
+pub(crate) use late::{Beat, Late, standing as standing_of};
 use pack::Packer;
 use plan::Plan;
 use plans::Plans;
@@ -157,6 +163,7 @@ pub struct RedisStore(Arc<Inner>);
 
 struct Inner {
     prefix: String,
+    epochs: Epochs,
     deadline: Duration,
     coalescing: bool,
     connection: Connection,
@@ -172,6 +179,7 @@ struct Inner {
     births: AtomicU64,
     hasher: RandomState,
     scripts_sent: AtomicU64,
+    unreplicated: AtomicU64,
     settlements_lost: AtomicU64,
 }
 
@@ -183,6 +191,8 @@ pub struct RedisCounts {
     pub connections: u64,
     /// Deciding scripts sent: fewer than decisions.
     pub scripts: u64,
+    /// Grants of [replicated](crate::Limit::replicated) limits that no replica acknowledged in time.
+    pub unreplicated: u64,
     /// Settlements that failed or were never answered: the estimate may stand.
     pub settlements_lost: u64,
 }
@@ -212,8 +222,12 @@ impl RedisStore {
         };
         let scripts = Scripts::new(options.rehearsal.as_ref());
         let hasher = RandomState::new();
+        let connection = Connection::new(address, dialer, scripts, options.deadline);
+        let epochs =
+            if connection.is_cluster() { Epochs::of_slots } else { Epochs::of_server }(&options.prefix);
         Ok(RedisStore(Arc::new(Inner {
-            connection: Connection::new(address, dialer, scripts, options.deadline),
+            connection,
+            epochs,
             prefix: options.prefix,
             deadline: options.deadline,
             coalescing: options.coalescing,
@@ -227,6 +241,7 @@ impl RedisStore {
             births: AtomicU64::new(0),
             hasher,
             scripts_sent: AtomicU64::new(0),
+            unreplicated: AtomicU64::new(0),
             settlements_lost: AtomicU64::new(0),
         })))
     }
@@ -236,6 +251,7 @@ impl RedisStore {
         RedisCounts {
             connections: self.0.connection.made(),
             scripts: self.0.scripts_sent.load(Ordering::Relaxed),
+            unreplicated: self.0.unreplicated.load(Ordering::Relaxed),
             settlements_lost: self.0.settlements_lost.load(Ordering::Relaxed),
         }
     }
@@ -251,6 +267,12 @@ impl RedisStore {
     /// store was opened on. To be called before the others end, because what they have not sent ends with them.
     pub fn leave_runtimes(&self) {
         self.0.connection.leave();
+    }
+
+    /// Sends a command that is no decision to the server that `key` is on, within the deadline: for a service's own data
+    /// beside the counters. A command that changes something is sent once, but where a server said that it did not do it.
+    pub async fn command(&self, key: &str, command: &::redis::Cmd) -> Result<Value, StoreError> {
+        self.0.connection.command(&key.to_string(), command).await
     }
 
     /// How it is connected, as this process sees it: nothing is asked.
@@ -277,7 +299,8 @@ impl RedisStore {
             return self.take_spread(charges).await;
         }
         let met = charges.iter().map(|charge| (charge.limit(), charge.subject()));
-        let plan = self.0.charging.plan(met, || Plan::of_charges(&self.0.prefix, &charges))?;
+        let make = || Plan::of_charges(&self.0.prefix, Some(&self.0.epochs), &charges);
+        let plan = self.0.charging.plan(met, make)?;
         self.take_together(plan, charges).await
     }
 
@@ -322,7 +345,7 @@ impl RedisStore {
         let Some(first) = batch.first() else {
             return;
         };
-        let departure = self.0.denials.as_ref().map(|d| d.departure(&plan.keys, Instant::now()));
+        let departure = self.0.denials.as_ref().map(|d| d.departure(plan.subjects(), Instant::now()));
         let amounts = batch.iter().flat_map(|waiting| &waiting.charges).map(Charge::amount).collect();
         self.0.scripts_sent.fetch_add(1, Ordering::Relaxed);
         let answer = self.0.ask(plan, &first.charges, amounts).await;
@@ -344,7 +367,7 @@ impl RedisStore {
             denied |= matches!(&outcome, Outcome::Denied(denial) if worth_remembering(denial));
             let decision = match outcome {
                 Outcome::Granted(standings, receipts) if verdict => {
-                    Ok(Decision::Granted(self.hold(standings, counters.now, receipts)))
+                    Ok(Decision::Granted(self.grant(standings, &counters, receipts)))
                 }
                 Outcome::Denied(denial) if !verdict => Ok(Decision::Denied(denial.decided_by(Source::Redis))),
                 _ => Err(StoreError::Reply("script and definition disagree".into())),
@@ -357,6 +380,20 @@ impl RedisStore {
         if let (true, Some(denials), Some(departure)) = (denied, &self.0.denials, departure) {
             denials.remember(Arc::clone(plan), departure, counters, Instant::now());
         }
+    }
+
+    fn grant(
+        &self,
+        standings: Vec<Standing>,
+        counters: &Counters,
+        receipts: Vec<Option<crate::spec::Receipt>>,
+    ) -> Reservation {
+        let reservation = self.hold(standings, counters.now, receipts);
+        if !counters.unreplicated {
+            return reservation;
+        }
+        self.0.unreplicated.fetch_add(1, Ordering::Relaxed);
+        reservation.unacknowledged()
     }
 
     fn hold(
@@ -384,7 +421,7 @@ impl Store for RedisStore {
             if self.0.connection.is_cluster() {
                 return self.peek_spread(charges).await;
             }
-            let plan = Plan::of_charges(&self.0.prefix, &charges)?;
+            let plan = Plan::of_charges(&self.0.prefix, Some(&self.0.epochs), &charges)?;
             let (_, counters) = self.0.ask(&plan, &charges, Vec::new()).await?;
             Ok(counters.stand(&plan, charges))
         })
@@ -445,14 +482,20 @@ impl Inner {
     ) -> Result<(Vec<u8>, Counters), StoreError> {
         let life = self.life();
         let mut order = Packer::default();
-        order.list(2);
+        order.list(3);
         order.number(life);
         order.list(amounts.len());
         amounts.into_iter().for_each(|amount| order.number(amount.min(AMOUNT_MAX)));
+        order.number(plan.epochs as u64);
         let now = self.time_given();
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
         let used = if self.clock.is_some() { 3 } else { 2 };
-        let reply = self.connection.charge(&plan.keys, &args[..used]).await?;
+        let (reply, unreplicated) = if plan.waits {
+            let (reply, replicas) = self.connection.charge_replicated(&plan.keys, &args[..used]).await?;
+            (reply, replicas == 0)
+        } else {
+            (self.connection.charge(&plan.keys, &args[..used]).await?, false)
+        };
         let Value::Array(parts) = reply else {
             return Err(StoreError::Reply("no list".into()));
         };
@@ -460,7 +503,8 @@ impl Inner {
             return Err(StoreError::Reply("not a time, verdicts and counters".into()));
         };
         let rates = charges.iter().map(|charge| charge.limit().rate());
-        Ok((verdicts.clone(), Counters::read(plan, rates, *now, states, life)?))
+        let counters = Counters::read(plan, rates, *now, states, life)?;
+        Ok((verdicts.clone(), counters.unreplicated(unreplicated)))
     }
 
     /// Refuses what Redis refused a moment ago; else gives the charges back.
@@ -468,7 +512,7 @@ impl Inner {
         let Some(denials) = &self.denials else {
             return Err(charges);
         };
-        let Some((counters, age)) = denials.recall(plan, &plan.keys, Instant::now()) else {
+        let Some((counters, age)) = denials.recall(plan, plan.subjects(), Instant::now()) else {
             return Err(charges);
         };
         let counters = counters.at(counters.now + Millis::from(age));

@@ -68,6 +68,9 @@ pub struct Standing {
     pub reset: Millis,
     /// When what was asked for fits: `Now` unless this limit refuses, or would refuse if it were not a shadow.
     pub retry: Retry,
+    /// What tells the counter apart from every earlier one of its name, where a store elsewhere says so.
+    #[cfg(feature = "redis")]
+    pub(crate) life: u64,
 }
 
 impl Standing {
@@ -75,7 +78,18 @@ impl Standing {
     pub(crate) fn unanswered(charge: Charge) -> Standing {
         let (limit, subject, requested) = charge.into_parts();
         let (taken, used, remaining, reset, retry) = (false, 0, 0, Millis::ZERO, Retry::Now);
-        Standing { limit, subject, requested, taken, used, remaining, reset, retry }
+        Standing {
+            limit,
+            subject,
+            requested,
+            taken,
+            used,
+            remaining,
+            reset,
+            retry,
+            #[cfg(feature = "redis")]
+            life: 0,
+        }
     }
 
     /// What was taken stands at `reading`.
@@ -177,17 +191,38 @@ pub struct Reservation {
     standings: Vec<Standing>,
     now: Millis,
     source: Source,
+    #[cfg(feature = "redis")]
+    unreplicated: bool,
     hold: Box<dyn Hold>,
 }
 
 impl Reservation {
     pub(crate) fn new(standings: Vec<Standing>, now: Millis, hold: Box<dyn Hold>) -> Reservation {
-        Reservation { standings, now, source: Source::Memory, hold }
+        Reservation {
+            standings,
+            now,
+            source: Source::Memory,
+            #[cfg(feature = "redis")]
+            unreplicated: false,
+            hold,
+        }
     }
 
     #[cfg(feature = "redis")]
     pub(crate) fn decided_by(self, source: Source) -> Reservation {
         Reservation { source, ..self }
+    }
+
+    /// Granted, although no replica has acknowledged it in time.
+    #[cfg(feature = "redis")]
+    pub(crate) fn unacknowledged(self) -> Reservation {
+        Reservation { unreplicated: true, ..self }
+    }
+
+    /// Whether a [replicated](Limit::replicated) limit was charged and no replica acknowledged that in time.
+    #[cfg(feature = "redis")]
+    pub const fn is_unreplicated(&self) -> bool {
+        self.unreplicated
     }
 
     /// For a store that stands before another: what each limit says, and the other store's side.

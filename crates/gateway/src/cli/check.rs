@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 use tollgate_limiter::{
-    Algorithm, Charge, Dimension, Limit, Quota, RedisStore, Scope, Span, Store, StoreError, Unit, Window,
+    Algorithm, Charge, Dimension, Limit, Quota, RedisStore, Scope, ServerInfo, Span, Store, StoreError, Unit,
+    Window,
 };
 
 use super::{Configuration, Outcome, Stopped, block_on, exit};
@@ -90,11 +91,11 @@ struct StoreProbe {
 
 async fn probe_redis(config: &Config) -> Option<StoreProbe> {
     let redis = config.redis.as_ref()?;
-    Some(StoreProbe { address: redis.address.clone(), trouble: ask(redis).await.err() })
+    Some(StoreProbe { address: redis.address.clone(), trouble: ask(config, redis).await.err() })
 }
 
 /// What a counter that nobody uses says. Changes nothing there, and takes no longer than the deadline.
-async fn ask(redis: &config::Redis) -> Result<(), String> {
+async fn ask(config: &Config, redis: &config::Redis) -> Result<(), String> {
     let options = limits::options(redis).map_err(|error| error.to_string())?.deadline(PATIENCE);
     let store = RedisStore::open(options).map_err(|error| error.to_string())?;
     let window = Window::new(1, Span::Minute).and_then(|minute| Quota::new(1, Unit::Requests, minute));
@@ -103,12 +104,20 @@ async fn ask(redis: &config::Redis) -> Result<(), String> {
     let limit =
         Limit::new("check", quota, Algorithm::FixedWindow, scope).map_err(|error| error.to_string())?;
     let charge = Charge::new(limit.into(), scope.subject(|_| "tollgate-check".into()), 1);
-    match store.peek(vec![charge]).await {
-        Ok(_) => Ok(()),
-        Err(StoreError::Unreachable) => {
+    let replicated = config.limits().find(|(_, limit)| limit.is_replicated());
+    match (store.peek(vec![charge]).await, replicated) {
+        (Ok(_), None) => Ok(()),
+        (Ok(_), Some((_, limit))) => match store.info().await {
+            Ok(ServerInfo { replicas: Some(0), .. }) => {
+                Err(format!("it has no replica, and `{}` is `durability: replicated`", limit.id()))
+            }
+            // One that does not say may have some.
+            _ => Ok(()),
+        },
+        (Err(StoreError::Unreachable), _) => {
             Err(format!("no connection within {PATIENCE:?}: is it there, are user and password right?"))
         }
-        Err(error) => Err(error.to_string()),
+        (Err(error), _) => Err(error.to_string()),
     }
 }
 

@@ -220,6 +220,13 @@ pub(super) const TIER_SECTION: Section = Section {
             Nothing,
             "What it does while Redis does not answer; default: dependencies.redis.when_down.",
         ),
+        key(
+            "durability",
+            Kind::OneOf(&["asynchronous", "replicated"]),
+            Nothing,
+            "Replicated: a grant waits for one replica. Default: replicated for money under Sentinel or Cluster, else \
+             asynchronous.",
+        ),
     ],
 };
 
@@ -255,6 +262,13 @@ pub(super) const LIMIT: Section = Section {
             WHEN_DOWN,
             Nothing,
             "What it does while Redis does not answer; default: dependencies.redis.when_down.",
+        ),
+        key(
+            "durability",
+            Kind::OneOf(&["asynchronous", "replicated"]),
+            Nothing,
+            "Replicated: a grant waits for one replica. Default: replicated for money under Sentinel or Cluster, else \
+             asynchronous.",
         ),
         key("deny", Kind::Bool, Text("false"), "Refuse what it matches, in place of `limit`."),
     ],

@@ -208,6 +208,8 @@ pub struct Defaults {
     pub strategy: Algorithm,
     /// `dependencies.redis.when_down`.
     pub when_down: WhenDown,
+    /// Grants of money wait for a replica: counters are in a Redis that fails over.
+    pub money_is_replicated: bool,
 }
 
 /// `settings.log_format`.

@@ -39,8 +39,25 @@ pub(super) struct RedisUrl {
 enum Place {
     Server(Node),
     Socket(String),
-    Sentinel { nodes: Vec<Node>, master: String },
+    Sentinel { nodes: Vec<Node>, master: String, login: SentinelLogin },
     Cluster(Vec<Node>),
+}
+
+/// As whom the sentinels are asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct SentinelLogin {
+    username: Option<String>,
+    password: Option<String>,
+}
+
+/// What of a URL is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Everything,
+    /// `***` in place of passwords.
+    Masked,
+    /// Neither users nor passwords.
+    Address,
 }
 
 /// A host as it stands in a URL, and a port.
@@ -65,7 +82,8 @@ impl RedisUrl {
         let (authority, tail) = rest.split_at(end);
         let (userinfo, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
         let (path, query) = tail.split_once('?').map_or((tail, None), |(path, query)| (path, Some(query)));
-        if tail.contains('#') || (query.is_some() && scheme != "unix") {
+        let may_ask = scheme == "unix" || scheme.ends_with("+sentinel");
+        if tail.contains('#') || (query.is_some() && !may_ask) {
             return fault("has a query or a fragment", HELP);
         }
         let (username, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
@@ -96,7 +114,8 @@ impl RedisUrl {
                 let Some(master) = decoded(master)?.filter(|name| !name.chars().any(char::is_control)) else {
                     return fault("names no master", "redis+sentinel://h1:26379,h2:26379/mymaster/0");
                 };
-                Place::Sentinel { nodes: nodes(hosts, SENTINEL_PORT)?, master }
+                let login = sentinel_login(query.unwrap_or_default())?;
+                Place::Sentinel { nodes: nodes(hosts, SENTINEL_PORT)?, master, login }
             }
             "redis+cluster" | "rediss+cluster" => {
                 if database(parts)? != 0 {
@@ -146,43 +165,52 @@ impl RedisUrl {
         matches!(self.place, Place::Server(_))
     }
 
-    /// The whole URL: ports and database written out, user and password percent-encoded.
+    /// The whole URL: ports and database written out, users and passwords percent-encoded.
     pub(super) fn whole(&self) -> String {
-        self.text(self.username.as_deref(), self.password.as_deref().map(encoded).as_deref())
+        self.text(Shown::Everything)
     }
 
-    /// The URL without user and password.
+    /// The URL without users and passwords.
     pub(super) fn address(&self) -> String {
-        self.text(None, None)
+        self.text(Shown::Address)
     }
 
-    /// The URL with `***` in place of the password.
+    /// The URL with `***` in place of passwords.
     pub(super) fn masked(&self) -> String {
-        self.text(self.username.as_deref(), self.password.as_ref().map(|_| "***"))
+        self.text(Shown::Masked)
     }
 
-    fn text(&self, username: Option<&str>, password: Option<&str>) -> String {
-        let userinfo = match (username, password) {
+    fn text(&self, shown: Shown) -> String {
+        let name = |name: &Option<String>| name.as_deref().filter(|_| shown != Shown::Address).map(encoded);
+        let secret = |secret: &Option<String>| match shown {
+            Shown::Everything => secret.as_deref().map(encoded),
+            Shown::Masked => secret.as_ref().map(|_| "***".to_owned()),
+            Shown::Address => None,
+        };
+        let (username, password) = (name(&self.username), secret(&self.password));
+        let userinfo = match (&username, &password) {
             (None, None) => String::new(),
-            (name, None) => format!("{}@", encoded(name.unwrap_or_default())),
-            (name, Some(password)) => format!("{}:{password}@", encoded(name.unwrap_or_default())),
+            (name, None) => format!("{}@", name.as_deref().unwrap_or_default()),
+            (name, Some(password)) => format!("{}:{password}@", name.as_deref().unwrap_or_default()),
         };
         let (db, s) = (self.db, if self.tls { "s" } else { "" });
         match &self.place {
             Place::Server(node) => {
                 format!("redis{s}://{userinfo}{}/{db}", listed(std::slice::from_ref(node)))
             }
-            Place::Sentinel { nodes, master } => {
-                format!("redis{s}+sentinel://{userinfo}{}/{}/{db}", listed(nodes), encoded(master))
+            Place::Sentinel { nodes, master, login } => {
+                let asked = [
+                    ("sentinel_username", name(&login.username)),
+                    ("sentinel_password", secret(&login.password)),
+                ];
+                let (hosts, master) = (listed(nodes), encoded(master));
+                format!("redis{s}+sentinel://{userinfo}{hosts}/{master}/{db}{}", query(asked))
             }
             Place::Cluster(nodes) => format!("redis{s}+cluster://{userinfo}{}", listed(nodes)),
             Place::Socket(path) => {
-                let mut pairs = Vec::new();
-                pairs.extend((db != 0).then(|| format!("db={db}")));
-                pairs.extend(username.map(|name| format!("user={}", encoded(name))));
-                pairs.extend(password.map(|password| format!("pass={password}")));
-                let mark = if pairs.is_empty() { "" } else { "?" };
-                format!("unix://{}{mark}{}", utf8_percent_encode(path, PATH), pairs.join("&"))
+                let asked =
+                    [("db", (db != 0).then(|| db.to_string())), ("user", username), ("pass", password)];
+                format!("unix://{}{}", utf8_percent_encode(path, PATH), query(asked))
             }
         }
     }
@@ -202,6 +230,29 @@ impl RedisUrl {
         }
         Ok(Place::Socket(decoded(path)?.unwrap_or_default()))
     }
+}
+
+/// `?sentinel_username=u&sentinel_password=p`: users of sentinels are not those of the servers they watch.
+fn sentinel_login(query: &str) -> Result<SentinelLogin, Fault> {
+    let mut login = SentinelLogin::default();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some(("sentinel_username", name)) => login.username = credential(name)?,
+            Some(("sentinel_password", password)) => login.password = credential(password)?,
+            _ => {
+                let help = "allowed: redis+sentinel://h1,h2/master/0?sentinel_username=…&sentinel_password=…";
+                return fault("has an unknown query", help);
+            }
+        }
+    }
+    Ok(login)
+}
+
+/// What follows the path, of those pairs that have a value.
+fn query<const N: usize>(pairs: [(&str, Option<String>); N]) -> String {
+    let given = pairs.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?)));
+    let given: Vec<String> = given.collect();
+    if given.is_empty() { String::new() } else { format!("?{}", given.join("&")) }
 }
 
 /// `host:port`, where the port may be left out.

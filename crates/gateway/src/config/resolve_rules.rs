@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tollgate_limiter::{Algorithm, Limit, Quota, Scope, WhenDown};
+use tollgate_limiter::{Algorithm, Limit, Quota, Scope, Unit, WhenDown};
 
 use super::keys::LIMIT;
 use super::kind::join;
@@ -27,13 +27,19 @@ pub(super) fn tier_names(root: &Node) -> Index {
 
 /// All rules, tiers first.
 pub(super) fn rules(root: &Node, names: &Names<'_>, problems: &mut Problems) -> Vec<Rule> {
-    let mut reader = Reader { defaults: defaults(root), seen: HashMap::new(), problems };
+    let mut reader =
+        Reader { defaults: defaults(root), shared: has_redis(root), seen: HashMap::new(), problems };
     let mut rules: Vec<Rule> = tiers(root).map(|entry| reader.tier(entry)).collect();
     let limits = root.get("limits").map_or(&[][..], |entry| entry.value.items());
     for (index, node) in limits.iter().enumerate() {
         rules.extend(reader.rule(node, &format!("limits[{index}]"), names));
     }
     rules
+}
+
+fn has_redis(root: &Node) -> bool {
+    let redis = root.get("dependencies").and_then(|entry| entry.value.get("redis"));
+    redis.is_some_and(|entry| matches!(entry.value.value, Value::Map(_)))
 }
 
 /// What limits do that do not say.
@@ -44,7 +50,11 @@ pub(super) fn defaults(root: &Node) -> Defaults {
         .unwrap_or(Algorithm::FixedWindow);
     let redis = root.get("dependencies").and_then(|entry| entry.value.get("redis"));
     let when_down = redis.and_then(|entry| when_down(&entry.value)).unwrap_or_default();
-    Defaults { strategy, when_down }
+    // Known by its beginning, whatever else is wrong with it.
+    let url = redis.and_then(|entry| Some(entry.value.get("url")?.value.as_text()?.to_owned()));
+    let money_is_replicated =
+        url.is_some_and(|url| ["+sentinel://", "+cluster://"].iter().any(|kind| url.contains(kind)));
+    Defaults { strategy, when_down, money_is_replicated }
 }
 
 /// A rule that stands over those of the file: `node` is checked and complete, but for what `under`, the rule of that
@@ -57,9 +67,13 @@ pub(super) fn over(
     names: &Names<'_>,
     problems: &mut Problems,
 ) -> Rule {
-    let like = |limit: &Arc<Limit>| Defaults { strategy: limit.algorithm(), when_down: limit.while_down() };
+    let like = |limit: &Arc<Limit>| Defaults {
+        strategy: limit.algorithm(),
+        when_down: limit.while_down(),
+        ..defaults
+    };
     let defaults = under.and_then(|rule| rule.limits.first()).map_or(defaults, like);
-    let mut reader = Reader { defaults, seen: HashMap::new(), problems };
+    let mut reader = Reader { defaults, shared: true, seen: HashMap::new(), problems };
     let mut rule = under.cloned().unwrap_or_else(|| Rule {
         name: name.to_owned(),
         matches: Match::default(),
@@ -89,7 +103,7 @@ pub(super) fn of_key(
     defaults: Defaults,
     problems: &mut Problems,
 ) -> Vec<Arc<Limit>> {
-    let mut reader = Reader { defaults, seen: HashMap::new(), problems };
+    let mut reader = Reader { defaults, shared: true, seen: HashMap::new(), problems };
     let rule = Rule {
         name: rule.to_owned(),
         matches: Match::default(),
@@ -108,6 +122,8 @@ fn tiers(root: &Node) -> impl Iterator<Item = &Entry> {
 
 struct Reader<'a> {
     defaults: Defaults,
+    /// Counters are in Redis.
+    shared: bool,
     /// Where each name was first given.
     seen: HashMap<String, Origin>,
     problems: &'a mut Problems,
@@ -122,6 +138,7 @@ impl Reader<'_> {
             Rule { name: entry.key.clone(), matches, per: Scope::GLOBAL, limits: Vec::new(), deny: false };
         match &entry.value.value {
             Value::Map(_) => {
+                self.durability(&entry.value, &path);
                 rule.per = self.scope(&entry.value, &path);
                 rule.limits =
                     self.limits(&rule, self.way(&entry.value), &texts(&entry.value, "limit", &path));
@@ -148,6 +165,7 @@ impl Reader<'_> {
             limits: Vec::new(),
             deny: false,
         };
+        self.durability(node, path);
         rule.deny = self.denies(node, path)?;
         if !rule.deny {
             rule.limits = self.limits(&rule, self.way(node), &texts(node, "limit", path));
@@ -167,7 +185,7 @@ impl Reader<'_> {
             }
             return Some(false);
         }
-        for key in ["limit", "per", "strategy", "mode", "shadow", "when_down"] {
+        for key in ["limit", "per", "strategy", "mode", "shadow", "when_down", "durability"] {
             if let Some(entry) = node.get(key).filter(|entry| entry.at != Origin::Default) {
                 let message = format!("{} says nothing beside `deny: true`", quoted(key));
                 self.problems.error(entry.at, &join(path, key), message, "keep one of them");
@@ -224,10 +242,24 @@ impl Reader<'_> {
         Scope::of(items.iter().filter_map(|item| scalar::dimension(item.text).ok().flatten()))
     }
 
+    /// A grant can wait for a replica only of a Redis.
+    fn durability(&mut self, node: &Node, path: &str) {
+        let replicated = read(node, "durability", |text| Ok(text == "replicated"));
+        if let (Some(true), false, Some(entry)) = (replicated, self.shared, node.get("durability")) {
+            let help = "leave it out, or name a Redis with a replica in dependencies.redis";
+            self.problems.error(
+                entry.value.at,
+                &join(path, "durability"),
+                "counters are in this process",
+                help,
+            );
+        }
+    }
+
     /// How limits count that say nothing of it.
     fn usual(&self) -> Way {
-        let Defaults { strategy: algorithm, when_down } = self.defaults;
-        Way { algorithm, shadow: false, when_down }
+        let Defaults { strategy: algorithm, when_down, money_is_replicated } = self.defaults;
+        Way { algorithm, shadow: false, when_down, replicated: None, money_is_replicated }
     }
 
     fn way(&self, node: &Node) -> Way {
@@ -236,6 +268,8 @@ impl Reader<'_> {
             algorithm,
             shadow: read(node, "shadow", scalar::boolean).unwrap_or_default(),
             when_down: when_down(node).unwrap_or(self.defaults.when_down),
+            replicated: read(node, "durability", |text| Ok(text == "replicated")),
+            money_is_replicated: self.defaults.money_is_replicated,
         }
     }
 
@@ -283,6 +317,9 @@ struct Way {
     algorithm: Algorithm,
     shadow: bool,
     when_down: WhenDown,
+    /// Whether grants wait for a replica; what it says, and what money does when it says nothing.
+    replicated: Option<bool>,
+    money_is_replicated: bool,
 }
 
 fn when_down(node: &Node) -> Option<WhenDown> {
@@ -299,6 +336,10 @@ fn limit(rule: &Rule, quota: Quota, way: Way, others: &[Arc<Limit>]) -> Result<L
     let limit = Limit::new(&rule.name, quota, way.algorithm, rule.per)
         .map(|limit| if way.shadow { limit.shadow() } else { limit })
         .map(|limit| limit.when_down(way.when_down))
+        .map(|limit| {
+            let money = limit.unit() == Unit::Cost && way.money_is_replicated;
+            if way.replicated.unwrap_or(money) { limit.replicated() } else { limit }
+        })
         .map_err(|error| (error.problem().to_owned(), String::new()))?;
     // A minute and 60 seconds are one window.
     let same = |other: &&Arc<Limit>| {

@@ -2,35 +2,49 @@
 
 use std::time::Duration;
 
-use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{AsyncConnectionConfig, Client, RedisError};
+use redis::aio::PubSub;
+use redis::{Client, Cmd, FromRedisValue, RedisError, Value, from_redis_value};
+use tollgate_limiter::RedisStore;
 
-/// How long a connection may take to be made.
-const CONNECT_DEADLINE: Duration = Duration::from_millis(500);
+use super::Unavailable;
+use crate::limits;
 
-/// Where connections come from. They are not the limiter's: a large answer must not stand before a decision.
-pub(super) struct Dial(Client);
+/// Where connections come from, whatever the topology. They are not the limiter's: a large answer must not stand before a
+/// decision.
+pub(super) struct Dial {
+    store: RedisStore,
+    /// Of one plain server, which can be listened to. Elsewhere changes are found by polling.
+    server: Option<Client>,
+}
 
 impl Dial {
-    /// Whom to call; nothing is connected yet.
-    pub(super) fn new(redis: &crate::config::Redis) -> Result<Self, String> {
-        Client::open(redis.url.expose()).map(Self).map_err(|error| {
+    /// Whom to call, and how long one question may take; connects in the background.
+    pub(super) fn new(redis: &crate::config::Redis, deadline: Duration) -> Result<Self, String> {
+        let wrong = |error: String| {
             format!("dependencies.redis: {} cannot be used for control data: {error}", redis.address)
-        })
+        };
+        let options = limits::options(redis).map_err(|error| wrong(error.to_string()))?.deadline(deadline);
+        let store = RedisStore::open(options).map_err(|error| wrong(error.to_string()))?;
+        Ok(Self { store, server: Client::open(redis.url.expose()).ok() })
     }
 
-    /// For questions.
-    pub(super) async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_DEADLINE))
-            .set_response_timeout(None);
-        self.0.get_multiplexed_async_connection_with_config(&config).await
+    /// Asks the server that `key` is on.
+    pub(super) async fn ask<T: FromRedisValue>(&self, key: &str, command: &Cmd) -> Result<T, Unavailable> {
+        let answer = self.store.command(key, command).await;
+        let value: Value = answer.map_err(|error| Unavailable(error.to_string()))?;
+        from_redis_value(value).map_err(|error| Unavailable(error.to_string()))
     }
 
-    /// For messages of one channel.
-    pub(super) async fn listen(&self, channel: &str) -> Result<PubSub, RedisError> {
-        let mut messages = self.0.get_async_pubsub().await?;
-        messages.subscribe(channel).await?;
-        Ok(messages)
+    /// For messages of one channel; `None`: this topology is polled.
+    pub(super) async fn listen(&self, channel: &str) -> Option<Result<PubSub, RedisError>> {
+        let server = self.server.as_ref()?;
+        Some(
+            async {
+                let mut messages = server.get_async_pubsub().await?;
+                messages.subscribe(channel).await?;
+                Ok(messages)
+            }
+            .await,
+        )
     }
 }

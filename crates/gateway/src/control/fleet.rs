@@ -17,6 +17,8 @@ const SLOW_MAX: usize = 10;
 /// What it said is kept longer, so that it is not counted twice after a pause.
 const KEPT: Duration = Duration::from_secs(60);
 
+const PUBLISH: &str = include_str!("publish.lua");
+
 /// One instance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct About {
@@ -58,13 +60,13 @@ impl Redis {
         let told = *self.told_totals.lock().unwrap_or_else(PoisonError::into_inner);
         let json = |value: serde_json::Result<String>| value.map_err(|error| Unavailable(error.to_string()));
         let (said, rates) = (json(serde_json::to_string(about))?, json(serde_json::to_string(rates))?);
-        let mut call = self.publish.key(self.usage("alive"));
-        call.key(self.usage("totals")).key(self.usage(&format!("of:{}", about.name)));
+        let keys = [self.usage("alive"), self.usage("totals"), self.usage(&format!("of:{}", about.name))];
+        let mut call = self.call(PUBLISH, &keys);
         call.arg(&about.name).arg(millis(ALIVE)).arg(millis(KEPT)).arg(said).arg(rates);
         for total in [own, told] {
             call.arg(total.requests).arg(total.blocked);
         }
-        let (requests, blocked) = self.within(async |link| call.invoke_async(link).await).await?;
+        let (requests, blocked) = self.ask(&call).await?;
         let mut known = self.told_totals.lock().unwrap_or_else(PoisonError::into_inner);
         known.requests = known.requests.max(own.requests);
         known.blocked = known.blocked.max(own.blocked);
@@ -105,12 +107,13 @@ impl Redis {
         let mut command = redis::cmd("ZRANGE");
         command.arg(self.usage("alive")).arg(0).arg(-1);
         let names: Vec<String> = self.ask(&command).await?;
-        let mut pipe = redis::pipe();
+        let mut said = Vec::with_capacity(names.len());
         for name in &names {
-            pipe.hget(self.usage(&format!("of:{name}")), field);
+            let mut command = redis::cmd("HGET");
+            command.arg(self.usage(&format!("of:{name}"))).arg(field);
+            said.extend(self.ask::<Option<String>>(&command).await?);
         }
-        let said: Vec<Option<String>> = self.within(async |link| pipe.query_async(link).await).await?;
-        Ok(said.into_iter().flatten().collect())
+        Ok(said)
     }
 
     fn usage(&self, what: &str) -> String {

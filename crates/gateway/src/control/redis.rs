@@ -5,8 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use redis::aio::MultiplexedConnection;
-use redis::{Cmd, FromRedisValue, RedisError, Script, ScriptInvocation};
+use redis::{Cmd, FromRedisValue};
 use tokio::sync::Notify;
 
 use super::connection::Dial;
@@ -34,20 +33,20 @@ const LOADS_MAX: usize = 5;
 pub(super) struct Redis {
     dial: Dial,
     pub(super) prefix: String,
-    link: tokio::sync::Mutex<Option<MultiplexedConnection>>,
     keys: Vec<String>,
     channel: String,
     /// Which life of the data is known here: another one begins when it was lost.
     epoch: Mutex<String>,
     told: Notify,
     pause: Duration,
-    change: Script,
-    changes: Script,
-    restore: Script,
-    pub(super) publish: Script,
     /// Of what this instance has counted, this is known here.
     pub(super) told_totals: Mutex<Totals>,
 }
+
+/// Sent as they are: they run a few times a second at most, and a server may forbid SCRIPT.
+const CHANGE: &str = include_str!("change.lua");
+const CHANGES: &str = include_str!("changes.lua");
+const RESTORE: &str = include_str!("restore.lua");
 
 /// What there is that was not known.
 pub(super) enum Synced {
@@ -68,18 +67,13 @@ impl Redis {
         let kinds = Kind::ALL.into_iter().map(Kind::as_str);
         Ok(Self {
             prefix: config.prefix.clone(),
-            dial: Dial::new(config)?,
-            link: tokio::sync::Mutex::default(),
+            dial: Dial::new(config, DEADLINE)?,
             keys: ["about", "changes", "audit"].into_iter().chain(kinds).map(name).collect(),
             channel: name("told"),
             epoch: Mutex::new(epoch),
             told: Notify::new(),
             // Reading and compiling must fit into the time as well.
             pause: poll / 2,
-            change: Script::new(include_str!("change.lua")),
-            changes: Script::new(include_str!("changes.lua")),
-            restore: Script::new(include_str!("restore.lua")),
-            publish: Script::new(include_str!("publish.lua")),
             told_totals: Mutex::default(),
         })
     }
@@ -99,9 +93,11 @@ impl Redis {
     pub(super) async fn listen(&self) {
         loop {
             // Without it changes are found by polling.
-            if let Ok(Ok(mut messages)) =
-                tokio::time::timeout(DEADLINE, self.dial.listen(&self.channel)).await
-            {
+            let listening = tokio::time::timeout(DEADLINE, self.dial.listen(&self.channel)).await;
+            if let Ok(None) = listening {
+                return std::future::pending().await;
+            }
+            if let Ok(Some(Ok(mut messages))) = listening {
                 // Something may have been said before.
                 self.told.notify_one();
                 let mut messages = messages.on_message();
@@ -132,7 +128,7 @@ impl Redis {
         notes: &[String],
     ) -> Result<bool, Unavailable> {
         let epoch = random_epoch()?;
-        let mut call = self.call(&self.change);
+        let mut call = self.call(CHANGE, &self.keys);
         call.arg(expected).arg(&epoch).arg(&self.channel).arg(CHANGES_MAX).arg(AUDIT_MAX).arg(rows.len());
         for row in rows {
             call.arg(row.kind as usize + 1).arg(&row.id).arg(row.json.as_deref().unwrap_or_default());
@@ -140,7 +136,7 @@ impl Redis {
         for note in notes {
             call.arg(note);
         }
-        let version: i64 = self.within(async |link| call.invoke_async(link).await).await?;
+        let version: i64 = self.ask(&call).await?;
         if version == 1 {
             // The first change of all made an epoch; if not this one, the next look reads everything.
             *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = epoch;
@@ -151,17 +147,23 @@ impl Redis {
     /// Gives back to an empty Redis what is known here. `false`: somebody else did, or something else was said.
     pub(super) async fn restore(&self, version: u64, rows: Vec<Row>) -> Result<bool, Unavailable> {
         for slice in rows.chunks(SLICE) {
-            let mut pipe = redis::pipe();
-            for row in slice {
-                let record = format!("{} {}", row.version, row.json.as_deref().unwrap_or_default());
-                pipe.hset(self.records(row.kind), &row.id, record).ignore();
+            for kind in Kind::ALL {
+                let mut command = redis::cmd("HSET");
+                command.arg(self.records(kind));
+                let rows: Vec<&Row> = slice.iter().filter(|row| row.kind == kind).collect();
+                for row in &rows {
+                    let record = format!("{} {}", row.version, row.json.as_deref().unwrap_or_default());
+                    command.arg(&row.id).arg(record);
+                }
+                if !rows.is_empty() {
+                    let _: u64 = self.ask(&command).await?;
+                }
             }
-            let _: () = self.within(async |link| pipe.query_async(link).await).await?;
         }
         let epoch = random_epoch()?;
-        let mut call = self.restore.key(&self.keys[0]);
+        let mut call = self.call(RESTORE, &self.keys[..1]);
         call.arg(version).arg(&epoch).arg(&self.channel);
-        let done: bool = self.within(async |link| call.invoke_async(link).await).await?;
+        let done: bool = self.ask(&call).await?;
         if done {
             *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = epoch;
         }
@@ -218,9 +220,9 @@ impl Redis {
     }
 
     async fn changes_since(&self, version: u64) -> Result<Said, Unavailable> {
-        let mut call = self.call(&self.changes);
+        let mut call = self.call(CHANGES, &self.keys);
         call.arg(version).arg(self.epoch()).arg(ROWS_MAX);
-        let said: Vec<String> = self.within(async |link| call.invoke_async(link).await).await?;
+        let said: Vec<String> = self.ask(&call).await?;
         Said::read(said).ok_or_else(|| Unavailable("its answer makes no sense".to_owned()))
     }
 
@@ -228,39 +230,15 @@ impl Redis {
         &self.keys[3 + kind as usize]
     }
 
-    fn call<'a>(&'a self, script: &'a Script) -> ScriptInvocation<'a> {
-        let mut call = script.prepare_invoke();
-        for key in &self.keys {
-            call.key(key);
-        }
+    pub(super) fn call(&self, script: &str, keys: &[String]) -> Cmd {
+        let mut call = redis::cmd("EVAL");
+        call.arg(script).arg(keys.len()).arg(keys);
         call
     }
 
+    /// All keys are in one slot.
     pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Unavailable> {
-        self.within(async |link| command.query_async(link).await).await
-    }
-
-    /// Over the one connection; one that broke or is silent is made anew by the next question.
-    pub(super) async fn within<T>(
-        &self,
-        question: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
-    ) -> Result<T, Unavailable> {
-        let asking = async {
-            let mut link = self.link.lock().await;
-            let mut connection = match link.take() {
-                Some(connection) => connection,
-                None => self.dial.connect().await?,
-            };
-            let answer = question(&mut connection).await;
-            if !answer.as_ref().is_err_and(|error| error.is_io_error() || error.is_unrecoverable_error()) {
-                *link = Some(connection);
-            }
-            answer
-        };
-        match tokio::time::timeout(DEADLINE, asking).await {
-            Ok(answer) => answer.map_err(|error| Unavailable(error.to_string())),
-            Err(_) => Err(Unavailable(format!("no answer within {DEADLINE:?}"))),
-        }
+        self.dial.ask(&self.keys[0], command).await
     }
 }
 

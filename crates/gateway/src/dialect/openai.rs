@@ -7,8 +7,8 @@ use std::fmt;
 
 use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
 pub use super::{Delta, Usage};
 use crate::call::{Part, text_bytes};
@@ -67,7 +67,7 @@ pub fn answer_content_bytes(body: &[u8]) -> u64 {
 /// An error as an event, for a stream that has begun: `data: {"error":{…}}` and a blank line.
 pub fn error_event(message: &str, kind: &str, code: Option<&str>) -> Bytes {
     let mut event = b"data: ".to_vec();
-    event.extend_from_slice(&error_body(message, kind, None, code, Map::new()));
+    event.extend_from_slice(&error_body(message, kind, None, code, &[]));
     event.extend_from_slice(b"\n\n");
     event.into()
 }
@@ -78,9 +78,9 @@ pub fn error_body(
     kind: &str,
     param: Option<&str>,
     code: Option<&str>,
-    extra: Map<String, Value>,
+    extra: &[(&str, Value)],
 ) -> Vec<u8> {
-    let mut body = Vec::with_capacity(256);
+    let mut body = Vec::with_capacity(512);
     body.extend_from_slice(b"{\"error\":{\"message\":");
     push(&mut body, &message);
     for (name, value) in [("type", Some(kind)), ("param", param), ("code", code)] {
@@ -89,7 +89,7 @@ pub fn error_body(
         body.extend_from_slice(b"\":");
         push(&mut body, &value);
     }
-    for (name, value) in &extra {
+    for (name, value) in extra {
         body.push(b',');
         push(&mut body, name);
         body.push(b':');

@@ -15,13 +15,13 @@ use tower_service::Service;
 use super::Failure;
 
 /// Opens connections.
-pub(super) type Connector = WithDeadline<HttpsConnector<HttpConnector>>;
+pub type Connector = WithDeadline<HttpsConnector<HttpConnector>>;
 
 /// An open connection.
 pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 
 /// A connector for a base URL.
-pub(super) fn connector(base: &Uri, trust: &mut Trust, bound: Duration) -> Connector {
+pub fn connector(base: &Uri, trust: &mut Trust, bound: Duration) -> Connector {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     // Without it Nagle and delayed acknowledgements add 40 ms to each small write.
@@ -115,7 +115,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 
 /// A connector whose TCP and TLS handshakes together must finish in time.
 #[derive(Clone)]
-pub(super) struct WithDeadline<C> {
+pub struct WithDeadline<C> {
     inner: C,
     bound: Duration,
 }

@@ -6,19 +6,23 @@
 // Each test file is a crate of its own and uses a part of this.
 #![allow(dead_code, unused_imports, missing_docs, unreachable_pub)]
 
+mod callers;
 mod client;
 mod fleet;
 mod governed;
 mod provider;
+mod proxy;
 mod redis;
 mod tollgate;
 
 use std::time::Duration;
 
+pub use callers::{Answer, Callers, Doors, Window, users_config, windows};
 pub use client::{Conn, Response, chat, get, post, request};
 pub use fleet::{CHAT, Fleet, tokens_of};
 pub use governed::{Ask, Store, governed, obedient, start_counting, start_governed};
 pub use provider::{Gate, Provider, Seen, Step, blackhole, chunk, json_answer, refusing, sse};
+pub use proxy::Proxy;
 pub use redis::Redis;
 pub use tollgate::{Metrics, Tollgate};
 

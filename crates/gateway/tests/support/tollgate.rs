@@ -191,6 +191,22 @@ impl Tollgate {
         kilobytes * 1024
     }
 
+    /// Sockets it holds that are connected to this address.
+    pub fn sockets_to(&self, address: SocketAddr) -> usize {
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("/proc");
+        let SocketAddr::V4(v4) = address else { panic!("only IPv4: {address}") };
+        let remote = format!("{:08X}:{:04X}", u32::from_le_bytes(v4.ip().octets()), v4.port());
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("/proc");
+        let links = descriptors.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        let own: Vec<String> = links.map(|link| link.to_string_lossy().into_owned()).collect();
+        let connected = table.lines().filter(|line| {
+            let mut fields = line.split_whitespace();
+            let there = fields.nth(2) == Some(remote.as_str());
+            there && fields.nth(6).is_some_and(|inode| own.contains(&format!("socket:[{inode}]")))
+        });
+        connected.count()
+    }
+
     /// Sockets it holds.
     pub fn open_sockets(&self) -> usize {
         let descriptors = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("/proc");

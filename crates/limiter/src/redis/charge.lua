@@ -1,8 +1,10 @@
 -- One decision, or several one after the other, over the same set of charges.
 --
--- KEYS      a hash per subject, and the set of leases of each that has calls in flight
+-- KEYS      a hash per subject, the set of leases of each that has calls in flight, and the key of the epoch
 -- ARGV[1]   the set: {counters, charges}; a counter as in `load`; of a charge, its counter and 1 if it is a shadow
--- ARGV[2]   {life, amounts}: what a state born now is known by; one amount per charge, request after request
+-- ARGV[2]   {life, amounts, epochs}: what a state born now is known by; one amount per charge, request after request; the
+--           place of the epoch's key
+-- ARGV[#]   what tells the runs of this server apart, and this server from others
 -- Returns   the time, '1' or '0' per request, and the counters as they were found. No request: only looks.
 
 local set, order = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
@@ -24,7 +26,7 @@ local function take(c, amount)
     local s = c.state
     renew(c)
     if c[ALGORITHM] == MOVING then
-        log(c, amount)
+        log(c, amount, s[AT])
     elseif c[ALGORITHM] == BUCKET then
         s[DEBT] = s[DEBT] + amount * length(c)
     elseif c[ALGORITHM] == LEASES then
@@ -51,7 +53,7 @@ local function decide(amounts, first)
     return 1
 end
 
-local reply = load(counters, now, order[1])
+local reply = load(counters, now, order[1], order[3])
 local verdicts, amounts = {}, order[2]
 if #amounts > 0 then
     for _, c in ipairs(counters) do refresh(c, now) end

@@ -141,6 +141,12 @@ impl Cluster {
         map.iter().flat_map(|map| &map.masters).map(|master| self.0.node(master)).collect()
     }
 
+    /// Whether the master of a slot may answer, as far as it is known: nothing is asked.
+    pub(super) fn reaches(&self, slot: u16, patience: Duration) -> bool {
+        let Some(map) = self.0.map.borrow().clone() else { return true };
+        map.owner(slot).is_some_and(|master| !self.0.node(master).is_gone(patience))
+    }
+
     /// Why no masters are known.
     pub(super) fn problem(&self) -> Option<String> {
         self.0.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -235,6 +241,7 @@ impl Shared {
                 return false;
             };
             *map = Some(Arc::new(known.with(slot, to)));
+            self.ground.master_changed();
             true
         });
         self.doubt();
@@ -275,6 +282,9 @@ impl Shared {
         drop(nodes);
         self.map.send_if_modified(|known| {
             let changed = known.as_deref() != Some(&map);
+            if changed && known.is_some() {
+                self.ground.master_changed();
+            }
             *known = Some(Arc::new(map));
             changed
         });

@@ -1,22 +1,31 @@
 //! The servers of a store, whatever their number, as one that is asked within a deadline.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use ::redis::{Cmd, Value};
+use ::redis::{Cmd, RedisConnectionInfo, Value};
 use tokio::runtime::Handle;
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 
 use super::address::{Address, Servers};
 use super::cluster::Cluster;
 use super::dial::Dialer;
+use super::lanes::Lanes;
 use super::link::{Question, Slot};
 use super::node::{Ground, Node, Target};
 use super::scripts::Scripts;
 use super::sentinel::Sentinels;
 use super::status::{ServerInfo, Status, Topology};
 use crate::store::StoreError;
+
+/// Between two questions that only keep a connection alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// When a server that waits for a replica should have answered, and between reminders.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(22);
+const NUDGE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Asks the server that a key is on.
 pub(super) struct Connection {
@@ -28,6 +37,8 @@ pub(super) struct Connection {
     home: Arc<Lane>,
     /// Of runtimes that joined, each once.
     lanes: RwLock<Vec<Arc<Lane>>>,
+    /// For what waits for replicas: nobody else waits with it.
+    replicated: Lanes,
 }
 
 /// Connections driven by one runtime, for those who ask there.
@@ -36,9 +47,39 @@ struct Lane {
     servers: Way,
 }
 
-enum Way {
+pub(super) enum Way {
     One(Node),
     Cluster(Cluster),
+}
+
+impl Way {
+    /// Connects in the background.
+    pub(super) fn new(ground: &Arc<Ground>, servers: Servers, sentinel_login: &RedisConnectionInfo) -> Way {
+        match servers {
+            Servers::Single(endpoint) => Way::One(Node::new(ground, Target::Named(endpoint))),
+            Servers::Sentinel { sentinels, master } => {
+                let sentinels = Sentinels::new(&ground.dialer, sentinel_login, &sentinels, &master);
+                Way::One(Node::new(ground, Target::Elected(sentinels)))
+            }
+            Servers::Cluster(seeds) => Way::Cluster(Cluster::new(ground, seeds)),
+        }
+    }
+
+    /// The keys are all in one slot.
+    pub(super) async fn ask(
+        &self,
+        until: Instant,
+        keys: &[String],
+        question: Question<'_>,
+    ) -> Result<Value, StoreError> {
+        match self {
+            Way::One(node) => node.ask(until, question, Slot::Owned).await,
+            Way::Cluster(cluster) => {
+                let key = keys.first().map_or("", String::as_str);
+                cluster.ask(super::cluster::slot(key), until, question).await
+            }
+        }
+    }
 }
 
 impl Connection {
@@ -59,15 +100,21 @@ impl Connection {
             login: address.login.clone(),
             scripts: Arc::new(scripts),
             made: Arc::new(AtomicU64::new(0)),
+            masters: watch::Sender::new(0),
             began: std::time::Instant::now(),
         });
+        let replicated = Lanes::new(address.servers.clone(), address.sentinel_login.clone());
         let home = Arc::new(Lane::new(&address, ground));
-        Connection { address, deadline, topology, asked_for, home, lanes: RwLock::default() }
+        Connection { address, deadline, topology, asked_for, home, lanes: RwLock::default(), replicated }
     }
 
     /// How many connections have been made so far.
     pub(super) fn made(&self) -> u64 {
         self.home.ground.made.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn masters_changed(&self) -> watch::Receiver<u64> {
+        self.home.ground.masters.subscribe()
     }
 
     /// The runtime that outlives the others.
@@ -87,8 +134,10 @@ impl Connection {
         let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
         let known = std::iter::once(&self.home).chain(&*lanes).any(|lane| lane.is_of(&runtime));
         if !known {
-            let ground = Arc::new(self.home.ground.beside(runtime));
-            lanes.push(Arc::new(Lane::new(&self.address, ground)));
+            let ground = Arc::new(self.home.ground.beside(runtime.clone()));
+            let lane = Arc::new(Lane::new(&self.address, ground));
+            drop(runtime.spawn(keep_alive(Arc::downgrade(&lane), self.deadline)));
+            lanes.push(lane);
         }
     }
 
@@ -97,11 +146,13 @@ impl Connection {
         self.lanes.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
+    /// One that lost its connection is helped out by the first: it may never get another, when a server takes no more
+    /// clients.
     fn lane(&self) -> Arc<Lane> {
         let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner);
         let here = Handle::try_current().ok().filter(|_| !lanes.is_empty());
         let joined = here.and_then(|here| lanes.iter().find(|lane| lane.is_of(&here)));
-        Arc::clone(joined.unwrap_or(&self.home))
+        Arc::clone(joined.filter(|lane| lane.is_connected()).unwrap_or(&self.home))
     }
 
     /// Whether keys may be on different servers.
@@ -109,14 +160,64 @@ impl Connection {
         matches!(self.topology, Topology::Cluster)
     }
 
+    /// Whether the master of this key may answer, while others do: of one master, that is asked for.
+    pub(super) fn reaches(&self, key: &str) -> bool {
+        match &self.home.servers {
+            Way::One(_) => true,
+            Way::Cluster(cluster) => cluster.reaches(super::cluster::slot(key), self.deadline),
+        }
+    }
+
+    /// Whether one of several masters has a connection that answers.
+    pub(super) fn answers_in_part(&self) -> bool {
+        match &self.home.servers {
+            Way::One(_) => false,
+            Way::Cluster(cluster) => cluster.known_masters().iter().any(|node| node.connected().is_some()),
+        }
+    }
+
     /// Runs a script.
     pub(super) async fn charge(&self, keys: &[String], args: &[&[u8]]) -> Result<Value, StoreError> {
         self.ask(keys, Question::Charge(keys, args)).await
     }
 
+    /// Runs the charging script and waits for a replica, when it took something, on a connection of its own. Says how many
+    /// have acknowledged it.
+    pub(super) async fn charge_replicated(
+        &self,
+        keys: &[String],
+        args: &[&[u8]],
+    ) -> Result<(Value, i64), StoreError> {
+        let until = Instant::now() + self.deadline;
+        let lane = self.replicated.idlest(&self.home.ground);
+        let mut asked = pin!(lane.way.ask(until, keys, Question::ChargeReplicated(keys, args)));
+        let (mut patience, ping) = (ANSWER_PATIENCE, ::redis::cmd("PING"));
+        let answer = loop {
+            if let Ok(answer) = timeout(patience, &mut asked).await {
+                break answer;
+            }
+            patience = NUDGE_PAUSE;
+            // A server with nothing else to do looks only ten times a second who has waited long enough. Whatever it
+            // answers, it has looked.
+            let _ = self.home.servers.ask(until, keys, Question::Command(&ping)).await;
+        };
+        match answer? {
+            Value::Array(mut both) => match (both.pop(), both.pop()) {
+                (Some(Value::Int(acknowledged)), Some(answer)) => Ok((answer, acknowledged)),
+                _ => Err(StoreError::Reply("not an answer and a count".into())),
+            },
+            _ => Err(StoreError::Reply("no list".into())),
+        }
+    }
+
     /// Runs a script that gets through when the server is out of memory, where the server has that.
     pub(super) async fn settle(&self, keys: &[String], args: &[&[u8]]) -> Result<Value, StoreError> {
         self.ask(keys, Question::Settle(keys, args)).await
+    }
+
+    /// Runs a script.
+    pub(super) async fn heal(&self, keys: &[String], args: &[&[u8]]) -> Result<Value, StoreError> {
+        self.ask(keys, Question::Heal(keys, args)).await
     }
 
     /// Sends a command about a key.
@@ -127,13 +228,7 @@ impl Connection {
     /// The keys are all in one slot.
     async fn ask(&self, keys: &[String], question: Question<'_>) -> Result<Value, StoreError> {
         let until = Instant::now() + self.deadline;
-        match &self.lane().servers {
-            Way::One(node) => node.ask(until, question, Slot::Owned).await,
-            Way::Cluster(cluster) => {
-                let key = keys.first().map_or("", String::as_str);
-                cluster.ask(super::cluster::slot(key), until, question).await
-            }
-        }
+        self.lane().servers.ask(until, keys, question).await
     }
 
     /// How long every master took to answer; the slowest counts.
@@ -211,18 +306,33 @@ impl Connection {
 
 impl Lane {
     fn new(address: &Address, ground: Arc<Ground>) -> Lane {
-        let servers = match &address.servers {
-            Servers::Single(endpoint) => Way::One(Node::new(&ground, Target::Named(endpoint.clone()))),
-            Servers::Sentinel { sentinels, master } => {
-                let sentinels = Sentinels::new(&ground.dialer, &address.sentinel_login, sentinels, master);
-                Way::One(Node::new(&ground, Target::Elected(sentinels)))
-            }
-            Servers::Cluster(seeds) => Way::Cluster(Cluster::new(&ground, seeds.clone())),
-        };
+        let servers = Way::new(&ground, address.servers.clone(), &address.sentinel_login);
         Lane { ground, servers }
+    }
+
+    fn is_connected(&self) -> bool {
+        match &self.servers {
+            Way::One(node) => node.connected().is_some(),
+            // Which of its servers would be asked is not known here.
+            Way::Cluster(_) => true,
+        }
     }
 
     fn is_of(&self, runtime: &Handle) -> bool {
         self.ground.dialer.runtime.id() == runtime.id()
+    }
+}
+
+/// Asks for nothing now and then: a connection that was closed, or swallows everything, is noticed before a decision has
+/// to. The first connection has the heartbeat of its instance.
+async fn keep_alive(lane: Weak<Lane>, deadline: Duration) {
+    let ping = ::redis::cmd("PING");
+    loop {
+        tokio::time::sleep(KEEP_ALIVE).await;
+        let Some(lane) = lane.upgrade() else { return };
+        if let Way::One(node) = &lane.servers {
+            // That it failed, and what follows from it, the node knows itself.
+            let _ = node.ask(Instant::now() + deadline, Question::Command(&ping), Slot::Owned).await;
+        }
     }
 }

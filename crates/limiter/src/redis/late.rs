@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 
 use super::RedisStore;
 use super::pack::Packer;
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use super::replay::Counters;
 use super::settlement::Held;
 use crate::clock::{Clock, Millis};
@@ -15,7 +15,7 @@ use crate::limit::Limit;
 use crate::quota::Algorithm;
 use crate::reservation::{Hold, Standing};
 use crate::scope::Subject;
-use crate::spec::{Reading, Retry, State};
+use crate::spec::{Reading, Receipt, Retry, State};
 use crate::store::StoreError;
 
 /// Writes an instance among those that live, by the server's time, and counts them. A write, so that a server which
@@ -24,12 +24,30 @@ use crate::store::StoreError;
 const BEAT: &str = "
 local time = redis.call('TIME')
 local now, live = time[1] * 1000 + math.floor(time[2] / 1000), tonumber(ARGV[2])
-redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+local new = redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - live))
 redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('%.0f', now + live), '+inf')
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return { now, redis.call('ZCARD', KEYS[1]) }
+return { now, redis.call('ZCARD', KEYS[1]), new }
 ";
+
+/// A counter that was charged late.
+pub(crate) struct Charged {
+    pub(crate) reading: Reading,
+    pub(crate) life: u64,
+    /// To give some of it back.
+    pub(crate) receipt: Receipt,
+}
+
+/// What a heartbeat was answered.
+pub(crate) struct Beat {
+    /// The store's time.
+    pub(crate) now: Millis,
+    /// How many instances live.
+    pub(crate) count: u64,
+    /// Whether this one was not among them.
+    pub(crate) new: bool,
+}
 
 /// What a counter is charged without being asked.
 #[derive(Clone, Debug)]
@@ -44,8 +62,20 @@ impl RedisStore {
         self.0.connection.runtime()
     }
 
-    /// Says that `instance` lives, for as long as this. Returns the store's time, and how many live.
-    pub(crate) async fn beat(&self, instance: &str, live: Millis) -> Result<(Millis, u64), StoreError> {
+    /// Whether the masters of these subjects' counters may answer, as far as that is known without asking. One master of
+    /// several may be gone; one alone is asked.
+    pub(crate) fn reaches<'s>(&self, mut subjects: impl Iterator<Item = &'s Subject>) -> bool {
+        !self.0.connection.is_cluster()
+            || subjects.all(|subject| self.0.connection.reaches(&plan::key(&self.0.prefix, subject)))
+    }
+
+    /// Whether one of several masters answers, whatever the others do.
+    pub(crate) fn answers_in_part(&self) -> bool {
+        self.0.connection.answers_in_part()
+    }
+
+    /// Says that `instance` lives, for as long as this.
+    pub(crate) async fn beat(&self, instance: &str, live: Millis) -> Result<Beat, StoreError> {
         let mut command = ::redis::cmd("EVAL");
         let key = format!("{}:ctl:instances", self.0.prefix);
         command.arg(BEAT).arg(1).arg(&key);
@@ -54,8 +84,8 @@ impl RedisStore {
         let Value::Array(parts) = &reply else {
             return Err(StoreError::Reply("no list".into()));
         };
-        let &[Value::Int(now), Value::Int(count)] = &parts[..] else {
-            return Err(StoreError::Reply("not a time and a count".into()));
+        let &[Value::Int(now), Value::Int(count), Value::Int(new)] = &parts[..] else {
+            return Err(StoreError::Reply("not a time and two counts".into()));
         };
         let positive =
             |number: i64| u64::try_from(number).map_err(|_| StoreError::Reply("a count below 0".into()));
@@ -63,7 +93,7 @@ impl RedisStore {
             Some(clock) => clock.now(),
             None => Millis(positive(now)?),
         };
-        Ok((now, positive(count)?))
+        Ok(Beat { now, count: positive(count)?, new: new > 0 })
     }
 
     /// This store's side of calls in flight that somebody else granted: it holds them from their first renewal on,
@@ -78,16 +108,22 @@ impl RedisStore {
         if self.0.connection.is_cluster() { Arc::from(held.spread()) } else { Arc::new(held) }
     }
 
+    /// What was charged late, to be settled as if it had been reserved.
+    pub(crate) fn held_late(&self, receipt: Receipt) -> Arc<dyn Hold> {
+        Arc::new(Held::new(self.clone(), vec![Some(receipt)]))
+    }
+
     /// Charges unconditionally, like a settlement that used more than was reserved. Sent once. Returns the store's
-    /// time, and what each counter says afterwards.
-    pub(crate) async fn charge_late(&self, late: &[Late]) -> Result<(Millis, Vec<Reading>), StoreError> {
-        let standings: Vec<Standing> = late.iter().map(standing).collect();
-        let plan = Plan::of_standings(&self.0.prefix, &standings.iter().collect::<Vec<_>>())?;
+    /// time, and what became of each counter.
+    pub(crate) async fn charge_late(&self, late: &[Late]) -> Result<(Millis, Vec<Charged>), StoreError> {
+        let standings: Vec<Standing> = late.iter().map(|late| standing(late, 0)).collect();
+        let epochs = Some(&self.0.epochs);
+        let plan = Plan::of_standings(&self.0.prefix, epochs, &standings.iter().collect::<Vec<_>>())?;
         let life = self.0.life();
         let nothing = |rate| State::new(rate, life).charge(rate, Millis::ZERO, 0);
         let width = late.first().map_or(0, |late| 2 + nothing(late.limit.rate()).numbers().len());
         let mut order = Packer::default();
-        order.list(2);
+        order.list(3);
         order.number(life);
         order.list(width * late.len());
         for (late, place) in late.iter().zip(&plan.places) {
@@ -96,7 +132,8 @@ impl RedisStore {
             receipt.numbers().into_iter().for_each(|number| order.number(number));
             order.number(late.amount.min(super::AMOUNT_MAX));
         }
-        plan.keys.iter().for_each(|key| self.0.forget(key));
+        order.number(plan.epochs as u64);
+        plan.subjects().iter().for_each(|key| self.0.forget(key));
         let now = self.0.time_given();
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
         let used = if self.0.clock.is_some() { 3 } else { 2 };
@@ -116,23 +153,25 @@ impl RedisStore {
             let rate = late.limit.rate();
             let state = counters.state(*place);
             state.redate(rate, now);
-            state.correct(rate, now, &nothing(rate), late.amount);
-            state.reading(rate, now)
+            let charged = state.correct(rate, now, &nothing(rate), late.amount).charged;
+            let receipt = state.receipt(charged);
+            Charged { reading: state.reading(rate, now), life: state.life(), receipt }
         });
         Ok((now, readings.collect()))
     }
 }
 
-/// As if nothing had been reserved.
-fn standing(late: &Late) -> Standing {
+/// As if so much had been reserved.
+pub(crate) fn standing(late: &Late, requested: u64) -> Standing {
     Standing {
         limit: Arc::clone(&late.limit),
         subject: late.subject.clone(),
-        requested: 0,
+        requested,
         taken: true,
         used: 0,
         remaining: 0,
         reset: Millis::ZERO,
         retry: Retry::Now,
+        life: 0,
     }
 }

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::address::Endpoint;
 use super::dial::{CONNECT_DEADLINE, Dialer, Socket};
+use super::epoch;
 use super::scripts::{Name, Scripts};
 use crate::store::StoreError;
 
@@ -16,6 +17,9 @@ use crate::store::StoreError;
 const TIMEOUTS_MAX: u32 = 3;
 /// How often a script that the server forgot again and again is asked for by its digest.
 const DIGEST_ATTEMPTS: usize = 3;
+/// How many replicas are waited for, and for how long.
+const REPLICAS: i64 = 1;
+const REPLICA_PATIENCE_MS: u64 = 20;
 /// The first version that reads the flags of a script.
 const FLAGS_SINCE: u32 = 7;
 
@@ -24,8 +28,13 @@ const FLAGS_SINCE: u32 = 7;
 pub(super) enum Question<'q> {
     /// The charging script, over these keys, with these arguments.
     Charge(&'q [String], &'q [&'q [u8]]),
+    /// The same; when it took something, a replica is waited for. Answers with the script's answer, and how many replicas
+    /// have acknowledged it.
+    ChargeReplicated(&'q [String], &'q [&'q [u8]]),
     /// The settling script; it gets through when the server is out of memory, where the server has that.
     Settle(&'q [String], &'q [&'q [u8]]),
+    /// The healing script.
+    Heal(&'q [String], &'q [&'q [u8]]),
     Command(&'q Cmd),
 }
 
@@ -44,9 +53,12 @@ pub(super) struct Link {
     pub(super) version: Option<String>,
     /// As far as the server tells: `master`.
     pub(super) role: Option<String>,
+    /// Tells the runs of servers apart, as far as the server tells; else 0.
+    pub(super) term: u64,
     socket: Socket,
     timeouts: AtomicU32,
-    loads: [Load; 3],
+    replicas: Replicas,
+    loads: [Load; Name::ALL.len()],
 }
 
 /// Whoever first learns that the server does not know a script sends its text; the others wait for that.
@@ -54,6 +66,14 @@ pub(super) struct Link {
 struct Load {
     turn: Mutex<()>,
     count: AtomicU64,
+}
+
+/// Waiting for replicas, one at a time: whoever was answered before it began waits with it.
+#[derive(Default)]
+struct Replicas {
+    begun: AtomicU64,
+    /// The number of the last one, and how many had acknowledged by its end.
+    last: Mutex<(u64, i64)>,
 }
 
 impl Link {
@@ -69,15 +89,18 @@ impl Link {
             made: Instant::now(),
             version: None,
             role: None,
+            term: 0,
             socket,
             timeouts: AtomicU32::new(0),
+            replicas: Replicas::default(),
             loads: Default::default(),
         };
         let about = link.told(::redis::cmd("INFO").arg("server")).await?;
         if let Some(Value::BulkString(text)) = about {
             let text = String::from_utf8_lossy(&text);
-            let version = text.lines().find_map(|line| line.strip_prefix("redis_version:"));
-            link.version = version.map(|version| version.trim().to_string());
+            let said = |name: &str| text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
+            link.version = said("redis_version:").map(str::to_string);
+            link.term = said("run_id:").map_or(0, epoch::term);
         }
         link.role = link.ask_role().await?;
         Ok(link)
@@ -128,9 +151,37 @@ impl Link {
         let settle = if self.reads_flags() { Name::SettleAllowOom } else { Name::Settle };
         match question {
             Question::Charge(keys, args) => self.run(scripts, Name::Charge, keys, args, slot).await,
+            Question::ChargeReplicated(keys, args) => {
+                let answer = self.run(scripts, Name::Charge, keys, args, slot).await?;
+                let acknowledged = self.replicated(&answer).await;
+                Ok(Value::Array(vec![answer, Value::Int(acknowledged)]))
+            }
             Question::Settle(keys, args) => self.run(scripts, settle, keys, args, slot).await,
+            Question::Heal(keys, args) => self.run(scripts, Name::Heal, keys, args, slot).await,
             Question::Command(command) => self.send(command, slot).await,
         }
+    }
+
+    /// How many replicas have what the script wrote right before. None, when nobody can tell; when it took nothing, there
+    /// is nothing to wait for.
+    async fn replicated(&self, answer: &Value) -> i64 {
+        let took = |verdicts: &Value| matches!(verdicts, Value::BulkString(all) if all.contains(&b'1'));
+        if !matches!(answer, Value::Array(parts) if parts.get(1).is_some_and(took)) {
+            return REPLICAS;
+        }
+        let before = self.replicas.begun.load(Ordering::SeqCst);
+        let mut last = self.replicas.last.lock().await;
+        if last.0 > before {
+            return last.1;
+        }
+        let number = self.replicas.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let wait = ::redis::cmd("WAIT").arg(REPLICAS).arg(REPLICA_PATIENCE_MS).clone();
+        let acknowledged = match self.send(&wait, Slot::Owned).await {
+            Ok(Value::Int(acknowledged)) => acknowledged,
+            _ => 0,
+        };
+        *last = (number, acknowledged);
+        acknowledged
     }
 
     fn reads_flags(&self) -> bool {
@@ -167,7 +218,7 @@ impl Link {
         let (script, load) = (scripts.get(name), &self.loads[name as usize]);
         let call = |how: &str, what: &str| {
             let mut command = ::redis::cmd(how);
-            command.arg(what).arg(keys.len()).arg(keys).arg(args);
+            command.arg(what).arg(keys.len()).arg(keys).arg(args).arg(self.term);
             command
         };
         let by_digest = call("EVALSHA", &script.digest);

@@ -35,6 +35,8 @@ pub(super) struct Ground {
     pub(super) scripts: Arc<Scripts>,
     /// Connections.
     pub(super) made: Arc<AtomicU64>,
+    /// How often somebody else may have become a master.
+    pub(super) masters: watch::Sender<u64>,
     pub(super) began: std::time::Instant,
 }
 
@@ -46,6 +48,7 @@ impl Ground {
             login: self.login.clone(),
             scripts: Arc::clone(&self.scripts),
             made: Arc::clone(&self.made),
+            masters: self.masters.clone(),
             began: self.began,
         }
     }
@@ -61,6 +64,8 @@ struct Shared {
     current: watch::Sender<Option<Arc<Link>>>,
     connecting: AtomicBool,
     lately: Mutex<Lately>,
+    /// Who was connected last, and in which of its runs.
+    run: Mutex<Option<(Endpoint, u64)>>,
 }
 
 /// Who is to be asked.
@@ -78,6 +83,13 @@ pub(super) struct Lately {
     pub(super) problem: Option<String>,
 }
 
+impl Ground {
+    /// Somebody else may be a master.
+    pub(super) fn master_changed(&self) {
+        self.masters.send_modify(|times| *times = times.wrapping_add(1));
+    }
+}
+
 impl Node {
     /// Connects in the background.
     pub(super) fn new(ground: &Arc<Ground>, target: Target) -> Node {
@@ -88,6 +100,7 @@ impl Node {
             current: watch::Sender::new(None),
             connecting: AtomicBool::new(false),
             lately: Mutex::new(lately),
+            run: Mutex::default(),
         }));
         node.0.reconnect();
         if let Target::Elected(sentinels) = &node.0.target {
@@ -99,6 +112,11 @@ impl Node {
     /// The connection there is, unless it swallows everything.
     pub(super) fn connected(&self) -> Option<Arc<Link>> {
         self.0.current.borrow().clone().filter(|link| link.answers())
+    }
+
+    /// Whether there has been no connection that answers for so long.
+    pub(super) fn is_gone(&self, patience: Duration) -> bool {
+        self.connected().is_none() && self.0.lately().since.elapsed() >= patience
     }
 
     pub(super) fn lately(&self) -> Lately {
@@ -242,6 +260,15 @@ impl Shared {
         }
     }
 
+    /// Notes who is connected. One that does not tell its runs apart may have been started again.
+    fn met(&self, link: &Link) {
+        let run = (link.endpoint.clone(), link.term);
+        let before = self.run.lock().unwrap_or_else(PoisonError::into_inner).replace(run.clone());
+        if before.is_some_and(|before| before != run || link.term == 0) {
+            self.ground.master_changed();
+        }
+    }
+
     fn changed(&self, problem: Option<String>) {
         *self.lately() = Lately { since: std::time::Instant::now(), problem };
     }
@@ -257,6 +284,7 @@ async fn keep_connecting(shared: Weak<Shared>) {
         match shared.connect().await {
             Ok(link) => {
                 shared.ground.made.fetch_add(1, Ordering::Relaxed);
+                shared.met(&link);
                 let before = shared.current.send_replace(Some(Arc::new(link)));
                 if !before.is_some_and(|before| before.answers()) {
                     shared.changed(None);

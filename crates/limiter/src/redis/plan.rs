@@ -3,6 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use super::epoch::Epochs;
 use super::pack::Packer;
 use crate::limit::{Charge, Limit};
 use crate::quota::Algorithm;
@@ -12,21 +13,25 @@ use crate::spec::Rate;
 use crate::store::StoreError;
 
 /// The most charges that one request may meet.
-pub(super) const CHARGES_MAX: usize = 16;
+pub(super) const CHARGES_MAX: usize = 64;
 
 /// Two requests with equal plans meet the same counters at the same terms: they differ in their amounts only.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Of all of it.
     digest: u64,
-    /// One per subject, and one more for each that has calls in flight.
+    /// One per subject, one more for each that has calls in flight, and that of the epoch, if it is there.
     pub(super) keys: Vec<String>,
+    /// The place of that, from 1; or 0.
+    pub(super) epochs: usize,
     /// What the charging script is told about counters and charges.
     pub(super) set: Vec<u8>,
     /// The counter of each charge.
     pub(super) places: Vec<usize>,
     /// How many counters.
     pub(super) counters: usize,
+    /// Whether what is granted waits for a replica.
+    pub(super) waits: bool,
 }
 
 struct Counter<'c> {
@@ -38,10 +43,15 @@ struct Counter<'c> {
 }
 
 impl Plan {
-    /// Of a request.
-    pub(super) fn of_charges(prefix: &str, charges: &[Charge]) -> Result<Plan, StoreError> {
+    /// Of a request. `epochs` says where those are written down; nowhere, where each key has to be alone.
+    pub(super) fn of_charges(
+        prefix: &str,
+        epochs: Option<&Epochs>,
+        charges: &[Charge],
+    ) -> Result<Plan, StoreError> {
         let met = charges.iter().map(|charge| (charge.limit(), charge.subject()));
-        let (keys, counters, places) = resolve(prefix, met)?;
+        let (mut keys, counters, places) = resolve(prefix, met, CHARGES_MAX)?;
+        let epochs = add_epoch(&mut keys, epochs);
         let mut packer = Packer::default();
         packer.list(2);
         pack(&mut packer, &counters);
@@ -50,22 +60,45 @@ impl Plan {
             packer.number(*place as u64 + 1);
             packer.number(u64::from(charge.limit().is_shadow()));
         }
-        Ok(Plan::new(keys, packer.0, places, counters.len()))
+        let waits = charges.iter().any(|charge| charge.limit().waits());
+        let counters = counters.len();
+        Ok(Plan { digest: 0, keys, epochs, set: packer.0, places, counters, waits }.digested())
     }
 
-    fn new(keys: Vec<String>, set: Vec<u8>, places: Vec<usize>, counters: usize) -> Plan {
+    fn digested(self) -> Plan {
         let mut hasher = DefaultHasher::new();
-        (&keys, &set, &places).hash(&mut hasher);
-        Plan { digest: hasher.finish(), keys, set, places, counters }
+        (&self.keys, &self.set, &self.places).hash(&mut hasher);
+        Plan { digest: hasher.finish(), ..self }
     }
 
     /// Of a settlement, which knows no shadows.
-    pub(super) fn of_standings(prefix: &str, standings: &[&Standing]) -> Result<Plan, StoreError> {
+    pub(super) fn of_standings(
+        prefix: &str,
+        epochs: Option<&Epochs>,
+        standings: &[&Standing],
+    ) -> Result<Plan, StoreError> {
         let met = standings.iter().map(|standing| (&standing.limit, &standing.subject));
-        let (keys, counters, places) = resolve(prefix, met)?;
+        Plan::of_counters(prefix, epochs, met, CHARGES_MAX)
+    }
+
+    /// Of so many counters.
+    pub(super) fn of_counters<'c>(
+        prefix: &str,
+        epochs: Option<&Epochs>,
+        met: impl ExactSizeIterator<Item = (&'c Arc<Limit>, &'c Subject)>,
+        most: usize,
+    ) -> Result<Plan, StoreError> {
+        let (mut keys, counters, places) = resolve(prefix, met, most)?;
+        let epochs = add_epoch(&mut keys, epochs);
         let mut packer = Packer::default();
         pack(&mut packer, &counters);
-        Ok(Plan::new(keys, packer.0, places, counters.len()))
+        let counters = counters.len();
+        Ok(Plan { digest: 0, keys, epochs, set: packer.0, places, counters, waits: false }.digested())
+    }
+
+    /// The keys without that of the epoch.
+    pub(super) fn subjects(&self) -> &[String] {
+        &self.keys[..self.keys.len() - usize::from(self.epochs > 0)]
     }
 }
 
@@ -99,14 +132,24 @@ fn field(limit: &Limit) -> String {
     format!("{algorithm}:{}", limit.id())
 }
 
+/// Adds the key of the epoch, and says where.
+fn add_epoch(keys: &mut Vec<String>, epochs: Option<&Epochs>) -> usize {
+    let Some(key) = epochs.zip(keys.first()).map(|(epochs, beside)| epochs.key(beside)) else {
+        return 0;
+    };
+    keys.push(key);
+    keys.len()
+}
+
 /// Keys, counters in the order of their keys, and the counter of each charge.
 #[allow(clippy::type_complexity)] // three lists that belong together only until they are packed
 fn resolve<'c>(
     prefix: &str,
     met: impl ExactSizeIterator<Item = (&'c Arc<Limit>, &'c Subject)>,
+    most: usize,
 ) -> Result<(Vec<String>, Vec<Counter<'c>>, Vec<usize>), StoreError> {
-    if met.len() > CHARGES_MAX {
-        let problem = format!("{} of them; at most {CHARGES_MAX} are allowed", met.len());
+    if met.len() > most {
+        let problem = format!("{} of them; at most {most} are allowed", met.len());
         return Err(StoreError::Charges(problem));
     }
     let mut subjects: Vec<&Subject> = Vec::with_capacity(met.len());

@@ -3,6 +3,7 @@
 
 use ::redis::Value;
 
+use super::epoch::life_in;
 use super::pack::numbers;
 use super::plan::Plan;
 use crate::clock::Millis;
@@ -16,6 +17,8 @@ use crate::store::StoreError;
 #[derive(Clone, Debug)]
 pub(super) struct Counters {
     pub(super) now: Millis,
+    /// Nobody else has what was written, although that was waited for.
+    pub(super) unreplicated: bool,
     states: Vec<State>,
     found: Vec<bool>,
 }
@@ -27,7 +30,7 @@ pub(super) enum Outcome {
 }
 
 impl Counters {
-    /// Reads `values`: one per counter, empty where there was none.
+    /// Reads `values`: one per counter; its epoch where there was none.
     pub(super) fn read<'r>(
         plan: &Plan,
         rates: impl Iterator<Item = &'r Rate>,
@@ -43,16 +46,17 @@ impl Counters {
         let mut states: Vec<Option<State>> = vec![None; plan.counters];
         for (place, rate) in plan.places.iter().zip(rates) {
             states[*place] = Some(match &values[*place] {
-                Value::Nil => State::new(rate, life),
+                Value::Int(epoch) => State::new(rate, life_in(u64::try_from(*epoch).unwrap_or(0), life)),
                 Value::BulkString(packed) => numbers(packed)
                     .and_then(|numbers| State::from_numbers(rate, numbers.get(1..)?))
                     .ok_or_else(|| wrong("a counter that is none"))?,
                 _ => return Err(wrong("a counter that is no text")),
             });
         }
-        let found = values.iter().map(|value| *value != Value::Nil).collect();
+        let found = values.iter().map(|value| !matches!(value, Value::Int(_))).collect();
         let states = states.into_iter().collect::<Option<Vec<State>>>();
-        Ok(Counters { now, states: states.ok_or_else(|| wrong("a counter without a charge"))?, found })
+        let states = states.ok_or_else(|| wrong("a counter without a charge"))?;
+        Ok(Counters { now, unreplicated: false, states, found })
     }
 
     pub(super) fn found(&self, place: usize) -> bool {
@@ -61,6 +65,11 @@ impl Counters {
 
     pub(super) fn state(&mut self, place: usize) -> &mut State {
         &mut self.states[place]
+    }
+
+    /// Whether what was written is only where it was written, although a replica was waited for.
+    pub(super) fn unreplicated(self, unreplicated: bool) -> Counters {
+        Counters { unreplicated, ..self }
     }
 
     /// As if the time were this.
@@ -123,5 +132,5 @@ fn standing(charge: Charge, state: &State, now: Millis, taken: bool, retry: Retr
     let reading = state.reading(charge.limit().rate(), now);
     let (limit, subject, requested) = charge.into_parts();
     let (used, remaining, reset) = (reading.used, reading.remaining, reading.reset);
-    Standing { limit, subject, requested, taken, used, remaining, reset, retry }
+    Standing { limit, subject, requested, taken, used, remaining, reset, retry, life: state.life() }
 }

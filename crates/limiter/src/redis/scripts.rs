@@ -1,4 +1,4 @@
-//! The two scripts, assembled: header, clock, shared parts, own part.
+//! The scripts, assembled: header, clock, shared parts, own part.
 
 use std::collections::HashMap;
 
@@ -18,14 +18,15 @@ pub(super) enum Name {
     Settle,
     /// The settlement for servers that know flags.
     SettleAllowOom,
+    Heal,
 }
 
 impl Name {
-    pub(super) const ALL: [Name; 3] = [Name::Charge, Name::Settle, Name::SettleAllowOom];
+    pub(super) const ALL: [Name; 4] = [Name::Charge, Name::Settle, Name::SettleAllowOom, Name::Heal];
 }
 
 /// Texts and their digests.
-pub(super) struct Scripts([Prepared; 3]);
+pub(super) struct Scripts([Prepared; Name::ALL.len()]);
 
 /// One script.
 pub(super) struct Prepared {
@@ -41,6 +42,7 @@ impl Scripts {
                 Name::Charge => ("", include_str!("charge.lua")),
                 Name::Settle => ("", include_str!("settle.lua")),
                 Name::SettleAllowOom => (ALLOW_OOM, include_str!("settle.lua")),
+                Name::Heal => ("", include_str!("heal.lua")),
             };
             let (leases, state) = (include_str!("leases.lua"), include_str!("state.lua"));
             let mut text = format!("{header}{clock}{leases}{state}{own}");

@@ -1,10 +1,10 @@
 -- Replaces what reservations took by what was used. A call in flight that keeps all of it still runs: its lease starts
 -- anew. One that keeps nothing is over.
 --
--- KEYS      a hash per subject, and the set of leases of each that has calls in flight
+-- KEYS      a hash per subject, the set of leases of each that has calls in flight, and the key of the epoch
 -- ARGV[1]   the counters, as in `load`
--- ARGV[2]   {life, settlements}; of each: its counter, the receipt (life, generation, amount, time, debt, refunded,
---           lease), and the actual amount
+-- ARGV[2]   {life, settlements, epochs}; of each: its counter, the receipt (life, generation, amount, time, debt,
+--           refunded, lease), and the actual amount; the rest as for charges
 -- Returns   the time, what each settlement gave back of calls in flight, and the counters as they were found.
 
 local counters, order = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
@@ -15,7 +15,7 @@ local function raised(value, by, bound) return max(min(value + by, bound), value
 local function add_late(c, more)
     local s = c.state
     if c[ALGORITHM] == MOVING then
-        log(c, raised(c.total, more, stop(c)) - c.total)
+        log(c, raised(c.total, more, stop(c)) - c.total, s[AT])
     elseif c[ALGORITHM] == BUCKET then
         s[DEBT] = raised(s[DEBT], more * length(c), (c[BURST] + c[CAPACITY]) * length(c))
     else
@@ -80,7 +80,7 @@ local function correct(c, life, generation, amount, taken, debt, refunded, numbe
     return ended
 end
 
-local reply = load(counters, now, order[1])
+local reply = load(counters, now, order[1], order[3])
 local settlements, ended = order[2], {}
 for at = 1, #settlements, 9 do
     ended[#ended + 1] = correct(counters[settlements[at]], unpack(settlements, at + 1, at + 8))

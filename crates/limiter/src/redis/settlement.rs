@@ -24,6 +24,8 @@ const ACTUAL_MAX: u64 = (1 << 53) - 1;
 pub(super) struct Held {
     pub(super) store: RedisStore,
     pub(super) receipts: Vec<Option<Receipt>>,
+    /// Whether its keys may be on two servers: then no other key comes with them.
+    alone: bool,
     /// What was sent last. What is sent next waits for it: a heartbeat that overtook the end of its call would hold a
     /// slot that nobody uses.
     sent: Mutex<Option<JoinHandle<()>>>,
@@ -53,7 +55,7 @@ impl Hold for Held {
             self.forget(&sending);
             drop(self.send(async move |store| {
                 let answer = store.settle(&sending).await;
-                sending.plan.keys.iter().for_each(|key| store.0.forget(key));
+                sending.plan.subjects().iter().for_each(|key| store.0.forget(key));
                 store.lost_if(&answer);
                 answer.map(drop)
             }));
@@ -96,7 +98,12 @@ impl Hold for Held {
 
 impl Held {
     pub(super) fn new(store: RedisStore, receipts: Vec<Option<Receipt>>) -> Held {
-        Held { store, receipts, sent: Mutex::new(None) }
+        Held { store, receipts, alone: false, sent: Mutex::new(None) }
+    }
+
+    /// Of one key, that no other one comes with.
+    pub(super) fn alone(self) -> Held {
+        Held { alone: true, ..self }
     }
 
     /// What is to be settled.
@@ -109,7 +116,7 @@ impl Held {
 
     /// What is remembered of refusals does not hold any more.
     fn forget(&self, sending: &Sending) {
-        sending.plan.keys.iter().for_each(|key| self.store.0.forget(key));
+        sending.plan.subjects().iter().for_each(|key| self.store.0.forget(key));
     }
 
     /// What `actual` says of charges that were taken; nothing if it says nothing of any.
@@ -131,7 +138,11 @@ impl Held {
         let standings: Vec<&Standing> = settlements.iter().map(|settlement| &settlement.standing).collect();
         let met = standings.iter().map(|standing| (&standing.limit, &standing.subject));
         let store = &self.store.0;
-        let plan = store.settling.plan(met, || Plan::of_standings(&store.prefix, &standings))?;
+        let make = |epochs| Plan::of_standings(&store.prefix, epochs, &standings);
+        let plan = match self.alone {
+            true => Arc::new(make(None)?),
+            false => store.settling.plan(met, || make(Some(&store.epochs)))?,
+        };
         Ok(Some(Sending { plan, settlements, now: self.store.0.time_given() }))
     }
 
@@ -172,7 +183,7 @@ impl RedisStore {
     ) -> Result<(Vec<Value>, Counters), StoreError> {
         let life = self.0.life();
         let mut order = Packer::default();
-        order.list(2);
+        order.list(3);
         order.number(life);
         order.list(9 * settlements.len());
         for (settlement, place) in settlements.iter().zip(&plan.places) {
@@ -180,6 +191,7 @@ impl RedisStore {
             settlement.receipt.numbers().into_iter().for_each(|number| order.number(number));
             order.number(settlement.actual.min(ACTUAL_MAX));
         }
+        order.number(plan.epochs as u64);
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
         let used = if self.0.clock.is_some() { 3 } else { 2 };
         let reply = self.0.connection.settle(&plan.keys, &args[..used]).await;
@@ -201,7 +213,7 @@ impl RedisStore {
         let answer = self.settle(sending).await;
         let Sending { plan, settlements, .. } = sending;
         // Forgotten once when it was sent, and once more for what left meanwhile.
-        plan.keys.iter().for_each(|key| self.0.forget(key));
+        plan.subjects().iter().for_each(|key| self.0.forget(key));
         let (ended, mut counters) = answer?;
         let mut corrections = vec![Correction::default(); charges];
         let mut born = vec![false; plan.counters];

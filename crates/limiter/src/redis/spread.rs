@@ -98,7 +98,8 @@ impl RedisStore {
 
     fn parts(&self, charges: &[Charge], by: By) -> Result<Vec<Part>, StoreError> {
         // Of all of them, also to tell what is wrong with them together.
-        let whole = Plan::of_charges(&self.0.prefix, charges)?;
+        let epochs = Some(&self.0.epochs).filter(|_| by == By::Slot);
+        let whole = Plan::of_charges(&self.0.prefix, epochs, charges)?;
         let groups = groups(&self.0.prefix, charges.iter().map(Charge::subject), by);
         if let [indexes] = &groups[..] {
             let (indexes, charges) = (indexes.clone(), charges.to_vec());
@@ -106,7 +107,7 @@ impl RedisStore {
         }
         let part = |indexes: Vec<usize>| {
             let charges: Vec<Charge> = indexes.iter().map(|index| charges[*index].clone()).collect();
-            let plan = Arc::new(Plan::of_charges(&self.0.prefix, &charges)?);
+            let plan = Arc::new(Plan::of_charges(&self.0.prefix, epochs, &charges)?);
             Ok(Part { indexes, charges, plan })
         };
         groups.into_iter().map(part).collect()
@@ -140,7 +141,7 @@ impl RedisStore {
         };
         let now = Instant::now();
         let recall = |part: &Part| {
-            let (counters, age) = denials.recall(&part.plan, &part.plan.keys, now)?;
+            let (counters, age) = denials.recall(&part.plan, part.plan.subjects(), now)?;
             Some(counters.at(counters.now + Millis::from(age)))
         };
         let Some(counters) = parts.iter().map(recall).collect::<Option<Vec<Counters>>>() else {
@@ -157,7 +158,8 @@ impl RedisStore {
 
     async fn decide(&self, parts: Vec<Part>, reply: oneshot::Sender<Result<Decision, StoreError>>) {
         let left = Instant::now();
-        let departure = |part: &Part| self.0.denials.as_ref().map(|d| d.departure(&part.plan.keys, left));
+        let departure =
+            |part: &Part| self.0.denials.as_ref().map(|d| d.departure(part.plan.subjects(), left));
         let departures: Vec<_> = parts.iter().map(departure).collect();
         let answered = match self.ask_parts(parts, true).await {
             Ok(answered) => answered,
@@ -168,7 +170,7 @@ impl RedisStore {
             }
         };
         if answered.iter().all(|part| part.granted) {
-            if let Err(Ok(Decision::Granted(unwanted))) = reply.send(self.grant(answered)) {
+            if let Err(Ok(Decision::Granted(unwanted))) = reply.send(self.grant_parts(answered)) {
                 // Whoever asked has left: nothing will be used.
                 unwanted.refund();
             }
@@ -189,7 +191,7 @@ impl RedisStore {
         };
         for ((plan, before, granted), departure) in known.into_iter().zip(departures) {
             // What has room is remembered only to tell its standing; giving back has made it forgotten.
-            let departure = if granted { Some(denials.departure(&plan.keys, left)) } else { departure };
+            let departure = if granted { Some(denials.departure(plan.subjects(), left)) } else { departure };
             if let Some(departure) = departure {
                 denials.remember(plan, departure, before, Instant::now());
             }
@@ -244,7 +246,8 @@ impl RedisStore {
         refunds
     }
 
-    fn grant(&self, answered: Vec<Answered>) -> Result<Decision, StoreError> {
+    fn grant_parts(&self, answered: Vec<Answered>) -> Result<Decision, StoreError> {
+        let unreplicated = answered.iter().any(|answered| answered.before.unreplicated);
         let mut now = Millis(0);
         let (mut standings, mut receipts) = (Vec::new(), Vec::new());
         for Answered { part, mut before, .. } in answered {
@@ -256,7 +259,12 @@ impl RedisStore {
             receipts.push((part.indexes, held));
         }
         let (standings, receipts) = (in_order(standings), in_order(receipts));
-        Ok(Decision::Granted(self.hold(standings, now, receipts)))
+        let reservation = self.hold(standings, now, receipts);
+        if !unreplicated {
+            return Ok(Decision::Granted(reservation));
+        }
+        self.0.unreplicated.fetch_add(1, Ordering::Relaxed);
+        Ok(Decision::Granted(reservation.unacknowledged()))
     }
 }
 
@@ -364,7 +372,7 @@ impl Hold for Spread {
             }
             let renew = |indexes: Vec<usize>| {
                 let (held, standings) = parts.part(&indexes, &standings);
-                held.renewed(&standings)
+                held.alone().renewed(&standings)
             };
             let renewals: Vec<_> = parts.groups(&standings, By::Key).into_iter().map(renew).collect();
             for renewal in renewals {
@@ -423,7 +431,7 @@ impl Settling {
         for indexes in all.groups(&standings, By::Key) {
             let (held, standings) = all.part(&indexes, &standings);
             let actual: Vec<u64> = indexes.iter().map(|index| actual[*index]).collect();
-            let done = held.settled(&standings, &actual).await;
+            let done = held.alone().settled(&standings, &actual).await;
             if done.as_ref().is_err_and(is_split) {
                 store.0.settlements_lost.fetch_add(1, Ordering::Relaxed);
             }

@@ -17,6 +17,9 @@ local LOG = 5
 local DEBT, REFUNDED, OLD_CAPACITY, OLD_BURST, OLD_TICK = 5, 6, 7, 8, 9
 local LAST = 5
 
+-- A life is numbered: its epoch times LIVES, and what the caller gave it.
+local LIVES, EPOCHS = 4294967296, 2097151
+
 local EXACT = 4503599627370496
 local COUNT_MAX = 9007199254740991
 local EXACT_ENTRIES = 64
@@ -158,16 +161,16 @@ local function renew(c)
     end
 end
 
-local function log(c, amount)
+local function log(c, amount, time)
     local s = c.state
     if amount == 0 then return end
     c.total = c.total + amount
     local place = #s - 1
-    while place >= LOG and s[place] > s[AT] do place = place - 2 end
-    if place >= LOG and s[place] == s[AT] then
+    while place >= LOG and s[place] > time do place = place - 2 end
+    if place >= LOG and s[place] == time then
         s[place + 1] = s[place + 1] + amount
     else
-        table.insert(s, place + 2, s[AT])
+        table.insert(s, place + 2, time)
         table.insert(s, place + 3, amount)
     end
     if #s - LOG + 1 <= 2 * EXACT_ENTRIES then return end
@@ -184,9 +187,16 @@ local function log(c, amount)
     for spare = kept + 2, last do s[spare] = nil end
 end
 
--- Reads the counters, which are in the order of their keys. Returns them as they were found.
-local function load(counters, now, life)
-    local found, place = {}, 1
+-- Of counters born now: what is written down of their epoch, what will be if nothing is, and where.
+local epoch, first_epoch, epochs
+
+-- Reads the counters, which are in the order of their keys. Returns them as they were found; of one that is not there,
+-- the epoch that it is born in: what the epoch's key says, moved on by what tells this server's runs apart. Only then
+-- is that key read: whatever is there was not lost. `life` is what the caller gives to what is born now, `written` the
+-- place of the epoch's key, 0 where there is none.
+local function load(counters, now, life, written)
+    local found, place, born = {}, 1, nil
+    epochs, first_epoch = written, life % EPOCHS
     while place <= #counters do
         local key, first, fields = counters[place][KEY], place, {}
         while counters[place] and counters[place][KEY] == key do
@@ -197,8 +207,15 @@ local function load(counters, now, life)
         for number = 1, #fields do
             local c, text = counters[first + number - 1], packed[number]
             c.known = text and true or false
-            c.state = text and cmsgpack.unpack(text) or newborn(c, life)
-            found[#found + 1] = c[ALGORITHM] == LEASES and with_leases().count(c, now) or text
+            if not text and not born then
+                born = 0
+                if epochs > 0 then
+                    epoch = tonumber(redis.call('HMGET', KEYS[epochs], 'epoch')[1]) or first_epoch
+                    born = (epoch + ARGV[#ARGV]) % EPOCHS + 1
+                end
+            end
+            c.state = text and cmsgpack.unpack(text) or newborn(c, born * LIVES + life)
+            found[#found + 1] = c[ALGORITHM] == LEASES and with_leases().count(c, now) or text or born
             if redate(c, now) then
                 c.state[EXPIRY] = expiry(c)
                 c.redated = cmsgpack.pack(c.state)
@@ -218,7 +235,8 @@ local function sweep(key, known, now)
     end
 end
 
--- Writes the counters that changed. The key lives as long as any field that was written to it.
+-- Writes the counters that changed. The key lives as long as any field that was written to it, and that of the epoch as
+-- long as any key.
 local function save(counters, now)
     local place = 1
     while place <= #counters do
@@ -248,6 +266,13 @@ local function save(counters, now)
             local born = redis.call('HSET', name, unpack(changed))
             if latest > 0 and now + redis.call('PTTL', name) < latest then
                 redis.call('PEXPIREAT', name, string.format('%.0f', latest))
+                local left = epochs > 0 and redis.call('PTTL', KEYS[epochs])
+                if left == -2 then
+                    redis.call('HSET', KEYS[epochs], 'epoch', epoch or first_epoch)
+                end
+                if left and now + left < latest then
+                    redis.call('PEXPIREAT', KEYS[epochs], string.format('%.0f', latest))
+                end
             end
             -- After what a full server refuses: half of a decision is none.
             for _, c in ipairs(held) do leases.save(c, known, now) end

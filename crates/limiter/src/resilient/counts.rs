@@ -24,6 +24,8 @@ pub struct ResilientCounts {
     pub charges_lost: u64,
     /// Subjects whose units could not be remembered until the store came back.
     pub forgotten: u64,
+    /// Counters that the store had lost, or may have, and was told of again.
+    pub healed: u64,
     /// Settlements that wait for the store to come back.
     pub settlements_waiting: u64,
     /// Settlements that found no room to wait in: their estimates stand.
@@ -47,6 +49,7 @@ pub(super) struct Tally {
     pub(super) closed: AtomicU64,
     pub(super) charged_late: AtomicU64,
     pub(super) charges_lost: AtomicU64,
+    pub(super) healed: AtomicU64,
 }
 
 impl Tally {
@@ -60,6 +63,7 @@ impl Tally {
             closed: read(&self.closed),
             charged_late: read(&self.charged_late),
             charges_lost: read(&self.charges_lost),
+            healed: read(&self.healed),
             ..ResilientCounts::default()
         }
     }

@@ -19,6 +19,7 @@ pub struct Instances {
 pub(super) struct Fleet {
     instances: Instances,
     fewer: Option<Fewer>,
+    last: Option<Instant>,
 }
 
 /// Fewer were counted, without a break.
@@ -30,21 +31,22 @@ struct Fewer {
 
 impl Fleet {
     pub(super) fn new(configured: u32) -> Fleet {
-        Fleet { instances: Instances { count: configured.max(1), seen: false }, fewer: None }
+        Fleet { instances: Instances { count: configured.max(1), seen: false }, fewer: None, last: None }
     }
 
     pub(super) fn instances(&self) -> Instances {
         self.instances
     }
 
-    /// So many live.
-    pub(super) fn counted(&mut self, count: u64, now: Instant) {
+    /// So many live. Returns how long ago they were counted last, if ever.
+    pub(super) fn counted(&mut self, count: u64, now: Instant) -> Option<Duration> {
+        let before = self.last.replace(now).map(|before| now.saturating_duration_since(before));
         let count = u32::try_from(count).unwrap_or(u32::MAX).max(1);
         self.instances.seen = true;
         if count >= self.instances.count {
             self.instances.count = count;
             self.fewer = None;
-            return;
+            return before;
         }
         let fewer = self.fewer.get_or_insert(Fewer { since: now, most: count });
         fewer.most = fewer.most.max(count);
@@ -52,6 +54,7 @@ impl Fleet {
             self.instances.count = fewer.most;
             self.fewer = None;
         }
+        before
     }
 
     /// The store did not answer: what was counted before says nothing about who comes back.

@@ -9,12 +9,12 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::Inner;
 use super::circuit::Failure;
 use super::counts::add;
 use super::ledger::Debt;
+use super::{Inner, is_silence};
 use crate::clock::{Clock, Millis};
-use crate::redis::Late;
+use crate::redis::{Beat, Late};
 use crate::store::StoreError;
 
 /// Between two heartbeats.
@@ -23,6 +23,8 @@ const BEAT_PAUSE: Duration = Duration::from_secs(1);
 const TURN_PAUSE: Duration = Duration::from_millis(5);
 /// How long an instance counts as alive after one.
 const LIVE: Millis = Millis(5_000);
+/// A store that does not know an instance any more which has beaten so short a time ago has lost more than that.
+const FORGOTTEN: Duration = Duration::from_secs(4);
 /// Between two probes, give or take a fifth, so that instances do not all ask at once.
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
 /// How long the store is charged what it is owed before it decides again; the rest follows.
@@ -57,6 +59,8 @@ impl Inner {
         let suspected = self.suspected.swap(false, Ordering::Relaxed);
         match self.beat().await {
             Ok(()) => self.recover().await,
+            // The heartbeat is one master's; there are others.
+            Err(error) if self.fails_in_part(&error) => self.recover().await,
             Err(error) if self.is_open() => self.still_failing(&error),
             Err(error) => {
                 let silent = is_silence(&error);
@@ -71,14 +75,21 @@ impl Inner {
     }
 
     async fn beat(&self) -> Result<(), StoreError> {
-        let (now, count) = self.redis.beat(&self.name, LIVE).await?;
+        let Beat { now, count, new } = self.redis.beat(&self.name, LIVE).await?;
         self.clock.set(now);
-        self.fleet().counted(count, Instant::now());
+        let forgotten = self.fleet().counted(count, Instant::now()).is_some_and(|since| since < FORGOTTEN);
+        if new && forgotten {
+            self.has_lost();
+        }
         Ok(())
     }
 
     /// The store answers.
     async fn recover(self: &Arc<Inner>) {
+        // First what was lost: what it is owed comes on top of that.
+        if let Err(error) = self.heal(Instant::now() + SETTLE_UP_MAX).await {
+            return if self.is_open() { self.still_failing(&error) } else { self.failed(&error) };
+        }
         match self.settle_up(Instant::now() + SETTLE_UP_MAX).await {
             Ok(()) => {
                 self.hand_over();
@@ -87,11 +98,13 @@ impl Inner {
             Err(error) if self.is_open() => return self.still_failing(&error),
             Err(error) => return self.failed(&error),
         }
-        while !self.is_open() {
-            let waiting = self.settlements.take(CHARGED_AT_ONCE);
-            if waiting.is_empty() {
-                return;
-            }
+        let mut left = self.settlements.waiting() as usize;
+        while left > 0 && !self.is_open() {
+            let waiting = self.settlements.take(CHARGED_AT_ONCE.min(left));
+            left = if waiting.is_empty() { 0 } else { left - waiting.len() };
+            let (waiting, later): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(|settlement| self.redis.reaches(settlement.subjects()));
+            later.into_iter().for_each(|settlement| self.settlements.put(settlement));
             let sent: Vec<_> = waiting.iter().map(|settlement| settlement.send()).collect();
             let mut failed = None;
             for settled in sent {
@@ -137,17 +150,23 @@ impl Inner {
         settled
     }
 
-    /// Charges the counters of one subject. Returns those that the store refused to charge.
+    /// Charges the counters of one subject. Returns those that the store refused to charge, or whose master is gone.
     async fn charge(&self, debts: Vec<Debt>) -> Result<Vec<Debt>, StoreError> {
+        if !self.redis.reaches(debts.iter().map(|debt| &debt.subject)) {
+            return Ok(debts);
+        }
         let mut rest = &debts[..];
         while !rest.is_empty() {
             let (now, later) = rest.split_at(rest.len().min(COUNTERS_AT_ONCE));
             let late: Vec<Late> = now.iter().map(Late::from).collect();
             match self.redis.charge_late(&late).await {
-                Ok((at, readings)) => {
-                    for (debt, reading) in now.iter().zip(readings) {
-                        self.ledger.paid(debt, at);
-                        self.mirror.put(&debt.limit, &debt.subject, reading.used, at, reading.reset);
+                Ok((at, charged)) => {
+                    for (debt, charged) in now.iter().zip(charged) {
+                        self.ledger.paid(debt, at, Some(charged.receipt));
+                        let level = (charged.reading.used, charged.reading.reset);
+                        if self.mirror.put(&debt.limit, &debt.subject, level, at, charged.life) {
+                            self.has_lost();
+                        }
                         add(&self.tally.charged_late, debt.amount);
                     }
                 }
@@ -159,7 +178,7 @@ impl Inner {
                     let lost = error.outcome_unknown();
                     if lost {
                         // It may have been charged: what is sent once is not sent again.
-                        now.iter().for_each(|debt| self.ledger.paid(debt, self.clock.now()));
+                        now.iter().for_each(|debt| self.ledger.paid(debt, self.clock.now(), None));
                         add(&self.tally.charges_lost, now.len() as u64);
                     }
                     self.owed_again(if lost { later } else { rest });
@@ -180,9 +199,4 @@ impl From<&Debt> for Late {
     fn from(debt: &Debt) -> Late {
         Late { limit: Arc::clone(&debt.limit), subject: debt.subject.clone(), amount: debt.amount }
     }
-}
-
-/// Whether nothing was heard.
-fn is_silence(error: &StoreError) -> bool {
-    matches!(Failure::of(error), Some(Failure::Timeout | Failure::Unreachable | Failure::Lost))
 }

@@ -16,7 +16,7 @@ use crate::limit::{Charge, Limit};
 use crate::memory::{Budgets, MemoryStore};
 use crate::quota::Algorithm;
 use crate::scope::Subject;
-use crate::spec::State;
+use crate::spec::{Receipt, State};
 
 /// Subjects whose debt to the shared store is kept.
 const SUBJECTS_MAX: usize = 100_000;
@@ -26,6 +26,8 @@ const SHARD_MAX: usize = SUBJECTS_MAX / SHARDS;
 const SWEEP_PAUSE: Millis = Millis(1_000);
 /// Shares of so many limits are kept; then all are made anew.
 const SHARES_MAX: usize = 4_096;
+/// So many payments of a counter are known, for what is given back of them.
+const PAID_MAX: usize = 4;
 /// The lives of counters begun here are told apart from those that the store in memory numbers.
 const FIRST_LIFE: u64 = 1 << 63;
 
@@ -74,6 +76,18 @@ struct Account {
     failing: u64,
     known: State,
     owing: bool,
+    /// The number of the last debt that was taken.
+    asked: u64,
+    /// Those paid last.
+    paid: Vec<Paid>,
+}
+
+/// A debt that the shared store was charged.
+struct Paid {
+    number: u64,
+    /// To give some of it back: of the shared store, and of `known`.
+    there: Receipt,
+    here: Receipt,
 }
 
 /// What one counter owes.
@@ -82,6 +96,8 @@ pub(super) struct Debt {
     pub(super) limit: Arc<Limit>,
     pub(super) subject: Subject,
     pub(super) amount: u64,
+    /// Among those of its counter.
+    pub(super) number: u64,
 }
 
 impl<C: Clock + Clone + 'static> Ledger<C> {
@@ -144,15 +160,50 @@ impl<C: Clock + Clone + 'static> Ledger<C> {
         all
     }
 
-    /// The shared store was charged this at `now`.
-    pub(super) fn paid(&self, debt: &Debt, now: Millis) {
+    /// The shared store was charged this at `now`; or may have been, without a receipt.
+    pub(super) fn paid(&self, debt: &Debt, now: Millis, there: Option<Receipt>) {
         let mut shard = self.shard(&debt.subject);
         let accounts = shard.subjects.get_mut(debt.subject.as_str());
         let account = accounts.and_then(|all| all.iter_mut().find(|a| a.limit.same_counter(&debt.limit)));
         if let Some(account) = account {
             account.known.redate(account.share.rate(), now);
-            account.known.charge(account.share.rate(), now, debt.amount);
+            let here = account.known.charge(account.share.rate(), now, debt.amount);
+            if let Some(there) = there {
+                if account.paid.len() == PAID_MAX {
+                    account.paid.remove(0);
+                }
+                account.paid.push(Paid { number: debt.number, there, here });
+            }
         }
+    }
+
+    /// The number of the last debt: what was taken before this is asked is part of the next one, for certain.
+    pub(super) fn asked(&self, limit: &Limit, subject: &Subject) -> u64 {
+        let shard = self.shard(subject);
+        let accounts = shard.subjects.get(subject.as_str());
+        let account = accounts.and_then(|all| all.iter().find(|account| account.limit.same_counter(limit)));
+        account.map_or(0, |account| account.asked)
+    }
+
+    /// Less was used than was taken right after debt `asked`. If the next one was paid, the shared store has too much: the
+    /// limit, what was charged there of it, and how much of that is too much.
+    pub(super) fn overpaid(
+        &self,
+        limit: &Limit,
+        subject: &Subject,
+        asked: u64,
+        less: u64,
+    ) -> Option<(Arc<Limit>, Receipt, u64)> {
+        let now = self.clock.now();
+        let mut shard = self.shard(subject);
+        let accounts = shard.subjects.get_mut(subject.as_str())?;
+        let account = accounts.iter_mut().find(|account| account.limit.same_counter(limit))?;
+        let paid = account.paid.iter_mut().find(|paid| paid.number == asked + 1)?;
+        let (there, here) = (paid.there, paid.here);
+        let less = less.min(there.amount()).min(here.amount());
+        (paid.there, paid.here) = (there.of(there.amount() - less), here.of(here.amount() - less));
+        account.known.correct(account.share.rate(), now, &here, here.amount() - less);
+        (less > 0).then(|| (Arc::clone(&account.limit), there, less))
     }
 
     /// Forgets a subject.
@@ -189,6 +240,8 @@ impl<C: Clock + Clone + 'static> Ledger<C> {
                     failing: 0,
                     known: State::new(share.rate(), self.life()),
                     owing: false,
+                    asked: 0,
+                    paid: Vec::new(),
                 });
                 let last = accounts.len() - 1;
                 &mut accounts[last]
@@ -219,7 +272,8 @@ impl<C: Clock + Clone + 'static> Ledger<C> {
         }
         let amount = self.own(account, now);
         let (limit, subject) = (Arc::clone(&account.limit), account.subject.clone());
-        (amount > 0).then_some(Debt { limit, subject, amount })
+        account.asked += 1;
+        (amount > 0).then_some(Debt { limit, subject, amount, number: account.asked })
     }
 
     /// What is in use of our own.

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use super::counts::add;
-use super::{Inner, RETRY};
+use super::ledger::Debt;
+use super::{Inner, RETRY, settlements};
 use crate::clock::Millis;
 use crate::limit::{Charge, Limit, WhenDown};
 use crate::quota::Algorithm;
+use crate::redis::Late;
 use crate::reservation::{Decision, Denial, Hold, Reservation, Standing};
 use crate::spec::{Correction, Retry};
 use crate::store::{Source, StoreError};
@@ -41,7 +43,8 @@ impl Inner {
                 self.touched(standings.iter().filter(|standing| standing.taken));
                 let positions = uncounted.iter().map(|(position, _)| *position).collect();
                 let call = self.calls.begin(&standings);
-                let hold = Held { store: Arc::clone(self), hold, uncounted: positions, call };
+                let asked = standings.iter().map(|s| self.ledger.asked(&s.limit, &s.subject)).collect();
+                let hold = Held { store: Arc::clone(self), hold, uncounted: positions, call, asked };
                 let standings = with(standings, uncounted);
                 Decision::Granted(Reservation::new(standings, now, Box::new(hold)).decided_by(source))
             }
@@ -50,6 +53,61 @@ impl Inner {
                 Decision::Denied(Denial::new(with(standings, uncounted), now).decided_by(source))
             }
         })
+    }
+
+    /// Redis has granted what no replica has: the charge stands, and the limits that wanted a replica say what they say
+    /// while Redis does not answer.
+    pub(super) fn unreplicated(self: &Arc<Inner>, reservation: Reservation) -> Result<Decision, StoreError> {
+        let wanted = |standing: &&Standing| standing.taken && standing.limit.waits();
+        let closed = |standing: &&Standing| standing.limit.while_down() == WhenDown::Closed;
+        if let Some(standing) = reservation.standings().iter().filter(wanted).find(closed) {
+            add(&self.tally.closed, 1);
+            let limit = standing.limit.id().to_string();
+            // Nobody will use it: calls in flight are over, the rest stands.
+            reservation.settle(&[]);
+            return Err(StoreError::Closed { limit, retry: RETRY });
+        }
+        let failing = self.failing();
+        let shares = |standing: &&Standing| standing.limit.while_down() == WhenDown::Share;
+        let shared: Vec<&Standing> = reservation.standings().iter().filter(wanted).filter(shares).collect();
+        if shared.is_empty() {
+            add(&self.tally.uncounted, 1);
+            return Ok(Decision::Granted(reservation.decided_by(Source::Open)));
+        }
+        add(&self.tally.share, 1);
+        let charge = |standing: &&Standing| {
+            let charge =
+                Charge::new(Arc::clone(&standing.limit), standing.subject.clone(), standing.requested);
+            self.ledger.share(&failing, &self.mirror, charge)
+        };
+        match self.ledger.memory.reserve(shared.iter().map(charge).collect()) {
+            Decision::Granted(here) => {
+                for standing in shared {
+                    let (limit, subject) = (Arc::clone(&standing.limit), standing.subject.clone());
+                    // Not owed: Redis was charged already.
+                    self.ledger.paid(
+                        &Debt { limit, subject, amount: standing.requested, number: 0 },
+                        here.now(),
+                        None,
+                    );
+                }
+                Ok(Decision::Granted(reservation.decided_by(Source::Share)))
+            }
+            Decision::Denied(denial) => {
+                let whole: Vec<Arc<Limit>> = shared.iter().map(|s| Arc::clone(&s.limit)).collect();
+                let mut refusing = not_never(denial.into_standings(), &whole).into_iter();
+                let mut standings = reservation.standings().to_vec();
+                for standing in &mut standings {
+                    if wanted(&&*standing) && shares(&&*standing) {
+                        *standing = refusing.next().unwrap_or_else(|| standing.clone());
+                    }
+                    standing.taken = false;
+                }
+                let now = reservation.now();
+                reservation.settle(&[]);
+                Ok(Decision::Denied(Denial::new(standings, now).decided_by(Source::Share)))
+            }
+        }
     }
 
     /// What every limit would say. Takes nothing.
@@ -93,7 +151,8 @@ impl Inner {
 fn uncounted_standing(charge: Charge, retry: Retry) -> Standing {
     let (limit, subject, requested) = charge.into_parts();
     let remaining = limit.capacity();
-    Standing { limit, subject, requested, taken: false, used: 0, remaining, reset: Millis::ZERO, retry }
+    let (taken, used, reset, life) = (false, 0, Millis::ZERO, 0);
+    Standing { limit, subject, requested, taken, used, remaining, reset, retry, life }
 }
 
 /// All standings, in the order of the charges.
@@ -132,6 +191,8 @@ struct Held {
     uncounted: Vec<usize>,
     /// Its calls in flight.
     call: Option<u64>,
+    /// Of those that were counted: what the shared store had been asked to take over by then.
+    asked: Vec<u64>,
 }
 
 impl Held {
@@ -142,17 +203,36 @@ impl Held {
     }
 }
 
+impl Held {
+    /// What the shared store was charged meanwhile, it gives back, too: where it still can, and no more than it took.
+    fn give_back_late(&self, standings: &[Standing], corrections: &[Correction]) {
+        let given_back =
+            standings.iter().zip(corrections).zip(&self.asked).filter(|((_, c), _)| c.returned > 0);
+        for ((Standing { limit, subject, .. }, correction), asked) in given_back {
+            let overpaid = self.store.ledger.overpaid(limit, subject, *asked, correction.returned);
+            let Some((limit, receipt, less)) = overpaid else { continue };
+            let (subject, amount) = (subject.clone(), receipt.amount());
+            let standing = crate::redis::standing_of(&Late { limit, subject, amount }, amount);
+            let hold = self.store.redis.held_late(receipt);
+            let held = settlements::Held { store: Arc::clone(&self.store), hold, here: None };
+            held.settle(&[standing], &[amount - less]);
+        }
+    }
+}
+
 impl Hold for Held {
     fn settle(&self, standings: &[Standing], actual: &[u64]) -> Vec<Correction> {
         self.call.iter().for_each(|call| self.store.end_call(*call));
         if self.uncounted.is_empty() {
             let corrections = self.hold.settle(standings, actual);
             self.store.touched(changed(standings, &corrections));
+            self.give_back_late(standings, &corrections);
             return corrections;
         }
         let counted = self.counted(standings);
         let mut corrections = self.hold.settle(&counted, &self.counted(actual));
         self.store.touched(changed(&counted, &corrections));
+        self.give_back_late(&counted, &corrections);
         for position in &self.uncounted {
             corrections.insert(*position, Correction::default());
         }

@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::clock::Millis;
 use crate::limit::Limit;
 use crate::quota::Algorithm;
+use crate::redis::{Sighting, epoch_of};
 use crate::reservation::Standing;
 use crate::scope::Subject;
 
 /// How many subjects are remembered.
 pub(super) const SUBJECTS_MAX: usize = 100_000;
-const SHARDS: usize = 16;
+pub(super) const SHARDS: usize = 16;
 /// A shard has two generations. Who is touched moves to the younger; when that is full, the elder is forgotten.
 const GENERATION_MAX: usize = SUBJECTS_MAX / SHARDS / 2;
 /// Counters of one subject: limits that are no more make room for others.
@@ -26,9 +27,17 @@ const OVERTAKEN: Millis = Millis(1_000);
 pub(super) struct Mirror {
     hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
+    /// Counters that the store has lost: as they were seen last.
+    lost: Mutex<Vec<Sighting>>,
 }
 
-type Subjects = HashMap<Arc<str>, Vec<Seen>>;
+type Subjects = HashMap<Arc<str>, Known>;
+
+/// What is known of a subject.
+struct Known {
+    subject: Subject,
+    seen: Vec<Seen>,
+}
 
 #[derive(Default)]
 struct Shard {
@@ -42,33 +51,85 @@ struct Seen {
     used: u64,
     at: Millis,
     reset: Millis,
+    /// The life of the counter.
+    life: u64,
 }
 
 impl Mirror {
     pub(super) fn new() -> Mirror {
-        Mirror { hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Mirror { hasher: RandomState::new(), shards, lost: Mutex::default() }
     }
 
-    /// Remembers what a decision of the store said, at its time.
-    pub(super) fn note(&self, standings: &[Standing], now: Millis) {
-        let mut rest = standings;
+    /// Remembers what a decision of the store said, at its time. Says whether that shows that something was lost.
+    pub(super) fn note(&self, standings: &[Standing], now: Millis) -> bool {
+        let (mut rest, mut lost) = (standings, Vec::new());
         while let Some(first) = rest.first() {
             let same = rest.iter().take_while(|standing| standing.subject == first.subject).count();
             let (together, others) = rest.split_at(same);
             rest = others;
             let mut shard = self.shard(&first.subject);
-            let counters = shard.counters(&first.subject);
+            let known = shard.known(&first.subject);
             for standing in together {
                 if standing.limit.algorithm() != Algorithm::Concurrency {
-                    put(counters, &standing.limit, standing.used, now, standing.reset);
+                    let Standing { used, reset, life, .. } = *standing;
+                    let seen = Seen { limit: Arc::clone(&standing.limit), used, at: now, reset, life };
+                    lost.extend(known.put(seen));
                 }
             }
         }
+        !lost.is_empty() && {
+            self.lose(lost);
+            true
+        }
     }
 
-    /// Remembers the level of one counter.
-    pub(super) fn put(&self, limit: &Arc<Limit>, subject: &Subject, used: u64, at: Millis, reset: Millis) {
-        put(self.shard(subject).counters(subject), limit, used, at, reset);
+    /// Remembers the level of one counter. Says whether that shows that something was lost.
+    pub(super) fn put(
+        &self,
+        limit: &Arc<Limit>,
+        subject: &Subject,
+        (used, reset): (u64, Millis),
+        at: Millis,
+        life: u64,
+    ) -> bool {
+        let seen = Seen { limit: Arc::clone(limit), used, at, reset, life };
+        let lost = self.shard(subject).known(subject).put(seen);
+        lost.is_some() && {
+            self.lose(lost.into_iter().collect());
+            true
+        }
+    }
+
+    /// Counters to tell the store of again.
+    pub(super) fn lose(&self, counters: Vec<Sighting>) {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = SUBJECTS_MAX.saturating_sub(lost.len());
+        lost.extend(counters.into_iter().take(room));
+    }
+
+    /// Takes the counters that were found to be lost.
+    pub(super) fn lost(&self) -> Vec<Sighting> {
+        std::mem::take(&mut *self.lost.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Everything with something in use, of one of [`SHARDS`] parts.
+    pub(super) fn part(&self, part: usize, now: Millis) -> Vec<Sighting> {
+        let shard = self.shards[part].lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that were met last first.
+        let all = shard.young.values().chain(shard.old.values());
+        let live = all.flat_map(|known| known.seen.iter().map(|seen| seen.sighting(&known.subject, now)));
+        live.flatten().collect()
+    }
+
+    /// The store was told of a counter, and knows it by this life now.
+    pub(super) fn told(&self, sighting: &Sighting, life: u64) {
+        let mut shard = self.shard(&sighting.subject);
+        if let Some(seen) = shard.seen(&sighting.limit, &sighting.subject)
+            && seen.life == sighting.life
+        {
+            seen.life = life;
+        }
     }
 
     /// More is on its way to the store. Less is not believed before the store has said it.
@@ -86,6 +147,9 @@ impl Mirror {
 
     /// Forgets a subject.
     pub(super) fn forget(&self, subject: &Subject) {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.retain(|sighting| sighting.subject != *subject);
+        drop(lost);
         let mut shard = self.shard(subject);
         shard.young.remove(subject.as_str());
         shard.old.remove(subject.as_str());
@@ -98,39 +162,58 @@ impl Mirror {
 }
 
 impl Shard {
-    fn counters(&mut self, subject: &Subject) -> &mut Vec<Seen> {
+    fn known(&mut self, subject: &Subject) -> &mut Known {
         if self.young.len() >= GENERATION_MAX {
             self.old = std::mem::take(&mut self.young);
         }
         match self.young.entry(subject.shared_text()) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(vacant) => vacant.insert(self.old.remove(subject.as_str()).unwrap_or_default()),
+            Entry::Vacant(vacant) => {
+                let old = self.old.remove(subject.as_str());
+                vacant.insert(old.unwrap_or_else(|| Known { subject: subject.clone(), seen: Vec::new() }))
+            }
         }
     }
 
     fn seen(&mut self, limit: &Limit, subject: &Subject) -> Option<&mut Seen> {
         let (young, old) = (self.young.get_mut(subject.as_str()), self.old.get_mut(subject.as_str()));
-        young.or(old)?.iter_mut().find(|seen| seen.limit.same_counter(limit))
+        young.or(old)?.seen.iter_mut().find(|seen| seen.limit.same_counter(limit))
     }
 }
 
-fn put(counters: &mut Vec<Seen>, limit: &Arc<Limit>, used: u64, at: Millis, reset: Millis) {
-    let same = |seen: &Seen| Arc::ptr_eq(&seen.limit, limit) || seen.limit.same_counter(limit);
-    let seen = Seen { limit: Arc::clone(limit), used, at, reset };
-    match counters.iter().position(same) {
-        // Replies may overtake each other; what is much older comes from a server whose clock is behind.
-        Some(place) if at < counters[place].at && counters[place].at < at + OVERTAKEN => {}
-        Some(place) => counters[place] = seen,
-        None => {
-            if counters.len() >= COUNTERS_MAX {
-                counters.remove(0);
+impl Known {
+    /// Puts what was seen now in the place of what was seen before; returns that, if the store has lost it meanwhile. A
+    /// counter born since in the same epoch was cleared, or had run out.
+    fn put(&mut self, now: Seen) -> Option<Sighting> {
+        let same = |seen: &Seen| Arc::ptr_eq(&seen.limit, &now.limit) || seen.limit.same_counter(&now.limit);
+        let Some(place) = self.seen.iter().position(same) else {
+            if self.seen.len() >= COUNTERS_MAX {
+                self.seen.remove(0);
             }
-            counters.push(seen);
+            self.seen.push(now);
+            return None;
+        };
+        let before = &self.seen[place];
+        // Replies may overtake each other; what is much older comes from a server whose clock is behind.
+        if now.at < before.at && before.at < now.at + OVERTAKEN {
+            return None;
         }
+        let (then, since) = (epoch_of(before.life), epoch_of(now.life));
+        let lost = then != since && then > 0 && since > 0;
+        let sighting = lost.then(|| before.sighting(&self.subject, now.at)).flatten();
+        self.seen[place] = now;
+        sighting
     }
 }
 
 impl Seen {
+    /// Nothing, if nothing is in use by now.
+    fn sighting(&self, subject: &Subject, now: Millis) -> Option<Sighting> {
+        let used = self.level(now);
+        let (limit, subject) = (Arc::clone(&self.limit), subject.clone());
+        (used > 0).then_some(Sighting { limit, subject, used, at: self.at, life: self.life })
+    }
+
     fn level(&self, now: Millis) -> u64 {
         let window = self.limit.window().longest();
         let end = self.at + self.reset;
@@ -216,7 +299,7 @@ mod tests {
     #[test]
     fn it_holds_so_many_subjects_and_keeps_those_in_use() {
         let (mirror, limit) = (Mirror::new(), limit("r", "60/minute", Algorithm::FixedWindow));
-        let put = |name: &str| mirror.put(&limit, &user(name), 1, START, Millis(9));
+        let put = |name: &str| mirror.put(&limit, &user(name), (1, Millis(9)), START, 0);
         for number in 0..3 * SUBJECTS_MAX {
             put(&format!("u{number}"));
             if number % 1_000 == 0 {
@@ -244,7 +327,7 @@ mod tests {
     fn the_latest_reply_counts_whenever_it_comes() {
         let (mirror, limit) = (Mirror::new(), limit("r", "60/minute", Algorithm::FixedWindow));
         let put = |used, at| {
-            mirror.put(&limit, &user("alice"), used, at, Millis(60_000));
+            mirror.put(&limit, &user("alice"), (used, Millis(60_000)), at, 0);
             mirror.level(&limit, &user("alice"), at)
         };
         assert_eq!(put(7, START), 7);
@@ -258,8 +341,8 @@ mod tests {
         let mirror = Mirror::new();
         for number in 0..2 * COUNTERS_MAX {
             let limit = limit(&format!("r{number}"), "60/minute", Algorithm::FixedWindow);
-            mirror.put(&limit, &user("alice"), 1, START, Millis(9));
+            mirror.put(&limit, &user("alice"), (1, Millis(9)), START, 0);
         }
-        assert_eq!(mirror.shard(&user("alice")).counters(&user("alice")).len(), COUNTERS_MAX);
+        assert_eq!(mirror.shard(&user("alice")).known(&user("alice")).seen.len(), COUNTERS_MAX);
     }
 }

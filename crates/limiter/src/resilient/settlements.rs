@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{Inner, calls};
 use crate::quota::Algorithm;
 use crate::reservation::{Hold, Standing};
+use crate::scope::Subject;
 use crate::spec::Correction;
 use crate::store::{Answer, StoreError};
 
@@ -54,7 +55,7 @@ impl Settlements {
         waiting.drain(..most).collect()
     }
 
-    fn put(&self, settlement: Waiting) {
+    pub(super) fn put(&self, settlement: Waiting) {
         let mut waiting = self.lock();
         if waiting.len() < WAITING_MAX {
             waiting.push_back(settlement);
@@ -69,6 +70,10 @@ impl Settlements {
 }
 
 impl Waiting {
+    pub(super) fn subjects(&self) -> impl Iterator<Item = &Subject> {
+        self.standings.iter().map(|standing| &standing.subject)
+    }
+
     /// Sends it.
     pub(super) fn send(&self) -> Answer<'static, Vec<Correction>> {
         self.hold.settled(&self.standings, &self.actual)
@@ -86,7 +91,7 @@ impl Held {
                 self.store.mirror.raise(&standing.limit, &standing.subject, more);
             }
         }
-        if !self.store.settlements_wait() {
+        if !self.store.settlements_wait(standings) {
             return false;
         }
         let over = |standing: &Standing| standing.limit.algorithm() == Algorithm::Concurrency;
@@ -116,7 +121,7 @@ impl Hold for Held {
         if let Some(here) = &self.here {
             here.renew();
         }
-        if self.store.settlements_wait() {
+        if self.store.settlements_wait(standings) {
             return Box::pin(std::future::ready(Err(StoreError::Unreachable)));
         }
         self.hold.renewed(standings)

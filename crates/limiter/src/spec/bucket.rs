@@ -40,6 +40,12 @@ impl Bucket {
         Bucket { debt, refunded, capacity, burst, tick }
     }
 
+    /// D and R, for a receipt.
+    #[cfg(feature = "redis")]
+    pub(super) fn owed(self) -> (u64, u64) {
+        (self.debt, self.refunded)
+    }
+
     /// The rate as it was at the last charge.
     pub(super) fn terms(self, rate: &Rate) -> Rate {
         let length = rate.length_ms / self.tick;

@@ -1,13 +1,11 @@
 //! Rates, states and receipts as plain numbers, for a store that keeps them elsewhere.
 
-use super::{Bucket, Fixed, Leases, Level, Moving, Rate, Receipt, Sliding, State};
+use super::{Bucket, Fixed, Leases, Level, Moving, Rate, Receipt, Sliding, State, TIME_MAX};
 use crate::clock::Millis;
 use crate::quota::{Algorithm, Span};
 
 /// No number of a state is larger: twice a count, or a debt, stays exact in a double.
 const NUMBER_MAX: u64 = 1 << 53;
-/// The year 10889. A time beyond it is none, and no product of windows overflows before.
-const TIME_MAX: Millis = Millis(1 << 48);
 /// The gate of a rate: the largest product of an amount and a window.
 const EXACT: u128 = 1 << 52;
 

@@ -4,19 +4,20 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
+use tokio::sync::watch;
 
 pub(crate) struct Proxy {
     port: u16,
     made: Arc<AtomicUsize>,
     /// Connections before this one are black holes.
     swallowed: Arc<AtomicUsize>,
-    /// How long answers are held back, in milliseconds.
-    delay: Arc<AtomicU64>,
+    /// How long answers are held back.
+    delay: watch::Sender<Duration>,
 }
 
 impl Proxy {
@@ -24,18 +25,18 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (made, swallowed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let delay = Arc::new(AtomicU64::new(0));
-        let (to_make, to_swallow, held) = (Arc::clone(&made), Arc::clone(&swallowed), Arc::clone(&delay));
-        let proxy = Proxy { port, made: to_make, swallowed: to_swallow, delay: held };
+        let (delay, held) = watch::channel(Duration::ZERO);
+        let (to_make, to_swallow) = (Arc::clone(&made), Arc::clone(&swallowed));
+        let proxy = Proxy { port, made: to_make, swallowed: to_swallow, delay };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let number = made.fetch_add(1, Ordering::SeqCst);
                 let Ok(server) = UnixStream::connect(&server).await else { continue };
                 let ((from_client, to_client), (from_server, to_server)) =
                     (client.into_split(), server.into_split());
-                tokio::spawn(pass(from_client, to_server, number, Arc::clone(&swallowed), Arc::default()));
-                let delay = Arc::clone(&delay);
-                tokio::spawn(pass(from_server, to_client, number, Arc::clone(&swallowed), delay));
+                let (_, at_once) = watch::channel(Duration::ZERO);
+                tokio::spawn(pass(from_client, to_server, number, Arc::clone(&swallowed), at_once));
+                tokio::spawn(pass(from_server, to_client, number, Arc::clone(&swallowed), held.clone()));
             }
         });
         proxy
@@ -45,9 +46,9 @@ impl Proxy {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// From now on every answer comes so much later.
+    /// From now on every answer comes so much later. Those held back already come at once.
     pub(crate) fn delay(&self, delay: Duration) {
-        self.delay.store(delay.as_millis() as u64, Ordering::SeqCst);
+        self.delay.send_replace(delay);
     }
 
     /// Makes black holes of all connections there are.
@@ -61,13 +62,14 @@ async fn pass(
     mut to: impl AsyncWrite + Unpin,
     number: usize,
     swallowed: Arc<AtomicUsize>,
-    delay: Arc<AtomicU64>,
+    mut delay: watch::Receiver<Duration>,
 ) {
     let mut bytes = vec![0; 65_536];
     while let Ok(length @ 1..) = from.read(&mut bytes).await {
-        let delay = delay.load(Ordering::SeqCst);
-        if delay > 0 {
-            tokio::time::sleep(Duration::from_millis(delay)).await;
+        let held = *delay.borrow_and_update();
+        if held > Duration::ZERO {
+            // Until then, or until that changes.
+            let _ = tokio::time::timeout(held, delay.changed()).await;
         }
         if number >= swallowed.load(Ordering::SeqCst) && to.write_all(&bytes[..length]).await.is_err() {
             return;

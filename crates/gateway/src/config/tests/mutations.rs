@@ -2,12 +2,14 @@
 
 use super::{Severity, load, load_file};
 
-const EXAMPLES: [&str; 5] = [
+const EXAMPLES: [&str; 7] = [
     include_str!("../../../../../examples/budgets.yml"),
     include_str!("../../../../../examples/minimal.yml"),
     include_str!("../../../../../examples/team.yml"),
     include_str!("../../../../../examples/fallback.yml"),
     include_str!("../../../../../examples/local-vllm.yml"),
+    include_str!("../../../../../examples/sentinel.yml"),
+    include_str!("../../../../../examples/cluster.yml"),
 ];
 
 fn any(name: &str) -> Option<String> {

@@ -33,6 +33,11 @@ fn urls() {
         ),
         ("rediss+sentinel://h/m", "rediss+sentinel://h:26379/m/0", "rediss+sentinel://h:26379/m/0"),
         (
+            "redis+sentinel://h/m?sentinel_password=p%26q&sentinel_username=u",
+            "redis+sentinel://h:26379/m/0?sentinel_username=u&sentinel_password=p%26q",
+            "redis+sentinel://h:26379/m/0",
+        ),
+        (
             "redis+cluster://u:p@h1:7000,h2",
             "redis+cluster://u:p@h1:7000,h2:6379",
             "redis+cluster://h1:7000,h2:6379",
@@ -112,6 +117,7 @@ fn faults() {
         ("redis://:$${A}@h", "still contains `${`; a variable is replaced once; what it holds is not".to_owned()),
         ("unix://run/r.sock", "names no socket; write unix:///run/redis.sock, with three slashes".to_owned()),
         ("unix:///r?x=1", "has an unknown query; allowed: unix:///path?db=0&user=…&pass=…".to_owned()),
+        ("redis+sentinel://h/m?x=1", "has an unknown query; allowed: redis+sentinel://h1,h2/master/0?sentinel_username=…&sentinel_password=…".to_owned()),
         ("redis+sentinel://h", "names no master; redis+sentinel://h1:26379,h2:26379/mymaster/0".to_owned()),
         ("redis+cluster://h/1", "names a database; a cluster has only the first one".to_owned()),
     ] {

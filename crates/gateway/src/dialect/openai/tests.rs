@@ -153,8 +153,8 @@ fn deep_nesting_is_harmless() {
 
 #[test]
 fn errors_have_openai_s_shape() {
-    let extra = Map::from_iter([("rule".to_owned(), "free".into()), ("limit".to_owned(), 60.into())]);
-    let body = error_body("Say \"please\".\n", "requests", None, Some("rate_limit_exceeded"), extra);
+    let extra = [("rule", "free".into()), ("limit", 60.into())];
+    let body = error_body("Say \"please\".\n", "requests", None, Some("rate_limit_exceeded"), &extra);
     assert_eq!(
         String::from_utf8(body).unwrap(),
         r#"{"error":{"message":"Say \"please\".\n","type":"requests","param":null,"code":"rate_limit_exceeded","rule":"free","limit":60}}"#

@@ -57,7 +57,7 @@ impl Fleet {
 
     fn see(&self, member: usize) {
         let reading = self.shared.reading(self.limit.rate(), self.now);
-        self.members[member].0.put(&self.limit, &user("alice"), reading.used, self.now, reading.reset);
+        self.members[member].0.put(&self.limit, &user("alice"), (reading.used, reading.reset), self.now, 0);
     }
 
     fn ask(&mut self, member: usize) {
@@ -94,9 +94,9 @@ impl Fleet {
         for (mirror, ledger) in &self.members {
             for debt in ledger.debts(10).iter().flatten() {
                 self.shared.correct(&rate, now, &nothing, debt.amount);
-                ledger.paid(debt, now);
+                ledger.paid(debt, now, None);
                 let reading = self.shared.reading(&rate, now);
-                mirror.put(&self.limit, &user("alice"), reading.used, now, reading.reset);
+                mirror.put(&self.limit, &user("alice"), (reading.used, reading.reset), now, 0);
             }
         }
         self.failing = None;

@@ -40,7 +40,7 @@ impl Case {
             Algorithm::MovingWindow => Millis(MINUTE),
             _ => Millis(50_000),
         };
-        mirror.put(&limit, &user("alice"), seen, since, reset);
+        mirror.put(&limit, &user("alice"), (seen, reset), since, 0);
         let failing = Failing { number: 1, since, instances };
         Case { ledger: Ledger::new(clock.clone(), Budgets::default()), clock, mirror, limit, failing }
     }
@@ -135,7 +135,7 @@ fn what_is_our_own_is_owed_once() {
         let debts = case.ledger.debts(10);
         assert_eq!(debts[0][0].amount, 20, "{algorithm}");
         assert!(Arc::ptr_eq(&debts[0][0].limit, &case.limit), "the whole limit, not its share");
-        case.ledger.paid(&debts[0][0], case.failing.since);
+        case.ledger.paid(&debts[0][0], case.failing.since, None);
         assert_eq!(case.owed(), 0, "{algorithm}");
         assert!(case.admits(0, 5), "{algorithm}");
         assert_eq!(case.owed(), 5, "{algorithm}");
@@ -171,9 +171,15 @@ fn failing_again_and_again_is_worth_nothing() {
             admitted += case.admitted(round * 1_000);
             if paid {
                 for debt in case.ledger.debts(10).iter().flatten() {
-                    case.ledger.paid(debt, case.failing.since);
+                    case.ledger.paid(debt, case.failing.since, None);
                     seen += debt.amount;
-                    case.mirror.put(&case.limit, &user("alice"), seen, case.failing.since, Millis(MINUTE));
+                    case.mirror.put(
+                        &case.limit,
+                        &user("alice"),
+                        (seen, Millis(MINUTE)),
+                        case.failing.since,
+                        0,
+                    );
                 }
             }
             case.fails_again(round * 1_000 + 500);
