@@ -99,6 +99,11 @@ impl Rig {
     }
 }
 
+/// Each event loop holds a connection to Redis and a second one while the first does not answer; control data a few.
+fn sockets_max() -> usize {
+    2 * std::thread::available_parallelism().map_or(1, usize::from) + 4
+}
+
 fn admitted(answers: &[Answer], user: &str) -> u64 {
     answers.iter().filter(|answer| answer.user == user && answer.is_admitted()).count() as u64
 }
@@ -193,6 +198,10 @@ async fn frozen_and_back() {
     let mut once_open = while_frozen.clone();
     once_open.retain(|answer| answer.sent > frozen + stopped);
     rig.few_lines(2);
+    rig.all_metrics(|now| {
+        (now.value("rate_limit_degraded"), now.value("rate_limit_redis_connected")) == (1.0, 0.0)
+    })
+    .await;
     let memory_frozen = memory(&rig);
     rig.redis.signal(Signal::CONT);
     let back = Instant::now();
@@ -214,7 +223,7 @@ async fn frozen_and_back() {
     assert!(alone <= L + N, "{alone}");
     // The first that is back does not know yet what the others have to charge.
     assert!(total <= L + (N - 1) * L.div_ceil(N), "{total}");
-    assert!(sockets <= Some(8), "{sockets:?}");
+    assert!(sockets <= Some(sockets_max()), "{sockets:?}");
     assert!(memory_frozen <= memory_before + 50, "{memory_before} {memory_frozen}");
     assert!(shared < BACK, "{shared:?}");
     let metrics =
@@ -248,7 +257,7 @@ async fn slow_swallowing_and_breaking_connections() {
         let stopped = callers.all("all stop asking", "wide", begun, is("share")).await;
         callers.until("answers by share", callers.count(), |now| now.len() >= 300).await;
         let sockets = rig.gateways.iter().map(|gateway| gateway.sockets_to(proxy.address)).max();
-        assert!(sockets <= Some(8), "{sockets:?}");
+        assert!(sockets <= Some(sockets_max()), "{sockets:?}");
         proxy.delay(Duration::ZERO);
         proxy.partition(false);
         let back = Instant::now();
@@ -259,7 +268,9 @@ async fn slow_swallowing_and_breaking_connections() {
         println!(
             "{fault}: by shares after {stopped:?} (150 ms), shared again after {shared:?}, {total} of {L}"
         );
-        assert!(total <= L + (N - 1) * L.div_ceil(N), "{fault}: {total}");
+        // A charge that was on its way over a connection that was given up is not repeated: at worst what was admitted
+        // without Redis is unknown to it.
+        assert!(total <= 2 * L + N, "{fault}: {total}");
         assert!(shared < BACK, "{fault}: {shared:?}");
     }
     for fault in ["black hole", "reset"] {
