@@ -42,10 +42,8 @@ impl Rig {
         let answer = r#"{"id":"a","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
         let provider = Provider::answering(json_answer("200 OK", "", answer)).await;
         let config = users_config(&provider, &by.map_or_else(|| redis.url(), Proxy::url), "", users);
-        let mut gateways = Vec::new();
-        for _ in 0..N {
-            gateways.push(Tollgate::start(&config).await);
-        }
+        // At once: one that finds no Redis looks for control data there for a while before it listens.
+        let gateways = futures_util::future::join_all((0..N).map(|_| Tollgate::start(&config))).await;
         let doors = Arc::new(Mutex::new(gateways.iter().map(|gateway| gateway.data).collect()));
         Self { provider, redis, gateways, doors }
     }
