@@ -2,137 +2,18 @@
 //! admitted, counted at the provider, with which status, and which source decided; how long things took is printed, for
 //! the machine that runs this may be busy.
 
+mod rig;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rig::{BACK, N, Rig, WIDE, admitted, decisions, is, sockets_max, windows_hold};
 use rustix::process::Signal;
-use serde_json::Value;
 use support::{
-    Answer, Callers, Doors, Metrics, Provider, Proxy, Redis, Tollgate, get, json_answer, post, question,
-    request, users_config, windows,
+    Answer, Callers, Provider, Proxy, Redis, Tollgate, get, json_answer, post, request, users_config, windows,
 };
-
-/// Gateways.
-const N: u64 = 4;
-/// A user whom nothing holds up: what she sees is who decides.
-const WIDE: (&str, &str) = ("wide", "limit: 1M/day");
-/// Nobody on a busy machine is to wait longer for shared counting than this; the targets are printed beside.
-const BACK: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(4);
-
-struct Rig {
-    provider: Provider,
-    redis: Redis,
-    gateways: Vec<Tollgate>,
-    doors: Doors,
-}
-
-impl Rig {
-    /// Four gateways that have heard of each other; they reach Redis by `by`, or directly.
-    async fn start(redis: Redis, by: Option<&Proxy>, users: &[(&str, &str)]) -> Self {
-        let rig = Self::unheard(redis, by, users).await;
-        support::soon("all gateways are counted", async {
-            while rig.redis.cli(&["ZCARD", "tollgate:ctl:instances"]) != N.to_string() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        })
-        .await;
-        rig
-    }
-
-    async fn unheard(redis: Redis, by: Option<&Proxy>, users: &[(&str, &str)]) -> Self {
-        let answer = r#"{"id":"a","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
-        let provider = Provider::answering(json_answer("200 OK", "", answer)).await;
-        let config = users_config(&provider, &by.map_or_else(|| redis.url(), Proxy::url), "", users);
-        let mut gateways = Vec::new();
-        for _ in 0..N {
-            gateways.push(Tollgate::start(&config).await);
-        }
-        let doors = Arc::new(Mutex::new(gateways.iter().map(|gateway| gateway.data).collect()));
-        Self { provider, redis, gateways, doors }
-    }
-
-    fn callers(&self, users: &[&'static str], each: usize) -> Callers {
-        Callers::start(&self.doors, users, each, PAUSE)
-    }
-
-    /// One request of a user's.
-    async fn ask(&self, number: usize, user: &str) -> support::Response {
-        let key = format!("Bearer sk-{user}");
-        let headers = [("Authorization", key.as_str()), ("Content-Type", "application/json")];
-        let bytes = request("POST", support::CHAT, &headers, question(false).as_bytes());
-        post(self.gateways[number % N as usize].data, &bytes).await
-    }
-
-    async fn all_metrics(&self, wanted: impl Fn(&Metrics) -> bool) {
-        for gateway in &self.gateways {
-            gateway.metrics_become(&wanted).await;
-        }
-    }
-
-    /// Lines about Redis: each gateway logs one for each change, and changed so often at most.
-    fn few_lines(&self, changes_max: usize) {
-        for gateway in &self.gateways {
-            let mut lines = gateway.lines();
-            lines.retain(|line| line["message"] != "request" && line["message"] != "limited");
-            let of = |what: &str| {
-                let says =
-                    |line: &&Value| line["message"].as_str().is_some_and(|said| said.starts_with(what));
-                lines.iter().filter(says).count()
-            };
-            let (away, back) = (of("Redis does not answer"), of("Redis answers"));
-            assert!((back..=back + 1).contains(&away) && away + back <= changes_max, "{lines:#?}");
-            // Besides: where it listens, and once for each change that control data is, or is not, read.
-            assert!(lines.len() <= 2 + 2 * changes_max, "{lines:#?}");
-        }
-    }
-
-    /// At the provider came what was admitted, and nobody was told of a failure.
-    fn nobody_failed(&self, answers: &[Answer], asked_else: usize) {
-        let wrong = answers.iter().find(|answer| !matches!(answer.status, 200 | 429));
-        assert!(wrong.is_none(), "{wrong:?}");
-        let admitted = answers.iter().filter(|answer| answer.is_admitted()).count();
-        assert_eq!(self.provider.hits(), admitted + asked_else);
-    }
-}
-
-fn admitted(answers: &[Answer], user: &str) -> u64 {
-    answers.iter().filter(|answer| answer.user == user && answer.is_admitted()).count() as u64
-}
-
-/// Half of the decisions that a source made took no longer than the first, 99 % than the second.
-fn decisions(answers: &[Answer], source: &str) -> (Duration, Duration) {
-    let of = answers.iter().filter(|answer| answer.source == source);
-    let mut took: Vec<Duration> = of.filter_map(|answer| answer.decision).collect();
-    took.sort_unstable();
-    assert!(!took.is_empty(), "nothing was decided by {source}");
-    (took[took.len() / 2], took[took.len() * 99 / 100])
-}
-
-fn is(source: &'static str) -> impl Fn(&Answer) -> bool {
-    move |answer| answer.source == source
-}
-
-/// Windows without Redis admit L + N, those with it L, and those of a change what each gateway may have not seen.
-fn windows_hold(answers: &[Answer], user: &str, limit: u64) {
-    let mut most = [0; 3];
-    for window in windows(answers, user) {
-        let (kind, bound) = match (window.shared, window.alone) {
-            (true, _) => (0, limit),
-            (_, true) => (1, limit + N),
-            _ => (2, limit + (N - 1) * limit.div_ceil(N)),
-        };
-        assert!(window.admitted <= bound, "at most {bound}: {window:?}");
-        most[kind] = most[kind].max(window.admitted);
-    }
-    println!(
-        "{limit} in a window; most: shared {}, without Redis {}, where it changed {}",
-        most[0], most[1], most[2]
-    );
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_and_started_again() {
@@ -193,6 +74,10 @@ async fn frozen_and_back() {
     let mut once_open = while_frozen.clone();
     once_open.retain(|answer| answer.sent > frozen + stopped);
     rig.few_lines(2);
+    rig.all_metrics(|now| {
+        (now.value("rate_limit_degraded"), now.value("rate_limit_redis_connected")) == (1.0, 0.0)
+    })
+    .await;
     let memory_frozen = memory(&rig);
     rig.redis.signal(Signal::CONT);
     let back = Instant::now();
@@ -214,7 +99,7 @@ async fn frozen_and_back() {
     assert!(alone <= L + N, "{alone}");
     // The first that is back does not know yet what the others have to charge.
     assert!(total <= L + (N - 1) * L.div_ceil(N), "{total}");
-    assert!(sockets <= Some(8), "{sockets:?}");
+    assert!(sockets <= Some(sockets_max()), "{sockets:?}");
     assert!(memory_frozen <= memory_before + 50, "{memory_before} {memory_frozen}");
     assert!(shared < BACK, "{shared:?}");
     let metrics =
@@ -248,7 +133,7 @@ async fn slow_swallowing_and_breaking_connections() {
         let stopped = callers.all("all stop asking", "wide", begun, is("share")).await;
         callers.until("answers by share", callers.count(), |now| now.len() >= 300).await;
         let sockets = rig.gateways.iter().map(|gateway| gateway.sockets_to(proxy.address)).max();
-        assert!(sockets <= Some(8), "{sockets:?}");
+        assert!(sockets <= Some(sockets_max()), "{sockets:?}");
         proxy.delay(Duration::ZERO);
         proxy.partition(false);
         let back = Instant::now();
@@ -259,7 +144,9 @@ async fn slow_swallowing_and_breaking_connections() {
         println!(
             "{fault}: by shares after {stopped:?} (150 ms), shared again after {shared:?}, {total} of {L}"
         );
-        assert!(total <= L + (N - 1) * L.div_ceil(N), "{fault}: {total}");
+        // A charge that was on its way over a connection that was given up is not repeated: at worst what was admitted
+        // without Redis is unknown to it.
+        assert!(total <= 2 * L + N, "{fault}: {total}");
         assert!(shared < BACK, "{fault}: {shared:?}");
     }
     for fault in ["black hole", "reset"] {
