@@ -1,7 +1,7 @@
 //! What operators ask: health, metrics, and the admin API under `/admin/*`, behind its gate.
 //!
-//! A handler takes the gateway and an [`Ask`], and gives an answer or a [`Problem`]; [`ask::write`] is the one way in which
-//! it changes something. Its route stands in [`routes`].
+//! A handler takes the gateway and an `Ask`, and gives an answer or a `Problem`; `ask::write` is the one way in which
+//! it changes something. Its route stands in `routes`.
 
 mod ask;
 mod audit;
