@@ -271,7 +271,6 @@ impl Entry {
     fn count(&self, outcome: Outcome, status: u16, latency: Duration) {
         let metrics = &self.ledger.metrics;
         let endpoint = self.route.endpoint;
-        self.route.in_flight.dec();
         match status {
             200 => self.route.ok.inc(),
             code => metrics.http_requests.get_or_create(&ByEndpointCode { endpoint, code }).inc(),
@@ -313,6 +312,8 @@ impl Drop for Entry {
         self.ledger.log.line(if status >= 500 { "WARN" } else { "INFO" }, "request", |line| {
             self.write(line, status, outcome, latency);
         });
+        // Last: who sees that nothing is under way finds all of it counted and written down.
+        self.route.in_flight.dec();
     }
 }
 
