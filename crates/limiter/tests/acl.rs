@@ -236,7 +236,6 @@ async fn a_gateway_may_do_nothing_else() {
         "FUNCTION LIST",
         "FUNCTION FLUSH",
         "FCALL x 0",
-        "SLOWLOG GET",
         "SLOWLOG RESET",
         "LATENCY RESET",
         "MEMORY USAGE tollgate:x",
