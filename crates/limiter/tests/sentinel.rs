@@ -11,7 +11,8 @@ use support::fleet::{Instance, addresses, sentinel, sentinel_with, sentinels, un
 use support::{charge, limit};
 use tollgate_limiter::{Algorithm, Limit, RedisOptions, RedisStore, Store, StoreError, Topology};
 
-const DEADLINE: Duration = Duration::from_millis(50);
+/// Longer than the 50 ms of every day: what is asked here is who answers, not how fast on a busy machine.
+const DEADLINE: Duration = Duration::from_millis(250);
 
 fn open(sentinels: &[Instance]) -> RedisStore {
     let url = format!("redis+sentinel://{}/mymaster", addresses(sentinels));
@@ -106,15 +107,12 @@ async fn a_frozen_master_is_replaced_for_good() {
     assert!(gap < Duration::from_secs(10), "{gap:?}");
     // It wakes up and knows nothing of what happened.
     master.signal("CONT");
-    let (start, mut asked, mut answered) = (Instant::now(), 0, 0);
+    let start = Instant::now();
     while start.elapsed() < Duration::from_millis(1_500) {
-        asked += 1;
-        answered += u32::from(answers(&store).await);
-        assert_eq!(store.status().address, replica.address());
+        let asked = answers(&store).await;
+        assert_eq!((asked, store.status().address), (true, replica.address()));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // A busy machine may be late now and then; the wrong master would never answer.
-    assert!(2 * answered > asked, "{answered} of {asked}");
 }
 
 /// The old master still calls itself one, and takes every write.

@@ -20,4 +20,7 @@ for place, field in ipairs({'requests', 'blocked'}) do
 end
 redis.call('HSET', own, 'about', ARGV[4], 'rates', ARGV[5])
 redis.call('PEXPIRE', own, ARGV[3])
+redis.call('PEXPIRE', alive, ARGV[3])
+-- A month without any instance, and the fleet is another one.
+redis.call('PEXPIRE', totals, 2678400000)
 return answer

@@ -1,7 +1,7 @@
 //! Connections for what waits for replicas: a server answers nothing else on one that waits.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::redis::RedisConnectionInfo;
 
@@ -21,14 +21,14 @@ pub(super) struct Lanes {
 
 #[derive(Default)]
 struct Lane {
-    way: OnceLock<Way>,
+    way: Mutex<Option<Arc<Way>>>,
     /// How many use it now.
     users: AtomicUsize,
 }
 
 /// The right to use a lane, given up when dropped.
 pub(super) struct Place<'l> {
-    pub(super) way: &'l Way,
+    pub(super) way: Arc<Way>,
     users: &'l AtomicUsize,
 }
 
@@ -44,8 +44,9 @@ impl Lanes {
         let fewer = |best, lane| if users(lane) < users(best) { lane } else { best };
         let Lane { way, users } = others.iter().fold(first, fewer);
         users.fetch_add(1, Ordering::Relaxed);
-        let way = way.get_or_init(|| Way::new(ground, self.servers.clone(), &self.sentinel_login));
-        Place { way, users }
+        let mut made = way.lock().unwrap_or_else(PoisonError::into_inner);
+        let make = || Arc::new(Way::new(ground, self.servers.clone(), &self.sentinel_login));
+        Place { way: Arc::clone(made.get_or_insert_with(make)), users }
     }
 }
 
