@@ -17,6 +17,7 @@ mod models;
 mod openapi;
 mod problem;
 mod rate_limit;
+mod requests;
 mod routes;
 mod stats;
 mod users;

@@ -60,8 +60,9 @@ pub async fn admit(
             let reserved = reserved_tokens(reservation.standings());
             metrics.rate_limit_tokens.reserved.inc_by(reserved);
             let said = headers::granted(&reservation, plan.words());
+            let source = reservation.source();
             let hold = Hold::new(reservation, plan);
-            Ok((Admitted { hold, plan: plan.clone(), demand, reserved, took }, said))
+            Ok((Admitted { hold, plan: plan.clone(), demand, reserved, took, source }, said))
         }
         Decision::Denied(denial) => {
             plan.count_denied(&denial);
@@ -104,6 +105,7 @@ pub struct Admitted {
     /// Tokens, of all kinds together.
     reserved: u64,
     took: Duration,
+    source: Source,
 }
 
 /// A reservation; with calls in flight, one that is renewed while it is held.
@@ -121,6 +123,11 @@ impl Admitted {
     /// How long the decision took.
     pub fn took(&self) -> Duration {
         self.took
+    }
+
+    /// Who decided.
+    pub fn source(&self) -> Source {
+        self.source
     }
 
     /// Replaces the estimates by what was used. Sent, not waited for.

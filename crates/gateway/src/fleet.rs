@@ -29,6 +29,16 @@ impl Instance {
         let host = host.nodename().to_string_lossy();
         Self { name: format!("{host}-{:08x}", fastrand::u32(..)), started: Time::now() }
     }
+
+    /// Unlike that of any other.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// When it started.
+    pub fn started(&self) -> Time {
+        self.started
+    }
 }
 
 impl Default for Instance {

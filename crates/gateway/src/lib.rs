@@ -7,7 +7,7 @@
 //! | 5 processes, sockets, signals | [`cli`] [`edge`] [`admin`] |
 //! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] [`fleet`] |
 //! | 3 one outside world each | [`snapshot`] [`control`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] [`rates`] |
-//! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] [`recent`] |
+//! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] [`recent`] [`journal`] |
 //! | 1 bytes and values | [`call`] [`dialect`] [`sse`] |
 //! | 0 the engine | [`tollgate_limiter`] |
 
@@ -24,6 +24,7 @@ pub mod estimate;
 pub mod fleet;
 pub mod headers;
 pub mod identity;
+pub mod journal;
 pub mod ledger;
 pub mod limits;
 pub mod log;
@@ -126,6 +127,7 @@ impl Gateway {
                 log,
                 estimates: Arc::default(),
                 refusals: Arc::default(),
+                journal: Arc::default(),
                 ending: ending.clone(),
             },
             retries: RetryBudget::default(),

@@ -236,6 +236,35 @@ const SCHEMAS: &[Schema] = &[
             ("first_token_ms", "Percentiles?"),
         ],
     ),
+    (
+        "Request",
+        &[
+            ("time", "time"),
+            ("instance", "string"),
+            ("request_id", "string"),
+            ("method", "string"),
+            ("endpoint", "string"),
+            ("status", "integer"),
+            ("outcome", "string"),
+            ("code", "string?"),
+            ("rule", "string?"),
+            ("source", "string?"),
+            ("user", "string?"),
+            ("api_key", "string?"),
+            ("ip", "string"),
+            ("model", "string?"),
+            ("provider", "string?"),
+            ("fallback_model", "string?"),
+            ("stream", "boolean"),
+            ("prompt_tokens", "integer?"),
+            ("completion_tokens", "integer?"),
+            ("estimated", "boolean"),
+            ("cost_micros", "integer?"),
+            ("latency_ms", "number"),
+            ("first_token_ms", "number?"),
+            ("overhead_ms", "number?"),
+        ],
+    ),
     ("Reason", &[("reason", "string?")]),
     (
         "Drain",
@@ -352,7 +381,7 @@ fn parameters(route: &Route) -> Vec<Value> {
     let in_query = route.query.iter().chain(usual).map(|name| {
         let kind = match *name {
             "limit" => "integer",
-            "dry_run" => "boolean",
+            "dry_run" | "refused" => "boolean",
             _ => "string",
         };
         json!({ "name": name, "in": "query", "schema": { "type": kind } })

@@ -7,8 +7,8 @@ use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use http::StatusCode;
 
 use super::{
-    Reply, audit, bans, configuration, explain, instances, keys, limits, models, openapi, rate_limit, stats,
-    users,
+    Reply, audit, bans, configuration, explain, instances, keys, limits, models, openapi, rate_limit,
+    requests, stats, users,
 };
 use crate::Gateway;
 use crate::config::Role;
@@ -201,6 +201,8 @@ pub(super) fn all() -> Vec<Route> {
             models::undrain,
             "A provider gets requests again.",
         ),
+        R::get("/admin/requests", requests::list, "Those that ended last here.", Page("Request"))
+            .query(requests::FILTERS),
         R::get("/admin/audit", audit::list, "Who changed what, the latest first.", Page("AuditRecord")),
         R::get("/admin/config", configuration::show, "What is in force, with origins.", One("Configuration")),
         R::post("/admin/config/check", configuration::check, "Looks at a file.", One("Checked"))
