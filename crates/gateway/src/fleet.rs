@@ -66,17 +66,32 @@ pub async fn tell(gateway: &Gateway) -> Result<Option<Totals>, Unavailable> {
     gateway.control.publish(&about(gateway), &gateway.rates.fullest(RATES_MAX), own).await
 }
 
+/// Totals and fullest limits.
+pub struct Told {
+    /// Of the fleet; of this instance, where there is no other that is heard.
+    pub totals: Totals,
+    /// Of each subject its fullest limit.
+    pub rates: Vec<Rate>,
+    /// Whether all of it is of the fleet.
+    pub of_fleet: bool,
+}
+
 /// Totals and fullest limits of the fleet; those of this instance while the others cannot be heard.
-pub async fn rates(gateway: &Gateway) -> (Totals, Vec<Rate>) {
-    let own = || (gateway.rates.totals(), gateway.rates.fullest(RATES_MAX));
+pub async fn rates(gateway: &Gateway) -> Told {
     if gateway.limits.is_degraded() {
-        return own();
+        return own(gateway);
     }
-    let Ok(Some(totals)) = tell(gateway).await else { return own() };
+    let Ok(Some(totals)) = tell(gateway).await else { return own(gateway) };
     match gateway.control.rates().await {
-        Ok(said) => (totals, together(said)),
-        Err(_) => (totals, own().1),
+        Ok(said) => Told { totals, rates: together(said), of_fleet: true },
+        Err(_) => Told { totals, ..own(gateway) },
     }
+}
+
+/// What this instance says without asking anybody.
+pub fn own(gateway: &Gateway) -> Told {
+    let (totals, rates) = (gateway.rates.totals(), gateway.rates.fullest(RATES_MAX));
+    Told { totals, rates, of_fleet: false }
 }
 
 /// Every instance that is heard of; this one at least.
