@@ -4,6 +4,7 @@
 //! fills in amounts, asks the store once, and holds what was taken as [`Admitted`] until it is known what was used.
 
 mod amounts;
+mod counts;
 mod plan;
 mod standings;
 mod strangers;
@@ -15,6 +16,7 @@ use http::header::HeaderMap;
 use tollgate_limiter::{Decision, Reservation, Source, Standing, StoreError, Unit};
 
 pub use self::amounts::{Demand, Used, cost};
+pub use self::counts::{Counts as LimitCounts, Said};
 pub use self::plan::{Plan, Plans};
 pub use self::standings::{Counters, shown};
 use crate::error::Error;

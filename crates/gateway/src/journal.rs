@@ -274,8 +274,8 @@ pub(crate) mod tests {
             }
         });
         assert_eq!(journal.last(), workers * 10_000);
-        let found = Journal::kept(journal.last())
-            .filter(|number| journal.look(*number, |_| ()) == Found::There(()));
+        let found =
+            Journal::kept(journal.last()).filter(|number| journal.look(*number, |_| ()) == Found::There(()));
         assert_eq!(found.count() as u64, KEPT);
     }
 }

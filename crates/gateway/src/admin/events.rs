@@ -42,7 +42,10 @@ pub(super) async fn listen(State(gateway): Shared, ask: Ask) -> Reply {
     let filter = Filter::of(&ask)?;
     let requests = ask.flag("requests")?.unwrap_or(false);
     if !figures && !requests {
-        return Err(Problem::field("figures", "is false, and `requests` is not true: there is nothing to tell"));
+        return Err(Problem::field(
+            "figures",
+            "is false, and `requests` is not true: there is nothing to tell",
+        ));
     }
     if gateway.closing.is_cancelled() {
         return Err(Problem::unavailable("this instance is shutting down"));

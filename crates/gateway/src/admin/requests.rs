@@ -156,7 +156,9 @@ mod tests {
             assert!(filter.wants(&crate::journal::tests::ended(wanted)), "{text}");
             assert!(!filter.wants(&crate::journal::tests::ended(other)), "{text}");
         }
-        for text in ["", "x", "xx", "4x", "04xx", "99", "600", "6xx", "0xx", "42xx", "4294967725", "-200", "+20"] {
+        for text in
+            ["", "x", "xx", "4x", "04xx", "99", "600", "6xx", "0xx", "42xx", "4294967725", "-200", "+20"]
+        {
             assert!(status(text).is_err(), "{text}");
         }
     }
