@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Gateway;
 use crate::control::{About, Time, Unavailable};
@@ -20,6 +20,7 @@ const RATES_MAX: usize = 1_000;
 pub struct Instance {
     name: String,
     started: Time,
+    since: Instant,
 }
 
 impl Instance {
@@ -27,7 +28,8 @@ impl Instance {
     pub fn new() -> Self {
         let host = rustix::system::uname();
         let host = host.nodename().to_string_lossy();
-        Self { name: format!("{host}-{:08x}", fastrand::u32(..)), started: Time::now() }
+        let name = format!("{host}-{:08x}", fastrand::u32(..));
+        Self { name, started: Time::now(), since: Instant::now() }
     }
 
     /// Unlike that of any other.
@@ -38,6 +40,11 @@ impl Instance {
     /// When it started.
     pub fn started(&self) -> Time {
         self.started
+    }
+
+    /// How long ago that was.
+    pub fn uptime(&self) -> Duration {
+        self.since.elapsed()
     }
 }
 

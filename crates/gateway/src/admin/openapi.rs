@@ -338,7 +338,7 @@ const SCHEMAS: &[Schema] = &[
             ("providers", "integer"),
             ("healthy", "integer"),
             ("in_flight", "integer"),
-            ("requests", "integer"),
+            ("requests_per_second", "number"),
             ("upstream_ms", "Spread?"),
             ("first_token_ms", "Spread?"),
         ],

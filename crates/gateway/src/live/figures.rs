@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::Gateway;
 use crate::control::{About, Time};
 use crate::fleet::{self, Told};
-use crate::journal::{Counts, Ended, Journal};
+use crate::journal::{Counts, Ended, Journal, KEPT};
 use crate::limits::Limits;
 use crate::rates::{Rate, Totals, unix_millis};
 use crate::snapshot::{Model, Snapshot};
@@ -60,6 +60,7 @@ pub(super) fn between(gateway: &Gateway, before: &Sample, now: &Sample) -> Value
     for number in Journal::kept(journal.last()) {
         let _ = journal.look(number, |ended| lately.add(ended));
     }
+    let span = lately.span(gateway.instance.uptime()).as_secs_f64();
     json!({
         "time": Time::now(),
         "instance": gateway.instance.name(),
@@ -82,7 +83,7 @@ pub(super) fn between(gateway: &Gateway, before: &Sample, now: &Sample) -> Value
             "output": counts.output_tokens,
         },
         "overhead_ms": spread(&mut lately.overhead),
-        "models": models(&snapshot, &mut lately.models),
+        "models": models(&snapshot, &mut lately.models, span),
         "limits": fullest(&now.told.rates),
         "limits_of": if now.told.of_fleet { "fleet" } else { "instance" },
         "redis": redis(gateway),
@@ -102,6 +103,9 @@ fn per_second(before: u64, now: u64, seconds: f64) -> f64 {
 struct Lately {
     overhead: Vec<u64>,
     models: HashMap<String, OfModel>,
+    /// How many are remembered, and how long ago the first of them ended.
+    remembered: u64,
+    oldest: Duration,
 }
 
 #[derive(Default)]
@@ -113,7 +117,9 @@ struct OfModel {
 
 impl Lately {
     fn add(&mut self, ended: &Ended) {
-        if ended.at.elapsed() > LATELY {
+        let age = ended.at.elapsed();
+        (self.remembered, self.oldest) = (self.remembered + 1, self.oldest.max(age));
+        if age > LATELY {
             return;
         }
         let micros = |took: Duration| u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
@@ -127,6 +133,12 @@ impl Lately {
         of.requests += 1;
         of.upstream.extend(ended.upstream.map(micros));
         of.first_token.extend(ended.first_token.map(micros));
+    }
+
+    /// The time these are the requests of: all of it, unless they are more than are remembered.
+    fn span(&self, uptime: Duration) -> Duration {
+        let known = if self.remembered < KEPT { uptime } else { self.oldest };
+        known.min(LATELY)
     }
 }
 
@@ -143,7 +155,7 @@ fn spread(micros: &mut [u64]) -> Value {
 }
 
 /// Those that were used most lately, by name where nobody did.
-fn models(now: &Snapshot, lately: &mut HashMap<String, OfModel>) -> Vec<Value> {
+fn models(now: &Snapshot, lately: &mut HashMap<String, OfModel>, span: f64) -> Vec<Value> {
     let own = now.models().filter(|(name, model)| *name == &*model.name);
     let mut found: Vec<(&Model, OfModel)> =
         own.map(|(name, model)| (&**model, lately.remove(name).unwrap_or_default())).collect();
@@ -160,7 +172,7 @@ fn models(now: &Snapshot, lately: &mut HashMap<String, OfModel>) -> Vec<Value> {
             "providers": deployments.len(),
             "healthy": healthy.count(),
             "in_flight": deployments.iter().map(|deployment| deployment.in_flight.count()).sum::<u64>(),
-            "requests": of.requests,
+            "requests_per_second": per_second(0, of.requests, span),
             "upstream_ms": spread(&mut of.upstream),
             "first_token_ms": spread(&mut of.first_token),
         })
