@@ -66,7 +66,7 @@ pub(super) fn run(options: &Options) -> Outcome {
                     note(&format!("{count} requests ended too fast to be told of"))
                 }
                 Heard::Told(Told::Figures(_)) => true,
-                Heard::Gone(why, wait) => note(&format!("{}; trying again in {wait:?}", plain(&why))),
+                Heard::Gone(why, wait) => note(&format!("{why}; trying again in {wait:?}")),
                 Heard::Back => {
                     note("listening again: requests that ended meanwhile are in `GET /admin/requests`")
                 }

@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Args;
+use rustix::stdio::{stdin, stdout};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -13,7 +14,6 @@ use self::frame::{Line, frame};
 use super::client::{Admin, Connection, Heard, Listener, Told};
 use super::paint::Colours;
 use super::screen::{self, Screen};
-use super::table::plain;
 use super::{Outcome, Stopped, exit};
 
 #[derive(Args)]
@@ -68,7 +68,7 @@ async fn text(admin: &Admin, listener: &mut Listener<'_>, once: bool) -> Outcome
             Heard::Gone(why, _) if !admin.is_json() || once => {
                 return Err(Stopped::new(exit::UNAVAILABLE, why));
             }
-            Heard::Gone(why, wait) => eprintln!("top: {}; trying again in {wait:?}", plain(&why)),
+            Heard::Gone(why, wait) => eprintln!("top: {why}; trying again in {wait:?}"),
         }
     }
 }
@@ -80,8 +80,8 @@ async fn watch(listener: &mut Listener<'_>, colours: bool) -> Outcome {
     let mut terminated = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut hung_up = signal(SignalKind::hangup()).map_err(failed)?;
-    let screen = Screen::enter().map_err(failed)?;
-    let mut keys = screen::keys().map_err(failed)?;
+    let screen = Screen::enter(stdin(), stdout()).map_err(failed)?;
+    let mut keys = screen::keys(stdin()).map_err(failed)?;
     let (mut figures, mut note) = (Value::Null, "waiting for the first second".to_owned());
     loop {
         let (width, height) = screen.size();
@@ -97,7 +97,7 @@ async fn watch(listener: &mut Listener<'_>, colours: bool) -> Outcome {
             heard = listener.next() => match heard? {
                 Heard::Told(Told::Figures(told)) => (figures, note) = (told, String::new()),
                 Heard::Told(_) => {}
-                Heard::Gone(why, wait) => note = format!("{}; trying again in {wait:?}", plain(&why)),
+                Heard::Gone(why, wait) => note = format!("trying again in {wait:?}: {why}"),
                 Heard::Back => note = "there again".to_owned(),
             },
             _ = resized.recv() => {}

@@ -56,10 +56,11 @@ struct Stream {
     ready: VecDeque<Event>,
 }
 
-/// Why there is no stream, and whether there may be one later.
+/// Why there is no stream.
 struct Refused {
     why: Stopped,
-    passing: bool,
+    /// The same in a few words, where there may be one later.
+    passing: Option<String>,
 }
 
 impl<'a> Listener<'a> {
@@ -90,8 +91,8 @@ impl<'a> Listener<'a> {
                         self.state = State::Open(stream);
                         Ok(Heard::Back)
                     }
-                    Err(Refused { why, passing: true }) => Ok(self.gone(why.message, again)),
-                    Err(Refused { why, .. }) => Err(why),
+                    Err(Refused { passing: Some(why), .. }) => Ok(self.gone(why, again)),
+                    Err(Refused { why, passing: None }) => Err(why),
                 }
             }
         }
@@ -105,8 +106,8 @@ impl<'a> Listener<'a> {
 
 impl Admin {
     async fn listen(&self, query: &[(&str, &str)]) -> Result<Box<Stream>, Refused> {
-        let final_word = |why| Refused { why, passing: false };
-        let passing = |why: &str| Refused { why: self.unreachable(true, why), passing: true };
+        let final_word = |why| Refused { why, passing: None };
+        let passing = |why: &str| Refused { why: self.unreachable(true, why), passing: Some(plain(why)) };
         let request = self.request(&Method::GET, &["events"], query, None).map_err(final_word)?;
         let answered = timeout(PATIENCE, self.client.request(request)).await;
         let answered = answered.map_err(|_| passing(&format!("no answer within {PATIENCE:?}")))?;
@@ -119,7 +120,7 @@ impl Admin {
         let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
         let is_passing = head.status.is_server_error() || head.status == StatusCode::TOO_MANY_REQUESTS;
         match self.judge(head.status, is_problem(&head.headers), &body) {
-            Err(why) => Err(Refused { why, passing: is_passing }),
+            Err(why) => Err(Refused { passing: is_passing.then(|| why.message.clone()), why }),
             Ok(_) => Err(final_word(self.strange(&format!("status {}", head.status.as_u16())))),
         }
     }
