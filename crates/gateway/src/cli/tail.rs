@@ -35,12 +35,12 @@ pub(super) struct Options {
 const COLUMNS: [(&str, usize); 8] = [
     ("TIME", 12),
     ("STATUS", 6),
-    ("USER", 12),
-    ("MODEL", 16),
-    ("PROVIDER", 12),
-    ("TOKENS", 11),
-    ("LATENCY", 9),
-    ("FIRST", 9),
+    ("USER", 10),
+    ("MODEL", 12),
+    ("PROVIDER", 10),
+    ("TOKENS", 9),
+    ("LATENCY", 8),
+    ("FIRST", 8),
 ];
 
 pub(super) fn run(options: &Options) -> Outcome {
@@ -95,10 +95,10 @@ fn note(text: &str) -> bool {
 
 fn header() -> String {
     let names = COLUMNS.map(|(name, width)| format!("{name:<width$}"));
-    format!("{}  REQUEST", names.join("  "))
+    format!("{}  ENDPOINT", names.join("  "))
 }
 
-/// `20:44:35.069  429     bob           chat              -             -            0.3 ms     -          POST /v1/… why`
+/// What the columns say, then the endpoint, then why it was not answered as it should be.
 fn shown(request: &Value, colours: bool) -> String {
     let status = request["status"].as_u64().unwrap_or(0);
     let cells = [
@@ -121,7 +121,8 @@ fn shown(request: &Value, colours: bool) -> String {
         if colours && index == 1 { colour.paint(&padded) } else { padded }
     });
     let mut line = columns.collect::<Vec<_>>().join("  ");
-    line.push_str(&format!("  {} {}", cell(&request["method"]), cell(&request["endpoint"])));
+    line.push_str("  ");
+    line.push_str(&cell(&request["endpoint"]));
     let why = match (&request["rule"], &request["code"]) {
         (Value::Null, Value::Null) => request["outcome"].as_str().filter(|outcome| *outcome != "done"),
         (Value::Null, code) => code.as_str(),
@@ -178,7 +179,7 @@ mod tests {
             "latency_ms": 1234.5, "first_token_ms": 98.76, "method": "POST",
             "endpoint": "/v1/chat/completions", "rule": null, "code": null, "outcome": "done",
         });
-        let answered = "10:30:00.069  200     alice         chat              openai        ~12+345      1234 ms    98.8 ms    POST /v1/chat/completions";
+        let answered = "10:30:00.069  200     alice       chat          openai      ~12+345    1234 ms   98.8 ms   /v1/chat/completions";
         assert_eq!(shown(&request, false), answered);
         let column = |line: &str, word: &str| line.find(word).expect("it is there");
         assert_eq!(column(&header(), "LATENCY"), column(answered, "1234 ms"));
