@@ -164,7 +164,9 @@ impl ResilientStore {
             listener: options.listener,
             redis,
         });
-        drop(runtime.spawn(healing::notice(Arc::downgrade(&inner), inner.redis.masters_changed())));
+        for changes in [inner.redis.masters_changed(), inner.redis.connections()] {
+            drop(runtime.spawn(keeper::notice(Arc::downgrade(&inner), changes)));
+        }
         drop(runtime.spawn(keeper::keep(Arc::downgrade(&inner), wake)));
         ResilientStore(inner)
     }

@@ -56,7 +56,7 @@ async fn frozen_and_back() {
     }
     for store in &stores {
         assert_eq!(store.counts().opened, 1);
-        assert_eq!((store.counts().charges_lost, store.counts().forgotten), (0, 0));
+        assert_eq!((store.counts().charges_unsure, store.counts().forgotten), (0, 0));
     }
 }
 

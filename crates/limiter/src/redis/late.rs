@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ::redis::Value;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::RedisStore;
 use super::pack::Packer;
@@ -37,6 +38,8 @@ pub(crate) struct Charged {
     pub(crate) life: u64,
     /// To give some of it back.
     pub(crate) receipt: Receipt,
+    /// It was charged under this number before, so not again.
+    pub(crate) before: bool,
 }
 
 /// What a heartbeat was answered.
@@ -55,6 +58,8 @@ pub(crate) struct Late {
     pub(crate) limit: Arc<Limit>,
     pub(crate) subject: Subject,
     pub(crate) amount: u64,
+    /// More than those before of the same process.
+    pub(crate) number: u64,
 }
 
 impl RedisStore {
@@ -72,6 +77,16 @@ impl RedisStore {
     /// Whether one of several masters answers, whatever the others do.
     pub(crate) fn answers_in_part(&self) -> bool {
         self.0.connection.answers_in_part()
+    }
+
+    /// Gives up connections that do not answer, of runtimes that [joined](RedisStore::join_runtime).
+    pub(crate) async fn check_lanes(&self) {
+        self.0.connection.check_lanes().await;
+    }
+
+    /// Counts the connections that were made.
+    pub(crate) fn connections(&self) -> watch::Receiver<u64> {
+        self.0.connection.connections()
     }
 
     /// Says that `instance` lives, for as long as this.
@@ -113,17 +128,23 @@ impl RedisStore {
         Arc::new(Held::new(self.clone(), vec![Some(receipt)]))
     }
 
-    /// Charges unconditionally, like a settlement that used more than was reserved. Sent once. Returns the store's
-    /// time, and what became of each counter.
-    pub(crate) async fn charge_late(&self, late: &[Late]) -> Result<(Millis, Vec<Charged>), StoreError> {
-        let standings: Vec<Standing> = late.iter().map(|late| standing(late, 0)).collect();
+    /// Charges unconditionally, like a settlement that used more than was reserved; but nothing that `instance` has
+    /// charged under the same number or a later one before. Sent once. Returns the store's time, and what became of
+    /// each counter.
+    pub(crate) async fn charge_late(
+        &self,
+        instance: &str,
+        late: &[Late],
+    ) -> Result<(Millis, Vec<Charged>), StoreError> {
+        let standing = |late: &Late| standing(&late.limit, &late.subject, 0);
+        let standings: Vec<Standing> = late.iter().map(standing).collect();
         let epochs = Some(&self.0.epochs);
         let plan = Plan::of_standings(&self.0.prefix, epochs, &standings.iter().collect::<Vec<_>>())?;
         let life = self.0.life();
         let nothing = |rate| State::new(rate, life).charge(rate, Millis::ZERO, 0);
         let width = late.first().map_or(0, |late| 2 + nothing(late.limit.rate()).numbers().len());
         let mut order = Packer::default();
-        order.list(3);
+        order.list(5);
         order.number(life);
         order.list(width * late.len());
         for (late, place) in late.iter().zip(&plan.places) {
@@ -133,6 +154,9 @@ impl RedisStore {
             order.number(late.amount.min(super::AMOUNT_MAX));
         }
         order.number(plan.epochs as u64);
+        order.text(instance);
+        order.list(late.len());
+        late.iter().for_each(|late| order.number(late.number));
         plan.subjects().iter().for_each(|key| self.0.forget(key));
         let now = self.0.time_given();
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
@@ -141,31 +165,34 @@ impl RedisStore {
         let Value::Array(parts) = reply else {
             return Err(StoreError::Reply("no list".into()));
         };
-        // The time comes first, the counters last.
-        let states = parts.len().checked_sub(plan.counters).filter(|first| *first > 0);
-        let (Some(Value::Int(now)), Some(states)) = (parts.first(), states) else {
-            return Err(StoreError::Reply("not a time and counters".into()));
+        let [Value::Int(now), Value::Array(before), states @ ..] = &parts[..] else {
+            return Err(StoreError::Reply("not a time, what was charged before and counters".into()));
         };
+        if before.len() != late.len() {
+            return Err(StoreError::Reply("another number of charges than was sent".into()));
+        }
         let rates = late.iter().map(|late| late.limit.rate());
-        let mut counters = Counters::read(&plan, rates, *now, &parts[states..], life)?;
+        let mut counters = Counters::read(&plan, rates, *now, states, life)?;
         let now = counters.now;
-        let readings = late.iter().zip(&plan.places).map(|(late, place)| {
+        let readings = late.iter().zip(&plan.places).zip(before).map(|((late, place), before)| {
             let rate = late.limit.rate();
             let state = counters.state(*place);
             state.redate(rate, now);
-            let charged = state.correct(rate, now, &nothing(rate), late.amount).charged;
+            let before = matches!(before, Value::Int(1..));
+            let amount = if before { 0 } else { late.amount };
+            let charged = state.correct(rate, now, &nothing(rate), amount).charged;
             let receipt = state.receipt(charged);
-            Charged { reading: state.reading(rate, now), life: state.life(), receipt }
+            Charged { reading: state.reading(rate, now), life: state.life(), receipt, before }
         });
         Ok((now, readings.collect()))
     }
 }
 
 /// As if so much had been reserved.
-pub(crate) fn standing(late: &Late, requested: u64) -> Standing {
+pub(crate) fn standing(limit: &Arc<Limit>, subject: &Subject, requested: u64) -> Standing {
     Standing {
-        limit: Arc::clone(&late.limit),
-        subject: late.subject.clone(),
+        limit: Arc::clone(limit),
+        subject: subject.clone(),
         requested,
         taken: true,
         used: 0,

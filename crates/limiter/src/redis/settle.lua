@@ -4,8 +4,10 @@
 -- KEYS      a hash per subject, the set of leases of each that has calls in flight, and the key of the epoch
 -- ARGV[1]   the counters, as in `load`
 -- ARGV[2]   {life, settlements, epochs}; of each: its counter, the receipt (life, generation, amount, time, debt,
---           refunded, lease), and the actual amount; the rest as for charges
--- Returns   the time, what each settlement gave back of calls in flight, and the counters as they were found.
+--           refunded, lease), and the actual amount; the rest as for charges. Of what an instance charges late also its
+--           name and the numbers of these charges: what it has charged under this number or a later one stays as it is
+-- Returns   the time, what each settlement gave back of calls in flight, or 1 for what was charged late before, and the
+--           counters as they were found.
 
 local counters, order = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
 
@@ -80,12 +82,33 @@ local function correct(c, life, generation, amount, taken, debt, refunded, numbe
     return ended
 end
 
+-- What an instance charged late last, beside EXPIRY.
+local NUMBER = 2
+local instance, numbers, records = order[4], order[5], {}
+
+-- A counter is there from now on, charged or not, and so is the number: what arrives later under it comes too late.
+local function correct_once(c, number, ...)
+    local name = 'late:' .. instance .. ':' .. c[FIELD]
+    local record = redis.call('HMGET', KEYS[c[KEY]], name)[1]
+    if record and cmsgpack.unpack(record)[NUMBER] >= number then return 1 end
+    correct(c, ...)
+    c.written = true
+    records[#records + 1] = { KEYS[c[KEY]], name, cmsgpack.pack({ expiry(c), number }) }
+    return 0
+end
+
 local reply = load(counters, now, order[1], order[3])
 local settlements, ended = order[2], {}
 for at = 1, #settlements, 9 do
-    ended[#ended + 1] = correct(counters[settlements[at]], unpack(settlements, at + 1, at + 8))
+    local c = counters[settlements[at]]
+    if instance then
+        ended[#ended + 1] = correct_once(c, numbers[#ended + 1], unpack(settlements, at + 1, at + 8))
+    else
+        ended[#ended + 1] = correct(c, unpack(settlements, at + 1, at + 8))
+    end
 end
 save(counters, now)
+for _, record in ipairs(records) do redis.call('HSET', unpack(record)) end
 table.insert(reply, 1, ended)
 table.insert(reply, 1, now)
 return reply

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -13,8 +13,8 @@ use super::circuit::Failure;
 use super::counts::add;
 use super::ledger::Debt;
 use super::{Inner, is_silence};
-use crate::clock::{Clock, Millis};
-use crate::redis::{Beat, Late};
+use crate::clock::Millis;
+use crate::redis::{Beat, Charged, Late};
 use crate::store::StoreError;
 
 /// Between two heartbeats.
@@ -51,6 +51,14 @@ pub(super) async fn keep(store: Weak<Inner>, wake: Arc<Notify>) {
         sleep(TURN_PAUSE).await;
         // Woken or not, the next turn comes.
         let _ = timeout(pause, wake.notified()).await;
+    }
+}
+
+/// Wakes the keeper when there is another master, or another connection.
+pub(super) async fn notice(store: Weak<Inner>, mut changes: watch::Receiver<u64>) {
+    while changes.changed().await.is_ok() {
+        let Some(store) = store.upgrade() else { return };
+        store.wake.notify_one();
     }
 }
 
@@ -93,6 +101,10 @@ impl Inner {
         match self.settle_up(Instant::now() + SETTLE_UP_MAX).await {
             Ok(()) => {
                 self.hand_over();
+                if self.is_open() {
+                    // Whoever asks on one of these is not to be the one who finds out.
+                    self.redis.check_lanes().await;
+                }
                 self.close();
             }
             Err(error) if self.is_open() => return self.still_failing(&error),
@@ -159,35 +171,40 @@ impl Inner {
         while !rest.is_empty() {
             let (now, later) = rest.split_at(rest.len().min(COUNTERS_AT_ONCE));
             let late: Vec<Late> = now.iter().map(Late::from).collect();
-            match self.redis.charge_late(&late).await {
+            match self.redis.charge_late(&self.name, &late).await {
                 Ok((at, charged)) => {
-                    for (debt, charged) in now.iter().zip(charged) {
-                        self.ledger.paid(debt, at, Some(charged.receipt));
-                        let level = (charged.reading.used, charged.reading.reset);
-                        if self.mirror.put(&debt.limit, &debt.subject, level, at, charged.life) {
-                            self.has_lost();
-                        }
-                        add(&self.tally.charged_late, debt.amount);
-                    }
+                    now.iter().zip(charged).for_each(|(debt, charged)| self.charged(debt, at, charged));
                 }
                 Err(StoreError::Refused { .. }) => {
                     add(&self.tally.failures[Failure::Refused as usize], 1);
                     return Ok(rest.to_vec());
                 }
                 Err(error) => {
-                    let lost = error.outcome_unknown();
-                    if lost {
-                        // It may have been charged: what is sent once is not sent again.
-                        now.iter().for_each(|debt| self.ledger.paid(debt, self.clock.now(), None));
-                        add(&self.tally.charges_lost, now.len() as u64);
+                    if error.outcome_unknown() {
+                        now.iter().for_each(|debt| self.ledger.unsure(debt));
+                        let first = now.iter().filter(|debt| !debt.is_question);
+                        add(&self.tally.charges_unsure, first.count() as u64);
                     }
-                    self.owed_again(if lost { later } else { rest });
+                    self.owed_again(rest);
                     return Err(error);
                 }
             }
             rest = later;
         }
         Ok(Vec::new())
+    }
+
+    fn charged(&self, debt: &Debt, at: Millis, charged: Charged) {
+        if debt.is_question {
+            self.ledger.answered(debt, charged.before);
+        } else {
+            self.ledger.paid(debt, at, charged.receipt);
+            add(&self.tally.charged_late, debt.amount);
+        }
+        let level = (charged.reading.used, charged.reading.reset);
+        if self.mirror.put(&debt.limit, &debt.subject, level, at, charged.life) {
+            self.has_lost();
+        }
     }
 
     fn owed_again(&self, debts: &[Debt]) {
@@ -197,6 +214,7 @@ impl Inner {
 
 impl From<&Debt> for Late {
     fn from(debt: &Debt) -> Late {
-        Late { limit: Arc::clone(&debt.limit), subject: debt.subject.clone(), amount: debt.amount }
+        let (limit, subject) = (Arc::clone(&debt.limit), debt.subject.clone());
+        Late { limit, subject, amount: debt.amount, number: debt.order }
     }
 }
