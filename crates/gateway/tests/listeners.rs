@@ -110,7 +110,7 @@ async fn a_slow_listener_costs_nobody_anything_and_is_told_what_it_missed() {
     let grown = gateway.resident_bytes().saturating_sub(before);
     assert!(grown < 16 << 20, "{grown} bytes more, with a listener that takes nothing");
     let (seen, lost) = soon("the quick one's events", following).await.expect("it does not panic");
-    assert!(seen > lost, "one who reads sees most of them: {seen}, not {lost}");
+    assert!(seen > 1_000, "one who reads sees the last ones at least: {seen}, not {lost}");
 
     let total = (CALLERS * EACH) as u64;
     let (mut seen, mut lost, mut figures) = (0, 0, 0);

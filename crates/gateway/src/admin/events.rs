@@ -28,7 +28,7 @@ pub(super) const PARAMETERS: &[&str] =
     &["figures", "requests", "status", "user", "api_key", "model", "rule", "refused"];
 
 /// How often it is looked whether requests have ended.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// After so long a silence there is a comment, so that nobody in between takes the connection for dead.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Requests are told of together up to this size.
