@@ -19,17 +19,19 @@ use crate::scope::Subject;
 use crate::spec::{Reading, Receipt, Retry, State};
 use crate::store::StoreError;
 
-/// Writes an instance among those that live, by the server's time, and counts them. A write, so that a server which
-/// answers but takes no writes (full, a replica) is not taken for one that is well; and the first thing, because a
-/// script that has written anything is let through by a server that is full.
+/// Writes an instance among those that live, by the server's time, and counts them, and those that were written since a
+/// time. A write, so that a server which answers but takes no writes (full, a replica) is not taken for one that is
+/// well; and the first thing, because a script that has written anything is let through by a server that is full. One
+/// that only asks, or was under way for so long that nobody waits for it any more, writes a time that is always over.
 const BEAT: &str = "
 local time = redis.call('TIME')
 local now, live = time[1] * 1000 + math.floor(time[2] / 1000), tonumber(ARGV[2])
-local new = redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+local at = now <= tonumber(ARGV[3]) and now or 0
+local new = redis.call('ZADD', KEYS[1], 'GT', string.format('%.0f', at), ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - live))
 redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('%.0f', now + live), '+inf')
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return { now, redis.call('ZCARD', KEYS[1]), new }
+return { now, redis.call('ZCARD', KEYS[1]), redis.call('ZCOUNT', KEYS[1], ARGV[4], '+inf'), new }
 ";
 
 /// A counter that was charged late.
@@ -48,6 +50,8 @@ pub(crate) struct Beat {
     pub(crate) now: Millis,
     /// How many instances live.
     pub(crate) count: u64,
+    /// How many of them have said so since the time that was asked about.
+    pub(crate) since: u64,
     /// Whether this one was not among them.
     pub(crate) new: bool,
 }
@@ -89,18 +93,29 @@ impl RedisStore {
         self.0.connection.connections()
     }
 
-    /// Says that `instance` lives, for as long as this.
-    pub(crate) async fn beat(&self, instance: &str, live: Millis) -> Result<Beat, StoreError> {
+    /// Says that `instance` lives, for as long as this, if the store hears it before its time is `until`; and asks who
+    /// has done so since a time.
+    pub(crate) async fn beat(
+        &self,
+        instance: &str,
+        live: Millis,
+        until: Millis,
+        since: Millis,
+    ) -> Result<Beat, StoreError> {
         let mut command = ::redis::cmd("EVAL");
         let key = format!("{}:ctl:instances", self.0.prefix);
         command.arg(BEAT).arg(1).arg(&key);
         command.arg(instance).arg(live.get());
+        // Another clock than the server's says nothing about its time.
+        let until =
+            if self.0.clock.is_some() && until > Millis::ZERO { Millis(u64::MAX >> 11) } else { until };
+        command.arg(until.get()).arg(since.get());
         let reply = self.0.connection.command(&key, &command).await?;
         let Value::Array(parts) = &reply else {
             return Err(StoreError::Reply("no list".into()));
         };
-        let &[Value::Int(now), Value::Int(count), Value::Int(new)] = &parts[..] else {
-            return Err(StoreError::Reply("not a time and two counts".into()));
+        let &[Value::Int(now), Value::Int(count), Value::Int(since), Value::Int(new)] = &parts[..] else {
+            return Err(StoreError::Reply("not a time and three counts".into()));
         };
         let positive =
             |number: i64| u64::try_from(number).map_err(|_| StoreError::Reply("a count below 0".into()));
@@ -108,7 +123,7 @@ impl RedisStore {
             Some(clock) => clock.now(),
             None => Millis(positive(now)?),
         };
-        Ok(Beat { now, count: positive(count)?, new: new > 0 })
+        Ok(Beat { now, count: positive(count)?, since: positive(since)?, new: new > 0 })
     }
 
     /// This store's side of calls in flight that somebody else granted: it holds them from their first renewal on,

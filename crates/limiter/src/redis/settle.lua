@@ -82,18 +82,21 @@ local function correct(c, life, generation, amount, taken, debt, refunded, numbe
     return ended
 end
 
--- What an instance charged late last, beside EXPIRY.
-local NUMBER = 2
+-- What an instance was to charge late last, beside EXPIRY: its number, and 1 if it was charged.
+local NUMBER, CHARGED = 2, 3
 local instance, numbers, records = order[4], order[5], {}
 
--- A counter is there from now on, charged or not, and so is the number: what arrives later under it comes too late.
-local function correct_once(c, number, ...)
+-- Says whether it was charged before. A counter is there from now on, charged or not, and so is the number: what arrives
+-- later under it comes too late.
+local function charge_once(c, number, settlement)
     local name = 'late:' .. instance .. ':' .. c[FIELD]
     local record = redis.call('HMGET', KEYS[c[KEY]], name)[1]
-    if record and cmsgpack.unpack(record)[NUMBER] >= number then return 1 end
-    correct(c, ...)
+    record = record and cmsgpack.unpack(record)
+    if record and record[NUMBER] >= number then return record[CHARGED] end
+    correct(c, unpack(settlement))
     c.written = true
-    records[#records + 1] = { KEYS[c[KEY]], name, cmsgpack.pack({ expiry(c), number }) }
+    local charged = settlement[#settlement] > 0 and 1 or 0
+    records[#records + 1] = { KEYS[c[KEY]], name, cmsgpack.pack({ expiry(c), number, charged }) }
     return 0
 end
 
@@ -102,7 +105,7 @@ local settlements, ended = order[2], {}
 for at = 1, #settlements, 9 do
     local c = counters[settlements[at]]
     if instance then
-        ended[#ended + 1] = correct_once(c, numbers[#ended + 1], unpack(settlements, at + 1, at + 8))
+        ended[#ended + 1] = charge_once(c, numbers[#ended + 1], { unpack(settlements, at + 1, at + 8) })
     else
         ended[#ended + 1] = correct(c, unpack(settlements, at + 1, at + 8))
     end
