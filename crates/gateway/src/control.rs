@@ -31,7 +31,7 @@ pub use self::records::{
     Ban, BanSubject, Clear, Drain, KeyRecord, LimitOverride, Previous, Stored, UserRecord,
 };
 use self::redis::{Redis, Synced};
-pub use self::time::Time;
+pub use self::time::{Time, precise};
 use self::value::Row;
 pub use self::value::{Author, Change, Control, Kind, Record, Table};
 use crate::config::Config;
