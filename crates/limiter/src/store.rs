@@ -12,6 +12,10 @@ use crate::scope::Subject;
 /// An answer on its way.
 pub type Answer<'s, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 's>>;
 
+/// The most charges of one request: a shared store decides about no more together. Who compiles rules into limits sees to it
+/// that nobody meets more.
+pub const CHARGES_MAX: usize = 16;
+
 /// Where counters are kept.
 ///
 /// A trait object rather than an enum: stores wrap stores (one that survives the failure of another, one that leases

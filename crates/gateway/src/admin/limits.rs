@@ -1,5 +1,7 @@
 //! `/admin/limits`: the rules that hold, and rules of operators over those of the file.
 
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
@@ -12,20 +14,23 @@ use super::fields::Fields;
 use super::problem::{Fault, Problem};
 use super::{Ask, Reply, Shared};
 use crate::Gateway;
-use crate::config::{self, Match, Rule};
+use crate::config::{self, Config, Match, Rule};
 use crate::control::{self, Change, Control, LimitOverride, Record, Time};
+use crate::snapshot::Snapshot;
 
 /// Rules that can be kept over those of the file.
 const OVERRIDES_MAX: usize = 1_000;
 
-/// `GET /admin/limits?limit=&cursor=`: by name.
+/// `GET /admin/limits?limit=&cursor=`: by name; those of operators that are not in force, too.
 pub(super) async fn list(State(gateway): Shared, ask: Ask) -> Reply {
     let (page, now) = (ask.page()?, gateway.snapshot.load_full());
-    let mut rules: Vec<&Rule> = now.rules().iter().collect();
-    rules.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-    let later =
-        rules.into_iter().filter(|rule| page.after.as_deref().is_none_or(|after| *rule.name > *after));
-    let entries = later.map(|rule| (rule.name.clone(), shown(rule, over(&now.control, &rule.name))));
+    let named = now.rules().iter().map(|rule| (rule.name.as_str(), Some(rule)));
+    let aside = now.merged.aside.iter().map(|aside| (aside.name.as_str(), None));
+    let mut rules: BTreeMap<&str, Option<&Rule>> = aside.collect();
+    rules.extend(named);
+    let later = page.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+    let entries = rules.range::<str, _>((later, Bound::Unbounded));
+    let entries = entries.map(|(&name, rule)| (name.to_owned(), in_force(&now, name, *rule).0));
     Ok(json(StatusCode::OK, &page.of(entries)))
 }
 
@@ -33,10 +38,11 @@ pub(super) async fn list(State(gateway): Shared, ask: Ask) -> Reply {
 pub(super) async fn show(State(gateway): Shared, Path(name): Path<String>) -> Reply {
     let now = gateway.snapshot.load_full();
     let rule = now.rules().iter().find(|rule| rule.name == name);
-    let rule = rule.ok_or_else(|| Problem::absent("limit", &name))?;
-    let over = over(&now.control, &name);
-    let version = over.map_or(0, |over| over.version);
-    Ok(record(StatusCode::OK, &shown(rule, over), version))
+    if rule.is_none() && !now.merged.aside.iter().any(|aside| aside.name == name) {
+        return Err(Problem::absent("limit", &name));
+    }
+    let (shown, version) = in_force(&now, &name, rule);
+    Ok(record(StatusCode::OK, &shown, version))
 }
 
 /// `PUT /admin/limits/{name}`: as an entry of `limits` in the file, without its name, and with `expires` or `expires_in`.
@@ -50,7 +56,7 @@ pub(super) async fn put(State(gateway): Shared, Path(name): Path<String>, ask: A
         if spec.shift_remove("name").is_some_and(|said| said != *name) {
             return Err(Problem::field("name", "is not that of the path"));
         }
-        set(&gateway, &ask, now, &name, spec, expires)
+        set(&gateway, &ask, now, ("limit", &name), spec, expires)
     })
     .await?;
     Ok(record(StatusCode::OK, &made, version))
@@ -67,6 +73,8 @@ pub(super) async fn delete(State(gateway): Shared, Path(name): Path<String>, ask
             });
         };
         ask.still(over)?;
+        let config = &gateway.snapshot.load().config;
+        fits("name", config, now, &now.with_record::<LimitOverride>(&name, None))?;
         let mut change = Change::default();
         change.delete::<LimitOverride>("limits.delete", now, &name);
         Ok((change, ()))
@@ -75,12 +83,12 @@ pub(super) async fn delete(State(gateway): Shared, Path(name): Path<String>, ask
     Ok(gone())
 }
 
-/// Sets a rule over those of the file.
+/// Sets a rule over those of the file; `field` is what to change where a request would meet too many limits.
 pub(super) fn set(
     gateway: &Arc<Gateway>,
     ask: &Ask,
     now: &Control,
-    name: &str,
+    (field, name): (&str, &str),
     spec: Map<String, Value>,
     expires: Option<Time>,
 ) -> Result<(Change, (Value, u64)), Problem> {
@@ -94,6 +102,7 @@ pub(super) fn set(
     let rule = config::over_rule(config, &control::known(config, now), name, &spec);
     let rule = rule.map_err(|problems| Problem::fields(problems.into_iter().map(Fault::from).collect()))?;
     let over = LimitOverride { spec, expires, created: Time::now() };
+    fits(field, config, now, &now.with_record(name, Some(over.clone())))?;
     let mut change = Change::default();
     let is_past = |(there, over): &(&String, &Arc<Record<LimitOverride>>)| {
         there.as_str() != name && !over.value.holds()
@@ -104,9 +113,32 @@ pub(super) fn set(
     Ok((change, (shown(&rule, Some(&Record { version, value: over })), version)))
 }
 
+/// Refuses rules of which one request could meet too many.
+fn fits(field: &str, config: &Config, now: &Control, next: &Control) -> Result<(), Problem> {
+    control::fits((config, now), (config, next)).map_err(|overlap| Problem::overlap(field, &overlap))
+}
+
 /// The rule of an operator that holds under a name.
 fn over<'a>(control: &'a Control, name: &str) -> Option<&'a Record<LimitOverride>> {
     control.limits.get(name).map(|over| &**over).filter(|over| over.value.holds())
+}
+
+/// What holds under a name, and the version of what an operator said of it. A rule of an operator that is put aside is
+/// told of in `aside`, beside the rule of the file that holds instead, if there is one.
+fn in_force(now: &Snapshot, name: &str, rule: Option<&Rule>) -> (Value, u64) {
+    let over = over(&now.control, name);
+    let aside = now.merged.aside.iter().find(|aside| aside.name == name);
+    let version = over.map_or(0, |over| over.version);
+    let mut shown = match rule {
+        Some(rule) => shown(rule, over.filter(|_| aside.is_none())),
+        None => json!({ "name": name, "source": "admin", "match": {}, "per": "global", "deny": false,
+                        "shadow": false, "limits": [] }),
+    };
+    if let (Some(aside), Some(over)) = (aside, over) {
+        shown["aside"] = json!({ "why": aside.why, "rule": over.value.spec });
+        shown["version"] = version.into();
+    }
+    (shown, version)
 }
 
 fn shown(rule: &Rule, over: Option<&Record<LimitOverride>>) -> Value {

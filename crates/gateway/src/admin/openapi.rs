@@ -36,6 +36,7 @@ const SCHEMAS: &[Schema] = &[
             ("expires", "time?"),
             ("revoked", "time?"),
             ("previous", "object?"),
+            ("displaced", "string?"),
             ("version", "integer"),
         ],
     ),
@@ -108,6 +109,7 @@ const SCHEMAS: &[Schema] = &[
             ("created", "time?"),
             ("expires", "time?"),
             ("version", "integer?"),
+            ("aside", "object?"),
         ],
     ),
     (

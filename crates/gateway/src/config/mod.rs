@@ -11,6 +11,7 @@ mod keys;
 mod kind;
 mod load;
 mod outside;
+mod overlap;
 mod parse;
 mod pem;
 mod problem;
@@ -33,6 +34,7 @@ pub use load::{Environment, Loaded, load};
 pub use outside::{
     Fault, Known, date, duration, key_limits, name, network, over_rule, sha256, table_of_names,
 };
+pub use overlap::{MET_MAX, Overlap, Overlaps, Who};
 pub use parse::FILE_BYTES_MAX;
 pub use problem::{Problem, Severity};
 pub use schema::schema;
