@@ -9,6 +9,7 @@ mod compile;
 mod connection;
 mod file;
 mod fleet;
+mod history;
 mod merge;
 mod mint;
 mod records;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::compile::{Bans, KEY_RULE, Keys, keys, known};
 use self::file::File;
 pub use self::fleet::{About, Slow};
+pub use self::history::{History, remember};
 pub use self::merge::{Aside, Merged, Room, fits, merged};
 pub use self::mint::{Form, Minted, form, mint};
 pub use self::records::{

@@ -100,8 +100,8 @@ impl Gateway {
         control: control::Store,
         log: Log,
     ) -> Result<Arc<Self>, Unusable> {
-        let metrics = Arc::new(Metrics::new(log.clone()));
         let Loaded { config, effective, .. } = loaded;
+        let metrics = Arc::new(Metrics::new(&config.telemetry.metrics_prefix, log.clone()));
         let limits = Limits::open(&config, &metrics)?;
         let redis = config.redis.clone();
         let made_of = snapshot::Source {

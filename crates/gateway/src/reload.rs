@@ -146,6 +146,10 @@ pub fn apply(gateway: &Gateway, loaded: Loaded) {
         let (was, is) = (address(&before.config), address(config));
         tracing::warn!(%was, %is, "dependencies.redis takes effect at the next start");
     }
+    let (was, is) = (&before.config.telemetry.metrics_prefix, &config.telemetry.metrics_prefix);
+    if was != is {
+        tracing::warn!(%was, %is, "telemetry.metrics_prefix takes effect at the next start");
+    }
     let (was, is) = (&before.config.settings, &config.settings);
     if (&was.state, was.control_poll) != (&is.state, is.control_poll) {
         tracing::warn!("settings.state and settings.control_poll take effect at the next start");

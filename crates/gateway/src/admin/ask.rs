@@ -88,13 +88,22 @@ impl Ask {
 
     /// Refuses what was decided on a version that is no more: `If-Match` (RFC 9110) against the record's `ETag`.
     pub(super) fn still<T>(&self, record: &Record<T>) -> Result<(), Problem> {
+        self.still_at(Some(record.version))
+    }
+
+    /// The same against the version that a record is at; `None`: there is none.
+    pub(super) fn still_at(&self, version: Option<u64>) -> Result<(), Problem> {
         let Some(wanted) = self.headers.get(header::IF_MATCH) else { return Ok(()) };
-        let current = etag(record.version);
+        let current = version.map(etag);
         let wanted = wanted.to_str().unwrap_or_default();
-        if wanted.split(',').map(str::trim).any(|tag| tag == "*" || tag == current) {
+        let is_it = |tag: &str| current.as_ref().is_some_and(|current| tag == "*" || tag == current);
+        if wanted.split(',').map(str::trim).any(is_it) {
             return Ok(());
         }
-        let detail = format!("it was changed meanwhile: it is {current} now");
+        let detail = match current {
+            Some(current) => format!("it was changed meanwhile: it is {current} now"),
+            None => "it is not there".to_owned(),
+        };
         Err(Problem::new(StatusCode::PRECONDITION_FAILED, detail))
     }
 }

@@ -12,7 +12,7 @@ use tollgate_limiter::Limit;
 use super::ask::{gone, json, record, write};
 use super::fields::Fields;
 use super::problem::{Fault, Problem};
-use super::{Ask, Reply, Shared};
+use super::{Ask, Reply, Shared, history};
 use crate::Gateway;
 use crate::config::{self, Config, Match, Rule};
 use crate::control::{self, Change, Control, LimitOverride, Record, Time};
@@ -35,7 +35,10 @@ pub(super) async fn list(State(gateway): Shared, ask: Ask) -> Reply {
 }
 
 /// `GET /admin/limits/{name}`
-pub(super) async fn show(State(gateway): Shared, Path(name): Path<String>) -> Reply {
+pub(super) async fn show(State(gateway): Shared, Path(name): Path<String>, ask: Ask) -> Reply {
+    if let Some(name) = history::of(&name) {
+        return history::list(&gateway, name, &ask);
+    }
     let now = gateway.snapshot.load_full();
     let rule = now.rules().iter().find(|rule| rule.name == name);
     if rule.is_none() && !now.merged.aside.iter().any(|aside| aside.name == name) {
@@ -56,7 +59,7 @@ pub(super) async fn put(State(gateway): Shared, Path(name): Path<String>, ask: A
         if spec.shift_remove("name").is_some_and(|said| said != *name) {
             return Err(Problem::field("name", "is not that of the path"));
         }
-        set(&gateway, &ask, now, ("limit", &name), spec, expires)
+        set(&gateway, &ask, now, ("limit", &name, "put"), spec, expires)
     })
     .await?;
     Ok(record(StatusCode::OK, &made, version))
@@ -64,38 +67,64 @@ pub(super) async fn put(State(gateway): Shared, Path(name): Path<String>, ask: A
 
 /// `DELETE /admin/limits/{name}`: what the file says holds again.
 pub(super) async fn delete(State(gateway): Shared, Path(name): Path<String>, ask: Ask) -> Reply {
-    write(&gateway, &ask, |now| {
-        let Some(over) = now.limits.get(&name) else {
-            let config = &gateway.snapshot.load().config;
-            return Err(match config.rules.iter().any(|rule| rule.name == name) {
-                true => Problem::conflict(format!("the rule `{name}` is in the file: change it there")),
-                false => Problem::absent("limit", &name),
-            });
-        };
-        ask.still(over)?;
-        let config = &gateway.snapshot.load().config;
-        fits("name", config, now, &now.with_record::<LimitOverride>(&name, None))?;
-        let mut change = Change::default();
-        change.delete::<LimitOverride>("limits.delete", now, &name);
-        Ok((change, ()))
-    })
-    .await?;
+    write(&gateway, &ask, |now| Ok((take_away(&gateway, &ask, now, (&name, "delete"))?, ()))).await?;
     Ok(gone())
 }
 
-/// Sets a rule over those of the file; `field` is what to change where a request would meet too many limits.
-pub(super) fn set(
-    gateway: &Arc<Gateway>,
+/// `POST /admin/limits/{name}/rollback`
+pub(super) async fn post(State(gateway): Shared, Path(name): Path<String>, ask: Ask) -> Reply {
+    history::rollback(&gateway, &name, &ask).await
+}
+
+/// Takes a rule of an operator away; `action` is what history and audit call it.
+pub(super) fn take_away(
+    gateway: &Gateway,
     ask: &Ask,
     now: &Control,
-    (field, name): (&str, &str),
+    (name, action): (&str, &'static str),
+) -> Result<Change, Problem> {
+    let config = &gateway.snapshot.load().config;
+    let Some(over) = now.limits.get(name) else {
+        return Err(match config.rules.iter().any(|rule| rule.name == name) {
+            true => Problem::conflict(format!("the rule `{name}` is in the file: change it there")),
+            false => Problem::absent("limit", name),
+        });
+    };
+    ask.still(over)?;
+    fits("name", config, now, &now.with_record::<LimitOverride>(name, None))?;
+    let mut change = Change::default();
+    change.delete::<LimitOverride>(audited(action), now, name);
+    control::remember(&mut change, now, &ask.author, (name, action), None);
+    Ok(change)
+}
+
+/// What the audit calls a change of a limit.
+fn audited(action: &str) -> &'static str {
+    match action {
+        "delete" => "limits.delete",
+        "rollback" => "limits.rollback",
+        _ => "limits.put",
+    }
+}
+
+/// Sets a rule over those of the file; `field` is what to change where a request would meet too many limits, `action` what
+/// history and audit call it.
+pub(super) fn set(
+    gateway: &Gateway,
+    ask: &Ask,
+    now: &Control,
+    (field, name, action): (&str, &str, &str),
     spec: Map<String, Value>,
     expires: Option<Time>,
 ) -> Result<(Change, (Value, u64)), Problem> {
     let config = &gateway.snapshot.load().config;
     if let Some(before) = now.limits.get(name) {
         ask.still(before)?;
-    } else if now.limits.len() >= OVERRIDES_MAX {
+    } else {
+        // Of a rule of the file the version is 0.
+        ask.still_at(config.rules.iter().any(|rule| rule.name == name).then_some(0))?;
+    }
+    if !now.limits.contains_key(name) && now.limits.len() >= OVERRIDES_MAX {
         return Err(Problem::conflict(format!("there are {OVERRIDES_MAX} limits of operators at most")));
     }
     let spec = Value::Object(spec);
@@ -108,7 +137,8 @@ pub(super) fn set(
         there.as_str() != name && !over.value.holds()
     };
     now.limits.iter().filter(is_past).for_each(|(name, _)| change.forget::<LimitOverride>(name));
-    change.put("limits.put", now, name, &over);
+    change.put(audited(action), now, name, &over);
+    control::remember(&mut change, now, &ask.author, (name, action), Some(over.clone()));
     let version = now.version + 1;
     Ok((change, (shown(&rule, Some(&Record { version, value: over })), version)))
 }
@@ -125,7 +155,7 @@ fn over<'a>(control: &'a Control, name: &str) -> Option<&'a Record<LimitOverride
 
 /// What holds under a name, and the version of what an operator said of it. A rule of an operator that is put aside is
 /// told of in `aside`, beside the rule of the file that holds instead, if there is one.
-fn in_force(now: &Snapshot, name: &str, rule: Option<&Rule>) -> (Value, u64) {
+pub(super) fn in_force(now: &Snapshot, name: &str, rule: Option<&Rule>) -> (Value, u64) {
     let over = over(&now.control, name);
     let aside = now.merged.aside.iter().find(|aside| aside.name == name);
     let version = over.map_or(0, |over| over.version);

@@ -32,6 +32,7 @@ pub(super) async fn drain(State(gateway): Shared, Path(names): Path<(String, Str
         let mut fields = Fields::of(&ask.body)?;
         let reason = fields.text("reason", sentence).value();
         fields.finish()?;
+        now.drains.get(&id).map_or(Ok(()), |before| ask.still(before))?;
         let drain = Drain { reason, created: Time::now() };
         let mut change = Change::default();
         change.put("drains.create", now, &id, &drain);

@@ -125,6 +125,23 @@ const SCHEMAS: &[Schema] = &[
             ("expires_in", "string?"),
         ],
     ),
+    (
+        "LimitVersion",
+        &[
+            ("version", "integer"),
+            ("time", "time"),
+            ("actor", "string"),
+            ("address", "string"),
+            ("action", "string"),
+            ("before", "object?"),
+            ("after", "object?"),
+        ],
+    ),
+    ("Rollback", &[("version", "integer")]),
+    (
+        "RolledBack",
+        &[("name", "string"), ("rolled_back_to", "integer"), ("version", "integer"), ("rule", "Rule?")],
+    ),
     ("Statistics", &[("status", "string"), ("stats", "Totals"), ("next_cursor", "string?")]),
     (
         "Totals",
