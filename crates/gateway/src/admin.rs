@@ -21,6 +21,7 @@ mod rate_limit;
 mod routes;
 mod stats;
 mod users;
+mod walk;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -138,6 +138,78 @@ async fn stats_are_paged_the_fullest_first() {
     assert_eq!(admin(&gateway, "GET", "/admin/rate-limit/stats?cursor=eA", Value::Null).await.status, 422);
 }
 
+/// All pages of the statistics: names in the order in which they are told.
+async fn walked(gateway: &Tollgate, query: &str) -> Vec<String> {
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = told(gateway, &format!("/admin/rate-limit/stats?{query}&cursor={cursor}")).await;
+        let rates = page["stats"]["current_rates"].as_object().expect("rates").clone();
+        for (name, rate) in rates {
+            assert!(rate["current_count"].as_u64() > Some(0), "{name}: {rate}");
+            seen.push(name);
+        }
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = next.to_owned(),
+            None => return seen,
+        }
+    }
+}
+
+/// Instances tell of the fullest; what is beyond those is found in the store itself, also by who never saw it.
+async fn all_are_walked(redis: Option<&Redis>) {
+    let provider = provider().await;
+    let limits =
+        "[{ name: address, limit: 9/hour, per: ip }, { name: shade, limit: 1/hour, per: ip, shadow: true }]";
+    let text = config(&provider, redis, limits);
+    let server = "  trusted_proxies: [127.0.0.0/8]\n";
+    let gateway = Tollgate::start_with(server, &text, &[]).await;
+    const ADDRESSES: usize = 1_500;
+    for number in 0..ADDRESSES {
+        let ip = format!("198.51.{}.{}", number / 250, number % 250 + 1);
+        let headers = [("Authorization", "Bearer sk-alice"), ("X-Forwarded-For", ip.as_str())];
+        let body = question(false);
+        let ask = request("POST", "/v1/chat/completions", &headers, body.as_bytes());
+        assert_eq!(post(gateway.data, &ask).await.status, 200);
+    }
+    let newcomer = match redis {
+        Some(_) => Some(Tollgate::start_with(server, &text, &[]).await),
+        None => None,
+    };
+    for gateway in std::iter::once(&gateway).chain(&newcomer) {
+        let seen = walked(gateway, "limit=300").await;
+        let all: std::collections::BTreeSet<&String> = seen.iter().collect();
+        assert_eq!(all.len(), ADDRESSES, "of {} told", seen.len());
+        // A Redis that makes its table larger meanwhile may tell of some twice.
+        assert!(seen.len() == ADDRESSES || redis.is_some());
+    }
+    assert_eq!(walked(&gateway, "limit=7&prefix=198.51.3.").await.len(), 0);
+    let some: std::collections::BTreeSet<String> =
+        walked(&gateway, "limit=70&prefix=ip:198.51.3.").await.into_iter().collect();
+    assert_eq!(some.len(), 250);
+    for cursor in ["~1", "~a:0:0", "~0:0:0:0", "~9999:0:0", "~0:0:99999"] {
+        use base64::Engine;
+        let cursor = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(cursor);
+        let path = format!("/admin/rate-limit/stats?cursor={cursor}");
+        assert!(matches!(admin(&gateway, "GET", &path, Value::Null).await.status, 200 | 422), "{cursor}");
+    }
+}
+
+#[tokio::test]
+async fn every_subject_is_walked_in_memory() {
+    all_are_walked(None).await;
+}
+
+#[tokio::test]
+async fn every_subject_is_walked_on_redis() {
+    let redis = Redis::start();
+    // Things of somebody else, and a kind of key that is no hash.
+    for number in 0..100 {
+        redis.cli(&["SET", &format!("tollgate:{{x}}:rl:user:{number}:c"), "1"]);
+    }
+    all_are_walked(Some(&redis)).await;
+    assert!(!redis.cli(&["INFO", "commandstats"]).contains("cmdstat_keys:"), "never KEYS");
+}
+
 #[tokio::test]
 async fn totals_are_those_of_the_whole_fleet() {
     let (provider, redis) = (provider().await, Redis::start());

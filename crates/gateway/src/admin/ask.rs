@@ -126,7 +126,7 @@ impl Page {
             data.push(value);
             last = Some(place);
         }
-        let next = last.filter(|_| entries.peek().is_some()).map(|place| URL_SAFE_NO_PAD.encode(place));
+        let next = last.filter(|_| entries.peek().is_some()).map(cursor);
         json!({ "data": data, "next_cursor": next })
     }
 
@@ -177,6 +177,11 @@ pub(super) fn json(status: StatusCode, value: &Value) -> Response {
 pub(super) fn record(status: StatusCode, value: &Value, version: u64) -> Response {
     let content = [(header::CONTENT_TYPE, "application/json".to_owned()), (header::ETAG, etag(version))];
     (status, content, value.to_string()).into_response()
+}
+
+/// Where a page ends, as it is told and sent back.
+pub(super) fn cursor(place: String) -> String {
+    URL_SAFE_NO_PAD.encode(place)
 }
 
 /// Nothing left.
