@@ -470,6 +470,41 @@ async fn guessing_admin_keys_is_limited() {
     assert_eq!(get(gateway.admin, "/readyz").await.status, 200);
 }
 
+/// Without an admin key nothing but the address guards the API, and a browser on this machine may be told to ask anything.
+#[tokio::test]
+async fn pages_of_others_change_nothing_where_there_is_no_key() {
+    let provider = provider().await;
+    let gateway = Tollgate::start(&config(&provider, None, "[]")).await;
+    let host = gateway.admin.to_string();
+    let (own, local) = (format!("http://{host}"), format!("localhost:{}", gateway.admin.port()));
+    let ask = async |headers: &[(&str, &str)]| {
+        let named: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let ask = format!("POST /admin/keys?dry_run=true HTTP/1.1\r\n{named}content-length: 2\r\n\r\n{{}}");
+        post(gateway.admin, ask.as_bytes()).await
+    };
+    for (headers, status) in [
+        (vec![("Host", &*host)], 201),
+        (vec![("Host", &*local)], 201),
+        (vec![("Host", &*host), ("Origin", &*own)], 201),
+        (vec![("Host", &*host), ("Origin", "https://evil.example")], 403),
+        (vec![("Host", &*host), ("Origin", "null")], 403),
+        (vec![("Host", "evil.example:8081"), ("Origin", "http://evil.example:8081")], 403),
+        (vec![("Host", "evil.example:8081")], 403),
+    ] {
+        let answer = ask(&headers).await;
+        assert_eq!(answer.status, status, "{headers:?}: {}", answer.text());
+    }
+    let made = ask(&[("Host", &*host)]).await;
+    assert_eq!(made.header("cache-control"), Some("no-store"), "it has a key in it");
+    // A key is more than a browser knows.
+    let server = "  admin_key: root-key-1\n";
+    let guarded = Tollgate::start_with(server, &config(&provider, None, "[]"), &[]).await;
+    let headers = [("X-Admin-Key", "root-key-1"), ("Origin", "https://board.example")];
+    assert_eq!(post(guarded.admin, &request("GET", "/admin/keys", &headers, b"")).await.status, 200);
+    let wrong = get(gateway.admin, "/admin/keys/%ff").await;
+    assert_eq!((wrong.status, wrong.header("content-type")), (400, Some("application/problem+json")));
+}
+
 /// What is wrong with a value by a schema of the document: only what the document uses.
 fn fault(document: &Value, schema: &Value, value: &Value, at: &str) -> Option<String> {
     if let Some(reference) = schema["$ref"].as_str() {

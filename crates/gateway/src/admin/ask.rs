@@ -3,13 +3,15 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::problem::{Fault, Problem};
@@ -48,6 +50,19 @@ impl<S: Send + Sync> FromRequest<S> for Ask {
         let query = form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
         let query = query.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
         Ok(Self { author, body: body.to_bytes(), query, headers: head.headers })
+    }
+}
+
+/// What is named in the path.
+pub(super) struct Path<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(head: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let named = axum::extract::Path::from_request_parts(head, state).await;
+        let wrong = |_| Problem::new(StatusCode::BAD_REQUEST, "a name in the path is no UTF-8");
+        named.map(|axum::extract::Path(named)| Self(named)).map_err(wrong)
     }
 }
 

@@ -1,11 +1,11 @@
 //! `/admin/bans`: who is let in no more, why, and until when.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::ask::{gone, json, record, write};
+use super::ask::{Path, gone, json, record, write};
 use super::fields::{Fields, sentence};
 use super::problem::Problem;
 use super::{Ask, Reply, Shared};

@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::ask::{gone, json, record, write};
+use super::ask::{Path, gone, json, record, write};
 use super::fields::{Fields, Given};
 use super::problem::{Fault, Problem};
 use super::{Ask, Reply, Shared};

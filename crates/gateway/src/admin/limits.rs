@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 use tollgate_limiter::Limit;
 
-use super::ask::{gone, json, record, write};
+use super::ask::{Path, gone, json, record, write};
 use super::fields::Fields;
 use super::problem::{Fault, Problem};
 use super::{Ask, Reply, Shared, history};

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::ask::{gone, json, record, write};
+use super::ask::{Path, gone, json, record, write};
 use super::fields::{Fields, sentence};
 use super::problem::Problem;
 use super::{Ask, Reply, Shared};

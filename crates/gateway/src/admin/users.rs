@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::ask::{gone, json, record, write};
+use super::ask::{Path, gone, json, record, write};
 use super::fields::Fields;
 use super::problem::Problem;
 use super::{Ask, Reply, Shared};
