@@ -664,7 +664,8 @@ async fn keys_of_other_teams_do_not_multiply_the_limits_of_their_user() {
     assert_eq!(chat(gateway.data, &other).await, (429, "rate_limit_exceeded".into()));
 }
 
-/// Kills the process right after an acknowledged write, again and again: all of them are there, and nothing is damaged.
+/// Kills the process at another point of its writes each time: those that were acknowledged are all there, and nothing is
+/// damaged.
 async fn killed(times: usize) {
     let provider = provider().await;
     let folder = tempfile::tempdir().expect("a folder");
@@ -673,17 +674,36 @@ async fn killed(times: usize) {
     let mut secrets: Vec<String> = Vec::new();
     for round in 0..times {
         let mut gateway = Tollgate::start(&config).await;
-        if let Some(last) = secrets.last() {
-            assert_eq!(chat(gateway.data, last).await.0, 200, "round {round}: an acknowledged key is gone");
+        let last = secrets.len().saturating_sub(20);
+        for secret in &secrets[last..] {
+            assert_eq!(chat(gateway.data, secret).await.0, 200, "round {round}: an acknowledged key is gone");
         }
-        // One under way when it dies may be there or not; the one before it must be.
-        let made = done(&gateway, "POST", "/admin/keys", json!({}), 201).await;
-        secrets.push(key_of(&made).1);
-        let under_way = request("POST", "/admin/keys", &[], b"{}");
-        let _half = support::Conn::ask(gateway.admin, &under_way).await;
+        let (made, mut acknowledged) = tokio::sync::mpsc::unbounded_channel();
+        let writers = (0..2).map(|_| {
+            let (admin, made) = (gateway.admin, made.clone());
+            tokio::spawn(async move {
+                // Until the process dies under it.
+                loop {
+                    let answer = post(admin, &request("POST", "/admin/keys", &[], b"{}")).await;
+                    assert_eq!(answer.status, 201, "{}", answer.text());
+                    made.send(key_of(&answer.json()).1).expect("somebody counts");
+                }
+            })
+        });
+        let writers: Vec<_> = writers.collect();
+        secrets.push(acknowledged.recv().await.expect("a write"));
+        // Where it dies is left to chance; that something was acknowledged before is not.
+        tokio::time::sleep(Duration::from_micros(fastrand::u64(..20_000))).await;
         gateway.signal(Signal::KILL);
         gateway.ended(support::SOON).await;
+        for writer in writers {
+            let _ = writer.await;
+        }
+        while let Ok(secret) = acknowledged.try_recv() {
+            secrets.push(secret);
+        }
     }
+    println!("{} writes were acknowledged, the process was killed {times} times", secrets.len());
     let gateway = Tollgate::start(&config).await;
     for secret in &secrets {
         assert_eq!(chat(gateway.data, secret).await.0, 200);
