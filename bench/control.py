@@ -1,6 +1,6 @@
 """What much control data costs: 100,000 keys and a million subjects, without Redis and with one of its own.
 
-    TOLLGATE_BIN=target/release/tollgate bench/control.py [--keys N] [--subjects N]
+    TOLLGATE_BIN=target/release/tollgate bench/control.py [--keys N] [--subjects N] [--store memory|redis]
 
 Needs a release build, wrk and redis-server. Prints one line per figure; nothing is judged.
 """
@@ -123,7 +123,7 @@ def keys(gateway, count):
         pages.append(took)
     tell("a page of 1,000 keys: first, middle, last", milliseconds([pages[0], pages[len(pages) // 2], pages[-1]]))
     tell("one more key, in force", milliseconds([gateway.said("POST", "/admin/keys", "{}")[1]]))
-    tell("a limit more, in force", milliseconds([gateway.said("PUT", "/admin/limits/more", '{"per":"user","limit":"1000000/day"}')[1]]))
+    tell("a limit more, in force", milliseconds([gateway.said("PUT", "/admin/limits/more", '{"per":"user","limit":"1000000000/day"}')[1]]))
 
 
 def resident(gateway):
@@ -167,10 +167,11 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--keys", type=int, default=100_000)
     parser.add_argument("--subjects", type=int, default=1_000_000)
+    parser.add_argument("--store", choices=["memory", "redis"], help="only this one")
     asked = parser.parse_args()
     if "TOLLGATE_BIN" not in os.environ:
         sys.exit("set TOLLGATE_BIN to a release build")
-    for store in ("memory", "redis"):
+    for store in [asked.store] if asked.store else ["memory", "redis"]:
         print(f"{store}:")
         with tempfile.TemporaryDirectory() as folder:
             redis = None

@@ -26,7 +26,7 @@ impl RedisStore {
             return Ok((Vec::new(), None));
         };
         let (cursor, keys): (u64, Vec<Vec<u8>>) =
-            from_redis_value(answer).map_err(|error| StoreError::Reply(error.to_string().into()))?;
+            from_redis_value(answer).map_err(|error| StoreError::Reply(error.to_string()))?;
         let subject = |key: &Vec<u8>| {
             let (tag, text) = std::str::from_utf8(key).ok()?.strip_prefix(&begin)?.split_once("}:rl:")?;
             // Leases have a key of their own, which is no subject.
@@ -48,7 +48,7 @@ impl RedisStore {
         let key = plan::key(&self.0.prefix, subject);
         let answer = self.0.connection.command(&key, cmd("HGETALL").arg(&key)).await?;
         let fields: Vec<(Vec<u8>, Value)> =
-            from_redis_value(answer).map_err(|error| StoreError::Reply(error.to_string().into()))?;
+            from_redis_value(answer).map_err(|error| StoreError::Reply(error.to_string()))?;
         let id = |(field, _): &(Vec<u8>, Value)| {
             let field = std::str::from_utf8(field).ok()?;
             Some(field.split_once(':')?.1.to_owned())
