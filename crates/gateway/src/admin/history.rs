@@ -80,7 +80,7 @@ pub(super) async fn rollback(gateway: &Arc<Gateway>, path: &str, ask: &Ask) -> R
     let rule = made.or_else(|| {
         let now = gateway.snapshot.load();
         let of_file = now.config.rules.iter().find(|rule| rule.name == name);
-        of_file.map(|rule| in_force(&now, name, Some(rule)).0)
+        of_file.map(|rule| in_force(&now, name, Some(rule), None).0)
     });
     let answer = json!({ "name": name, "rolled_back_to": number, "version": version, "rule": rule });
     Ok(super::ask::record(StatusCode::OK, &answer, version))

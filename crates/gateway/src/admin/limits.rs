@@ -1,8 +1,9 @@
 //! `/admin/limits`: the rules that hold, and rules of operators over those of the file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::extract::State;
 use http::StatusCode;
@@ -16,6 +17,8 @@ use super::{Ask, Reply, Shared, history};
 use crate::Gateway;
 use crate::config::{self, Config, Match, Rule};
 use crate::control::{self, Change, Control, LimitOverride, Record, Time};
+use crate::fleet::{self, Instance};
+use crate::rates::{Rate, unix_millis};
 use crate::snapshot::Snapshot;
 
 /// Rules that can be kept over those of the file.
@@ -30,7 +33,8 @@ pub(super) async fn list(State(gateway): Shared, ask: Ask) -> Reply {
     rules.extend(named);
     let later = page.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
     let entries = rules.range::<str, _>((later, Bound::Unbounded));
-    let entries = entries.map(|(&name, rule)| (name.to_owned(), in_force(&now, name, *rule).0));
+    let live = Live::of(&gateway, &now).await;
+    let entries = entries.map(|(&name, rule)| (name.to_owned(), in_force(&now, name, *rule, Some(&live)).0));
     Ok(json(StatusCode::OK, &page.of(entries)))
 }
 
@@ -44,7 +48,7 @@ pub(super) async fn show(State(gateway): Shared, Path(name): Path<String>, ask: 
     if rule.is_none() && !now.merged.aside.iter().any(|aside| aside.name == name) {
         return Err(Problem::absent("limit", &name));
     }
-    let (shown, version) = in_force(&now, &name, rule);
+    let (shown, version) = in_force(&now, &name, rule, Some(&Live::of(&gateway, &now).await));
     Ok(record(StatusCode::OK, &shown, version))
 }
 
@@ -148,6 +152,53 @@ fn fits(field: &str, config: &Config, now: &Control, next: &Control) -> Result<(
     control::fits((config, now), (config, next)).map_err(|overlap| Problem::overlap(field, &overlap))
 }
 
+/// What limits say at the moment.
+pub(super) struct Live<'a> {
+    now: &'a Snapshot,
+    instance: &'a Instance,
+    of_fleet: bool,
+    /// Of each limit, by its id, the fullest of those of which it is the fullest.
+    fullest: HashMap<String, Rate>,
+}
+
+impl<'a> Live<'a> {
+    async fn of(gateway: &'a Gateway, now: &'a Snapshot) -> Self {
+        let told = fleet::rates(gateway).await;
+        let mut fullest: HashMap<String, Rate> = HashMap::new();
+        for rate in told.rates {
+            match fullest.get_mut(&rate.rule) {
+                Some(before) if before.fullness() >= rate.fullness() => {}
+                Some(before) => *before = rate,
+                None => drop(fullest.insert(rate.rule.clone(), rate)),
+            }
+        }
+        Self { now, instance: &gateway.instance, of_fleet: told.of_fleet, fullest }
+    }
+
+    /// A rule with what its limits said to requests of this instance, and who has used most of them.
+    fn shown(&self, rule: &Rule, over: Option<&Record<LimitOverride>>) -> Value {
+        let mut shown = shown(rule, over);
+        let at = unix_millis(SystemTime::now());
+        let limits = shown["limits"].as_array_mut().into_iter().flatten();
+        for (shown, limit) in limits.zip(&rule.limits) {
+            let said = self.now.plans.counts().said(limit.id());
+            shown["live"] = json!({
+                "allowed": said.allowed,
+                "refused": said.refused,
+                "shadow": said.shadow,
+                "failed": said.failed,
+                "fullest": self.fullest.get(limit.id()).map(|rate| rate.live(at)),
+            });
+        }
+        shown["live"] = json!({
+            "counted_by": self.instance.name(),
+            "since": self.instance.started(),
+            "fullest_of": if self.of_fleet { "fleet" } else { "instance" },
+        });
+        shown
+    }
+}
+
 /// The rule of an operator that holds under a name.
 fn over<'a>(control: &'a Control, name: &str) -> Option<&'a Record<LimitOverride>> {
     control.limits.get(name).map(|over| &**over).filter(|over| over.value.holds())
@@ -155,12 +206,20 @@ fn over<'a>(control: &'a Control, name: &str) -> Option<&'a Record<LimitOverride
 
 /// What holds under a name, and the version of what an operator said of it. A rule of an operator that is put aside is
 /// told of in `aside`, beside the rule of the file that holds instead, if there is one.
-pub(super) fn in_force(now: &Snapshot, name: &str, rule: Option<&Rule>) -> (Value, u64) {
+pub(super) fn in_force(
+    now: &Snapshot,
+    name: &str,
+    rule: Option<&Rule>,
+    live: Option<&Live<'_>>,
+) -> (Value, u64) {
     let over = over(&now.control, name);
     let aside = now.merged.aside.iter().find(|aside| aside.name == name);
     let version = over.map_or(0, |over| over.version);
     let mut shown = match rule {
-        Some(rule) => shown(rule, over.filter(|_| aside.is_none())),
+        Some(rule) => {
+            let over = over.filter(|_| aside.is_none());
+            live.map_or_else(|| shown(rule, over), |live| live.shown(rule, over))
+        }
         None => json!({ "name": name, "source": "admin", "match": {}, "per": "global", "deny": false,
                         "shadow": false, "limits": [] }),
     };
