@@ -9,6 +9,8 @@ mod compile;
 mod connection;
 mod file;
 mod fleet;
+mod history;
+mod merge;
 mod mint;
 mod records;
 mod redis;
@@ -23,9 +25,11 @@ use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
-pub use self::compile::{Bans, KEY_RULE, Merged, keys, known, merged};
+pub use self::compile::{Bans, KEY_RULE, Keys, keys, known};
 use self::file::File;
 pub use self::fleet::{About, Slow};
+pub use self::history::{History, remember};
+pub use self::merge::{Aside, Merged, Room, fits, merged};
 pub use self::mint::{Form, Minted, form, mint};
 pub use self::records::{
     Ban, BanSubject, Clear, Drain, KeyRecord, LimitOverride, Previous, Stored, UserRecord,

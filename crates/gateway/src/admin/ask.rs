@@ -3,13 +3,15 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::problem::{Fault, Problem};
@@ -48,6 +50,19 @@ impl<S: Send + Sync> FromRequest<S> for Ask {
         let query = form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
         let query = query.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
         Ok(Self { author, body: body.to_bytes(), query, headers: head.headers })
+    }
+}
+
+/// What is named in the path.
+pub(super) struct Path<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(head: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let named = axum::extract::Path::from_request_parts(head, state).await;
+        let wrong = |_| Problem::new(StatusCode::BAD_REQUEST, "a name in the path is no UTF-8");
+        named.map(|axum::extract::Path(named)| Self(named)).map_err(wrong)
     }
 }
 
@@ -94,13 +109,22 @@ impl Ask {
 
     /// Refuses what was decided on a version that is no more: `If-Match` (RFC 9110) against the record's `ETag`.
     pub(super) fn still<T>(&self, record: &Record<T>) -> Result<(), Problem> {
+        self.still_at(Some(record.version))
+    }
+
+    /// The same against the version that a record is at; `None`: there is none.
+    pub(super) fn still_at(&self, version: Option<u64>) -> Result<(), Problem> {
         let Some(wanted) = self.headers.get(header::IF_MATCH) else { return Ok(()) };
-        let current = etag(record.version);
+        let current = version.map(etag);
         let wanted = wanted.to_str().unwrap_or_default();
-        if wanted.split(',').map(str::trim).any(|tag| tag == "*" || tag == current) {
+        let is_it = |tag: &str| current.as_ref().is_some_and(|current| tag == "*" || tag == current);
+        if wanted.split(',').map(str::trim).any(is_it) {
             return Ok(());
         }
-        let detail = format!("it was changed meanwhile: it is {current} now");
+        let detail = match current {
+            Some(current) => format!("it was changed meanwhile: it is {current} now"),
+            None => "it is not there".to_owned(),
+        };
         Err(Problem::new(StatusCode::PRECONDITION_FAILED, detail))
     }
 }
@@ -123,7 +147,7 @@ impl Page {
             data.push(value);
             last = Some(place);
         }
-        let next = last.filter(|_| entries.peek().is_some()).map(|place| URL_SAFE_NO_PAD.encode(place));
+        let next = last.filter(|_| entries.peek().is_some()).map(cursor);
         json!({ "data": data, "next_cursor": next })
     }
 
@@ -174,6 +198,11 @@ pub(super) fn json(status: StatusCode, value: &Value) -> Response {
 pub(super) fn record(status: StatusCode, value: &Value, version: u64) -> Response {
     let content = [(header::CONTENT_TYPE, "application/json".to_owned()), (header::ETAG, etag(version))];
     (status, content, value.to_string()).into_response()
+}
+
+/// Where a page ends, as it is told and sent back.
+pub(super) fn cursor(place: String) -> String {
+    URL_SAFE_NO_PAD.encode(place)
 }
 
 /// Nothing left.
