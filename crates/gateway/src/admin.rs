@@ -19,6 +19,7 @@ mod problem;
 mod rate_limit;
 mod routes;
 mod stats;
+mod usage;
 mod users;
 
 use std::net::IpAddr;

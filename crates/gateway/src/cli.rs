@@ -9,6 +9,7 @@ mod keys;
 mod limits;
 mod serve;
 mod table;
+mod usage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -58,6 +59,8 @@ enum Verb {
     /// Who is let in no more: add, list, remove.
     #[command(disable_help_subcommand = true)]
     Bans(bans::Options),
+    /// What was used: by user, key, team or model; in all, by the hour or by the day.
+    Usage(usage::Options),
     /// Print a machine-readable description.
     Schema {
         #[command(subcommand)]
@@ -106,6 +109,7 @@ pub fn main() -> ExitCode {
         Verb::Keys(options) => keys::run(&options),
         Verb::Limits(options) => limits::run(&options),
         Verb::Bans(options) => bans::run(&options),
+        Verb::Usage(options) => usage::run(&options),
         Verb::Health(options) => health::run(&options),
         Verb::Schema { of: Schema::Config } => print(&format!("{:#}", crate::config::schema())),
         Verb::Schema { of: Schema::Admin } => print(&format!("{:#}", crate::admin::openapi())),

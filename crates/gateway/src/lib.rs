@@ -5,7 +5,7 @@
 //! | floor | modules |
 //! |---|---|
 //! | 5 processes, sockets, signals | [`cli`] [`edge`] [`admin`] |
-//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] [`fleet`] |
+//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] [`fleet`] [`usage`] |
 //! | 3 one outside world each | [`snapshot`] [`control`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] [`rates`] |
 //! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] [`recent`] |
 //! | 1 bytes and values | [`call`] [`dialect`] [`sse`] |
@@ -40,6 +40,7 @@ pub mod simulated;
 pub mod snapshot;
 pub mod sse;
 pub mod upstream;
+pub mod usage;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -126,6 +127,7 @@ impl Gateway {
                 log,
                 estimates: Arc::default(),
                 refusals: Arc::default(),
+                usage: Arc::default(),
                 ending: ending.clone(),
             },
             retries: RetryBudget::default(),

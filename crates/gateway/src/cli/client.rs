@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use http::header::{self, HeaderValue};
-use http::{Method, Request, StatusCode, Uri};
+use http::{Method, Request, StatusCode, Uri, response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -97,6 +97,15 @@ impl Admin {
         self.ask(&Method::GET, path, &[], None)
     }
 
+    /// A document that is no JSON.
+    pub(super) fn text(&self, path: &[&str], query: &[(&str, &str)]) -> Result<String, Stopped> {
+        let (head, body) = self.exchange(&Method::GET, path, query, None)?;
+        if !head.status.is_success() {
+            self.judge(&head, &body)?;
+        }
+        String::from_utf8(body.into()).map_err(|_| self.strange("something that is no text"))
+    }
+
     /// All entries of a list, page after page.
     pub(super) fn list(&self, path: &[&str], filter: &[(&str, &str)]) -> Result<Vec<Value>, Stopped> {
         let mut all = Vec::new();
@@ -156,6 +165,17 @@ impl Admin {
         query: &[(&str, &str)],
         body: Option<&Value>,
     ) -> Result<Value, Stopped> {
+        let (head, body) = self.exchange(method, path, query, body)?;
+        self.judge(&head, &body)
+    }
+
+    fn exchange(
+        &self,
+        method: &Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<(response::Parts, Bytes), Stopped> {
         let mut request = Request::builder().method(method).uri(self.address(path, query));
         if let Some(key) = &self.key {
             request = request.header("x-admin-key", key);
@@ -177,16 +197,14 @@ impl Admin {
         };
         // The timer wants a runtime around it.
         let answered = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, exchange).await });
-        let (head, body) = match answered {
-            Ok(Ok(answer)) => answer,
-            Ok(Err((unsent, why))) => return Err(self.unreachable(unsent || method.is_safe(), &why)),
+        match answered {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err((unsent, why))) => Err(self.unreachable(unsent || method.is_safe(), &why)),
             Err(_) => {
                 let why = format!("no answer within {PATIENCE:?}");
-                return Err(self.unreachable(method.is_safe(), &why));
+                Err(self.unreachable(method.is_safe(), &why))
             }
-        };
-        let content = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        self.judge(head.status, content.starts_with(b"application/problem+json"), &body)
+        }
     }
 
     fn address(&self, path: &[&str], query: &[(&str, &str)]) -> String {
@@ -204,7 +222,9 @@ impl Admin {
     }
 
     /// What an answer means: what it says, or why this ends.
-    fn judge(&self, status: StatusCode, is_problem: bool, body: &[u8]) -> Result<Value, Stopped> {
+    fn judge(&self, head: &response::Parts, body: &[u8]) -> Result<Value, Stopped> {
+        let content = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        let (status, is_problem) = (head.status, content.starts_with(b"application/problem+json"));
         if status.is_success() {
             return match body {
                 [] => Ok(Value::Null),

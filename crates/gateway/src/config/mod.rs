@@ -190,6 +190,17 @@ pub struct Settings {
     pub instances: u32,
     /// Refuses to start with a Redis that may evict counters.
     pub require_noeviction: bool,
+    /// How long it is known what was used.
+    pub usage: Retention,
+}
+
+/// How long it is kept what was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// By the hour.
+    pub hours: Duration,
+    /// By the day.
+    pub days: Duration,
 }
 
 /// `settings.state`; absent where the file says `none`, and without a file.
@@ -296,6 +307,13 @@ pub struct Key {
     pub user: Option<Arc<User>>,
     /// What it has beyond, or in place of, what its user has.
     pub own: Own,
+}
+
+impl Key {
+    /// Its team, else its user's.
+    pub fn team(&self) -> Option<&str> {
+        self.own.team.as_deref().or_else(|| self.user.as_ref()?.team.as_deref())
+    }
 }
 
 /// What a key has of its own. Only keys that the admin API made have any.

@@ -9,14 +9,20 @@ use redb::backends::InMemoryBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
 
 use super::NotePlace;
+use super::usage::{self, Batch, Bucket, Counts};
 use super::value::{Kind, Row};
+use crate::config::Retention;
 
-/// `format`, `version`, `epoch`.
+/// `format`, `version`, `epoch`; `usage`: writer and number of the last batch.
 const ABOUT: TableDefinition<'_, &str, &str> = TableDefinition::new("tollgate-control");
 /// Kind and id to version and JSON.
 const ROWS: TableDefinition<'_, (&str, &str), (u64, &str)> = TableDefinition::new("records");
 /// Version and place in it to JSON.
 const AUDIT: TableDefinition<'_, (u64, u64), &str> = TableDefinition::new("audit");
+/// Span, its start and row to counts. The row of no name has the number of the others.
+const USAGE: TableDefinition<'_, (&str, u64, &str), &str> = TableDefinition::new("usage");
+
+type UsageTable<'a> = redb::Table<'a, (&'static str, u64, &'static str), &'static str>;
 
 /// The form of what is in it. Another one is refused.
 const FORMAT: &str = "1";
@@ -144,6 +150,50 @@ impl File {
         })
     }
 
+    /// Adds a batch of usage, unless it was added before, and forgets what is older than `retention`.
+    pub(super) fn add_usage(&self, batch: &Batch, retention: &Retention) -> Result<(), String> {
+        let writer = format!("{} ", batch.writer);
+        self.written(|write| {
+            let last = write.open_table(ABOUT)?.get("usage")?.and_then(|last| {
+                last.value().strip_prefix(&writer).and_then(|number| number.parse::<u64>().ok())
+            });
+            if last.is_some_and(|last| batch.number <= last) {
+                return Ok(());
+            }
+            set(write, "usage", &format!("{writer}{}", batch.number))?;
+            let mut table = write.open_table(USAGE)?;
+            for bucket in batch.buckets() {
+                add(&mut table, bucket, batch)?;
+                let kept = bucket.span.kept(retention).as_secs() + bucket.span.seconds();
+                let (span, oldest) = (bucket.span.as_str(), bucket.start.saturating_sub(kept));
+                table.retain_in((span, 0, "")..(span, oldest, ""), |_, _| false)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Rows of one hour or day and their counts, in the order of rows.
+    pub(super) fn usage(&self, bucket: Bucket) -> Result<Vec<(String, String)>, String> {
+        self.read(|| {
+            let read = self.database.begin_read()?;
+            let table = match read.open_table(USAGE) {
+                // A file of an earlier version, to which nothing was added yet.
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                table => table?,
+            };
+            let Bucket { span, start } = bucket;
+            let rows = table.range((span.as_str(), start, "")..(span.as_str(), start + 1, ""))?;
+            let rows = rows.map(|entry| {
+                let (key, counts) = entry?;
+                Ok((key.value().2.to_owned(), counts.value().to_owned()))
+            });
+            let named = |entry: &Result<(String, String), redb::Error>| {
+                entry.as_ref().map_or(true, |(row, _)| !row.is_empty())
+            };
+            rows.filter(named).collect()
+        })
+    }
+
     fn read<T>(&self, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, String> {
         work().map_err(|error| format!("`{}` cannot be read: {error}", self.name))
     }
@@ -182,6 +232,29 @@ fn put(write: &WriteTransaction, rows: &[Row]) -> Result<(), redb::Error> {
             None => drop(table.remove(key)?),
         }
     }
+    Ok(())
+}
+
+fn add(table: &mut UsageTable<'_>, bucket: Bucket, batch: &Batch) -> Result<(), redb::Error> {
+    let (span, start) = (bucket.span.as_str(), bucket.start);
+    let number = table.get((span, start, ""))?;
+    let mut number: u64 = number.and_then(|number| number.value().parse().ok()).unwrap_or(0);
+    for (row, counts) in &batch.rows {
+        let mut row = row.text();
+        let there = |row: &str| -> Result<Option<Counts>, redb::Error> {
+            Ok(table.get((span, start, row))?.map(|counts| Counts::parse(counts.value())))
+        };
+        let mut before = there(&row)?;
+        if before.is_none() && number >= usage::ROWS_MAX {
+            row = usage::Row::other().text();
+            before = there(&row)?;
+        }
+        number += u64::from(before.is_none());
+        let mut sum = before.unwrap_or_default();
+        sum += *counts;
+        table.insert((span, start, row.as_str()), sum.text().as_str())?;
+    }
+    table.insert((span, start, ""), number.to_string().as_str())?;
     Ok(())
 }
 

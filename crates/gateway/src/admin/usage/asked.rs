@@ -1,0 +1,282 @@
+//! What is asked of usage: by whom or what, from when to when, in which steps. Only what is kept can be asked for, which
+//! bounds how much is read.
+
+use crate::admin::ask::{Ask, no_cursor, refuse};
+use crate::admin::problem::{Fault, Problem};
+use crate::config::{self, Retention};
+use crate::control::{Bucket, Span, Time, UsageRow};
+
+use super::Line;
+
+/// How far back it is looked when nothing says so.
+const RECENT_SECONDS: u64 = 86_400;
+/// The end of the year 9999; Unix seconds.
+const MOMENT_MAX: u64 = 253_402_300_799;
+
+/// What each line is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    User,
+    ApiKey,
+    Team,
+    Model,
+}
+
+/// How time is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Hour,
+    Day,
+    /// Not at all.
+    None,
+}
+
+/// How it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    Json,
+    Csv,
+}
+
+/// A part of the time; Unix seconds. The end is not part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slot {
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+/// One question.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) by: By,
+    pub(super) format: Format,
+    step: Step,
+    /// Whole hours, or days.
+    time: Slot,
+    filter: UsageFilter,
+    /// Where the page before ended: the beginning of a slot, and a name.
+    after: Option<(u64, Option<String>)>,
+}
+
+/// Only these; of an empty name: what has none.
+#[derive(Debug, Default)]
+struct UsageFilter([Option<String>; 4]);
+
+impl By {
+    const ALL: [Self; 4] = [Self::User, Self::ApiKey, Self::Team, Self::Model];
+
+    /// As in the query, in answers and in a CSV's header.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::ApiKey => "api_key",
+            Self::Team => "team",
+            Self::Model => "model",
+        }
+    }
+
+    fn of(self, row: &UsageRow) -> Option<&str> {
+        match self {
+            Self::User => row.user.as_deref(),
+            Self::ApiKey => row.api_key.as_deref(),
+            Self::Team => row.team.as_deref(),
+            Self::Model => row.model.as_deref(),
+        }
+    }
+
+    /// What this says of a row.
+    pub(super) fn take(self, row: UsageRow) -> Option<String> {
+        match self {
+            Self::User => row.user,
+            Self::ApiKey => row.api_key,
+            Self::Team => row.team,
+            Self::Model => row.model,
+        }
+    }
+}
+
+impl Question {
+    /// What a request asks at this moment, Unix seconds, where so much is kept.
+    pub(super) fn read(ask: &Ask, now: u64, retention: &Retention) -> Result<Self, Problem> {
+        let mut faults = Vec::new();
+        let by = one_of(ask, "by", By::ALL.map(|by| (by.as_str(), by)), By::User, &mut faults);
+        let steps = [("hour", Step::Hour), ("day", Step::Day), ("none", Step::None)];
+        let step = one_of(ask, "step", steps, Step::None, &mut faults);
+        let usual = if ask.accepts("text/csv") { Format::Csv } else { Format::Json };
+        let formats = [("json", Format::Json), ("csv", Format::Csv)];
+        let format = one_of(ask, "format", formats, usual, &mut faults);
+        let from = moment(ask, "from", &mut faults);
+        let to = moment(ask, "to", &mut faults);
+        if format == Format::Csv {
+            for field in ["limit", "cursor"] {
+                if ask.parameter(field).is_some_and(|value| !value.is_empty()) {
+                    faults.push(fault(field, "a CSV has no pages: it has all rows"));
+                }
+            }
+        }
+        refuse(faults)?;
+        let kept = Kept { now, retention };
+        let (time, after) = match ask.page()?.after {
+            // The pages of one list are about one time, however long it takes to turn them.
+            Some(after) => {
+                let (time, after) = place(&after).ok_or_else(no_cursor)?;
+                if kept.time(step, Some(time.start), Some(time.end)).ok() != Some(time) {
+                    return Err(no_cursor());
+                }
+                (time, Some(after))
+            }
+            None => (kept.time(step, from, to)?, None),
+        };
+        let filter = UsageFilter(By::ALL.map(|by| ask.parameter(by.as_str()).map(str::to_owned)));
+        Ok(Self { by, format, step, time, filter, after })
+    }
+
+    /// The parts of the time that are still to be told of, in order.
+    pub(super) fn slots(&self) -> impl Iterator<Item = Slot> + use<> {
+        let length = match self.step {
+            Step::Hour => Span::Hour.seconds(),
+            Step::Day => Span::Day.seconds(),
+            Step::None => self.time.end - self.time.start,
+        };
+        let from = self.after.as_ref().map_or(self.time.start, |(start, _)| *start);
+        let starts = (from..self.time.end).step_by(usize::try_from(length).unwrap_or(usize::MAX));
+        starts.map(move |start| Slot { start, end: start + length })
+    }
+
+    /// What is read for a slot: whole days as such, the rest by the hour.
+    pub(super) fn buckets(&self, slot: Slot) -> impl Iterator<Item = Bucket> + use<> {
+        let (day, hour) = (Span::Day.seconds(), Span::Hour.seconds());
+        let first_midnight = slot.start.next_multiple_of(day).min(slot.end);
+        let last_midnight = Span::Day.start(slot.end).max(first_midnight);
+        let of = |span| move |start| Bucket { span, start };
+        let before = (slot.start..first_midnight).step_by(hour as usize).map(of(Span::Hour));
+        let days = (first_midnight..last_midnight).step_by(day as usize).map(of(Span::Day));
+        let after = (last_midnight..slot.end).step_by(hour as usize).map(of(Span::Hour));
+        before.chain(days).chain(after)
+    }
+
+    /// Whether a row is asked about; `model` is the resolved name of the one that is.
+    pub(super) fn wants(&self, row: &UsageRow, model: Option<&str>) -> bool {
+        By::ALL.iter().zip(&self.filter.0).all(|(by, wanted)| match wanted.as_deref() {
+            None => true,
+            Some(wanted) => {
+                let said = by.of(row);
+                said.unwrap_or_default() == wanted || (*by == By::Model && said.is_some() && said == model)
+            }
+        })
+    }
+
+    /// The model that is asked about, as it was written.
+    pub(super) fn model(&self) -> Option<&str> {
+        let [_, _, _, model] = &self.filter.0;
+        model.as_deref()
+    }
+
+    /// Whether a line comes after what the page before ended with.
+    pub(super) fn is_ahead(&self, slot: Slot, name: Option<&str>) -> bool {
+        self.after.as_ref().is_none_or(|(start, last)| (slot.start, name) > (*start, last.as_deref()))
+    }
+
+    /// Where a line stands.
+    pub(super) fn place(&self, line: &Line) -> String {
+        let name = line.name.as_ref().map_or_else(String::new, |name| format!("={name}"));
+        format!("{} {} {} {name}", self.time.start, self.time.end, line.slot.start)
+    }
+}
+
+/// The time that a place is of, and the place.
+fn place(text: &str) -> Option<(Slot, (u64, Option<String>))> {
+    let mut parts = text.splitn(4, ' ');
+    let mut number = || parts.next()?.parse::<u64>().ok().filter(|&number| number <= MOMENT_MAX);
+    let (time, start) = (Slot { start: number()?, end: number()? }, number()?);
+    let name = parts.next()?;
+    let name = if name.is_empty() { None } else { Some(name.strip_prefix('=')?.to_owned()) };
+    (time.start..time.end).contains(&start).then_some((time, (start, name)))
+}
+
+/// What is kept now.
+struct Kept<'a> {
+    now: u64,
+    retention: &'a Retention,
+}
+
+impl Kept<'_> {
+    /// The earliest hour or day that is there for certain.
+    fn since(&self, span: Span) -> u64 {
+        span.start(self.now.saturating_sub(span.kept(self.retention).as_secs()))
+    }
+
+    /// Whole hours or days around what is asked for, as far as they have begun.
+    fn time(&self, step: Step, from: Option<u64>, to: Option<u64>) -> Result<Slot, Problem> {
+        let to = to.unwrap_or(MOMENT_MAX);
+        let from = from.unwrap_or(to.min(self.now).saturating_sub(RECENT_SECONDS));
+        if from >= to {
+            return Err(Problem::field("from", "is not before `to`"));
+        }
+        if from > self.now {
+            return Err(Problem::field("from", "lies in the future"));
+        }
+        let of = |span: Span| {
+            let end = to.min(self.now + 1).next_multiple_of(span.seconds());
+            Slot { start: span.start(from), end }
+        };
+        let mut time = of(if step == Step::Day { Span::Day } else { Span::Hour });
+        if step == Step::None {
+            // Of what is that old, only days are known.
+            let hours = self.since(Span::Hour);
+            if time.start < hours {
+                time.start = of(Span::Day).start;
+            }
+            if time.end <= hours {
+                time.end = of(Span::Day).end;
+            }
+        }
+        let span = if step == Step::Hour { Span::Hour } else { Span::Day };
+        let since = self.since(span);
+        if span.start(time.start) < since {
+            let since = Time::from(std::time::UNIX_EPOCH + std::time::Duration::from_secs(since));
+            let detail = match span {
+                Span::Hour => format!("hours are kept since {since}; step=day goes further back"),
+                Span::Day => format!("days are kept since {since}"),
+            };
+            return Err(Problem::field("from", detail));
+        }
+        Ok(time)
+    }
+}
+
+/// RFC 3339, a date, or Unix seconds.
+fn moment(ask: &Ask, field: &'static str, faults: &mut Vec<Fault>) -> Option<u64> {
+    let text = ask.parameter(field).filter(|text| !text.is_empty())?;
+    let read = match text.bytes().all(|byte| byte.is_ascii_digit()) {
+        true => text.parse().map_err(|_| "is too large for Unix seconds".to_owned()),
+        false => config::date(text).map(|time| Time::from(time).unix_seconds()),
+    };
+    match read {
+        Ok(seconds) if seconds <= MOMENT_MAX => return Some(seconds),
+        Ok(_) => faults.push(fault(field, "is too large for Unix seconds")),
+        Err(why) => faults.push(fault(field, &format!("{why}, or Unix seconds"))),
+    }
+    None
+}
+
+fn one_of<T: Copy, const N: usize>(
+    ask: &Ask,
+    field: &'static str,
+    words: [(&'static str, T); N],
+    usual: T,
+    faults: &mut Vec<Fault>,
+) -> T {
+    let Some(said) = ask.parameter(field).filter(|said| !said.is_empty()) else { return usual };
+    match words.iter().find(|(word, _)| *word == said) {
+        Some((_, value)) => *value,
+        None => {
+            faults.push(fault(field, &format!("is none of {}", words.map(|(word, _)| word).join(", "))));
+            usual
+        }
+    }
+}
+
+fn fault(field: &str, detail: &str) -> Fault {
+    Fault { field: field.to_owned(), detail: detail.to_owned() }
+}
