@@ -56,7 +56,8 @@ pub(super) fn run(options: &Options) -> Outcome {
     }
     if options.csv {
         query.push(("format", "csv"));
-        return super::print(admin.text(&["usage"], &query)?.trim_end_matches("\r\n"));
+        // With the line end that printing adds it is as it came.
+        return super::print(admin.text(&["usage"], &query)?.trim_end_matches('\n'));
     }
     admin.print_list(admin.list(&["usage"], &query)?, |lines| rows(by, lines))
 }

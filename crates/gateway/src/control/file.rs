@@ -324,3 +324,70 @@ fn refusal(name: &str, error: &redb::Error) -> FileError {
         other => refused(format!("cannot be opened: {other}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::usage::{COUNT_MAX, Row as UsageRow, Span};
+    use super::*;
+
+    const HOUR: u64 = 3_600;
+    const DAY: u64 = 86_400;
+    const RETENTION: Retention =
+        Retention { hours: Duration::from_secs(2 * DAY), days: Duration::from_secs(10 * DAY) };
+
+    fn batch(number: u64, hour: u64, rows: &[(&str, u64)]) -> Batch {
+        let row = |user: &str| UsageRow { user: Some(user.to_owned()), ..UsageRow::default() };
+        let counts = |input| Counts { requests: 1, input, ..Counts::default() };
+        let rows = rows.iter().map(|(user, input)| (row(user), counts(*input))).collect();
+        Batch { writer: "w".to_owned(), number, hour, rows }
+    }
+
+    /// Tokens read in an hour or a day.
+    fn input(file: &File, span: Span, start: u64) -> u64 {
+        let rows = file.usage(Bucket { span, start }).unwrap();
+        rows.iter().map(|(_, counts)| Counts::parse(counts).input).sum()
+    }
+
+    #[test]
+    fn usage_goes_to_its_hour_and_its_day_once() {
+        let file = File::in_memory().unwrap();
+        let start = 20_000 * DAY;
+        assert_eq!(input(&file, Span::Day, start), 0);
+        for batch in [
+            batch(1, start, &[("alice", 1), ("bob", 2)]),
+            // Its acknowledgement was lost.
+            batch(1, start, &[("alice", 1), ("bob", 2)]),
+            batch(2, start + 23 * HOUR, &[("alice", 4)]),
+            batch(3, start + DAY, &[("alice", 8)]),
+            batch(2, start + 23 * HOUR, &[("alice", 4)]),
+            Batch { writer: "another".to_owned(), ..batch(1, start + DAY, &[("alice", COUNT_MAX)]) },
+        ] {
+            file.add_usage(&batch, &RETENTION).unwrap();
+        }
+        assert_eq!(input(&file, Span::Hour, start), 3);
+        assert_eq!(input(&file, Span::Hour, start + 23 * HOUR), 4);
+        assert_eq!(input(&file, Span::Day, start), 7);
+        assert_eq!(input(&file, Span::Day, start + DAY), COUNT_MAX);
+        assert_eq!(file.usage(Bucket { span: Span::Day, start }).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn usage_is_forgotten_when_its_time_is_over() {
+        let file = File::in_memory().unwrap();
+        for hour in 0..20 * 24 {
+            file.add_usage(&batch(hour + 1, hour * HOUR, &[("alice", 1)]), &RETENTION).unwrap();
+        }
+        let (now, today) = ((20 * 24 - 1) * HOUR, 19 * DAY);
+        for (ago, kept) in [(0, 1), (48, 1), (49, 1), (50, 0), (400, 0)] {
+            assert_eq!(input(&file, Span::Hour, now - ago * HOUR), kept, "{ago} hours ago");
+        }
+        for (ago, kept) in [(0, 24), (10, 24), (11, 24), (12, 0), (19, 0)] {
+            assert_eq!(input(&file, Span::Day, today - ago * DAY), kept, "{ago} days ago");
+        }
+        let read = file.database.begin_read().unwrap();
+        let rows = redb::ReadableTableMetadata::len(&read.open_table(USAGE).unwrap()).unwrap();
+        assert_eq!(rows, 2 * (50 + 12), "a row and how many there are, for each");
+    }
+}

@@ -249,12 +249,13 @@ impl Kept<'_> {
 fn moment(ask: &Ask, field: &'static str, faults: &mut Vec<Fault>) -> Option<u64> {
     let text = ask.parameter(field).filter(|text| !text.is_empty())?;
     let read = match text.bytes().all(|byte| byte.is_ascii_digit()) {
-        true => text.parse().map_err(|_| "is too large for Unix seconds".to_owned()),
+        // What is too large for a number is too large for a moment.
+        true => Ok(text.parse().unwrap_or(u64::MAX)),
         false => config::date(text).map(|time| Time::from(time).unix_seconds()),
     };
     match read {
         Ok(seconds) if seconds <= MOMENT_MAX => return Some(seconds),
-        Ok(_) => faults.push(fault(field, "is too large for Unix seconds")),
+        Ok(_) => faults.push(fault(field, "is too far away; Unix seconds are meant, not milliseconds")),
         Err(why) => faults.push(fault(field, &format!("{why}, or Unix seconds"))),
     }
     None
