@@ -23,7 +23,7 @@ const FLUSH_EVERY: Duration = Duration::from_millis(800);
 /// Rows that wait to be handed over, beside those that are being. What is beyond them is counted together.
 const ROWS_MAX: usize = 10_000;
 /// Rows of one batch, so that no decision waits long behind it.
-const BATCH_ROWS: usize = 200;
+const BATCH_ROWS: usize = 50;
 
 /// A request that has ended.
 pub struct Ended {

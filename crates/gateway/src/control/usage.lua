@@ -14,8 +14,10 @@ local function sum(one, other)
   local place = 0
   for count in string.gmatch(other, '%d+') do
     place = place + 1
-    local both = tonumber(sums[place] or '0') + tonumber(count)
-    sums[place] = string.format('%.0f', math.min(both, MOST))
+    if count ~= '0' or not sums[place] then
+      local both = tonumber(sums[place] or '0') + tonumber(count)
+      sums[place] = string.format('%.0f', math.min(both, MOST))
+    end
   end
   return table.concat(sums, ' ')
 end
@@ -31,7 +33,7 @@ for number = 2, 3 do
       before = redis.call('HGET', bucket, row)
     end
     if not before then free = free - 1 end
-    redis.call('HSET', bucket, row, sum(before or '', ARGV[place + 1]))
+    redis.call('HSET', bucket, row, before and sum(before, ARGV[place + 1]) or ARGV[place + 1])
   end
   redis.call('EXPIRE', bucket, ARGV[number + 1])
 end
