@@ -14,7 +14,7 @@ use self::asked::{Format, Question, Slot};
 use super::ask::json;
 use super::problem::Problem;
 use super::{Ask, Reply, Shared};
-use crate::control::{Counts, Unavailable, UsageRow};
+use crate::control::{Counts, Unavailable};
 use crate::{Gateway, usage};
 
 /// Rows of one CSV document.
@@ -57,9 +57,10 @@ pub(super) async fn report(State(gateway): Shared, ask: Ask) -> Reply {
 
 /// The lines from where the question goes on, in the order of time and names: more than `enough` where there are more.
 async fn lines(gateway: &Gateway, question: &Question, enough: usize) -> Result<Vec<Line>, Problem> {
+    let model = question.model().and_then(|asked| Some(gateway.snapshot.load().model(asked)?.name.clone()));
     let mut lines = Vec::new();
     for slot in question.slots() {
-        let folded = folded(gateway, question, slot).await?;
+        let folded = folded(gateway, question, model.as_deref(), slot).await?;
         let wanted = folded.into_iter().filter(|(name, _)| question.is_ahead(slot, name.as_deref()));
         lines.extend(wanted.map(|(name, counts)| Line { slot, name, counts }));
         if lines.len() > enough {
@@ -69,19 +70,17 @@ async fn lines(gateway: &Gateway, question: &Question, enough: usize) -> Result<
     Ok(lines)
 }
 
-/// What everybody used in a slot.
+/// What everybody used in a slot; `model` is the resolved name of the one that is asked about.
 async fn folded(
     gateway: &Gateway,
     question: &Question,
+    model: Option<&str>,
     slot: Slot,
 ) -> Result<BTreeMap<Option<String>, Counts>, Problem> {
-    let now = gateway.snapshot.load_full();
-    let resolved = question.model().and_then(|asked| Some(now.model(asked)?.name.clone()));
-    let is_wanted = |row: &UsageRow| question.wants(row, resolved.as_deref());
     let mut folded: BTreeMap<Option<String>, Counts> = BTreeMap::new();
-    for bucket in question.buckets(slot) {
+    for bucket in slot.buckets() {
         let rows = gateway.control.usage(bucket).await.map_err(away)?;
-        for (row, counts) in rows.into_iter().filter(|(row, _)| is_wanted(row)) {
+        for (row, counts) in rows.into_iter().filter(|(row, _)| question.wants(row, model)) {
             *folded.entry(question.by.take(row)).or_default() += counts;
         }
     }

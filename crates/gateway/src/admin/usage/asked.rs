@@ -95,6 +95,31 @@ impl By {
     }
 }
 
+impl Step {
+    /// Of one slot of a time.
+    fn seconds(self, time: Slot) -> u64 {
+        match self {
+            Self::Hour => Span::Hour.seconds(),
+            Self::Day => Span::Day.seconds(),
+            Self::None => time.end - time.start,
+        }
+    }
+}
+
+impl Slot {
+    /// What is read for it: whole days as such, the rest by the hour.
+    pub(super) fn buckets(self) -> impl Iterator<Item = Bucket> {
+        let (day, hour) = (Span::Day.seconds(), Span::Hour.seconds());
+        let first_midnight = self.start.next_multiple_of(day).min(self.end);
+        let last_midnight = Span::Day.start(self.end).max(first_midnight);
+        let of = |span| move |start| Bucket { span, start };
+        let before = (self.start..first_midnight).step_by(hour as usize).map(of(Span::Hour));
+        let days = (first_midnight..last_midnight).step_by(day as usize).map(of(Span::Day));
+        let after = (last_midnight..self.end).step_by(hour as usize).map(of(Span::Hour));
+        before.chain(days).chain(after)
+    }
+}
+
 impl Question {
     /// What a request asks at this moment, Unix seconds, where so much is kept.
     pub(super) fn read(ask: &Ask, now: u64, retention: &Retention) -> Result<Self, Problem> {
@@ -120,7 +145,9 @@ impl Question {
             // The pages of one list are about one time, however long it takes to turn them.
             Some(after) => {
                 let (time, after) = place(&after).ok_or_else(no_cursor)?;
-                if kept.time(step, Some(time.start), Some(time.end)).ok() != Some(time) {
+                let is_kept = kept.time(step, Some(time.start), Some(time.end)).ok() == Some(time);
+                let is_slot = (after.0 - time.start).is_multiple_of(step.seconds(time));
+                if !is_kept || !is_slot {
                     return Err(no_cursor());
                 }
                 (time, Some(after))
@@ -133,26 +160,10 @@ impl Question {
 
     /// The parts of the time that are still to be told of, in order.
     pub(super) fn slots(&self) -> impl Iterator<Item = Slot> + use<> {
-        let length = match self.step {
-            Step::Hour => Span::Hour.seconds(),
-            Step::Day => Span::Day.seconds(),
-            Step::None => self.time.end - self.time.start,
-        };
+        let length = self.step.seconds(self.time);
         let from = self.after.as_ref().map_or(self.time.start, |(start, _)| *start);
         let starts = (from..self.time.end).step_by(usize::try_from(length).unwrap_or(usize::MAX));
         starts.map(move |start| Slot { start, end: start + length })
-    }
-
-    /// What is read for a slot: whole days as such, the rest by the hour.
-    pub(super) fn buckets(&self, slot: Slot) -> impl Iterator<Item = Bucket> + use<> {
-        let (day, hour) = (Span::Day.seconds(), Span::Hour.seconds());
-        let first_midnight = slot.start.next_multiple_of(day).min(slot.end);
-        let last_midnight = Span::Day.start(slot.end).max(first_midnight);
-        let of = |span| move |start| Bucket { span, start };
-        let before = (slot.start..first_midnight).step_by(hour as usize).map(of(Span::Hour));
-        let days = (first_midnight..last_midnight).step_by(day as usize).map(of(Span::Day));
-        let after = (last_midnight..slot.end).step_by(hour as usize).map(of(Span::Hour));
-        before.chain(days).chain(after)
     }
 
     /// Whether a row is asked about; `model` is the resolved name of the one that is.
@@ -184,7 +195,7 @@ impl Question {
     }
 }
 
-/// The time that a place is of, and the place.
+/// The time that a place is of, and the place: a slot of it and a name.
 fn place(text: &str) -> Option<(Slot, (u64, Option<String>))> {
     let mut parts = text.splitn(4, ' ');
     let mut number = || parts.next()?.parse::<u64>().ok().filter(|&number| number <= MOMENT_MAX);
@@ -227,7 +238,7 @@ impl Kept<'_> {
             if time.start < hours {
                 time.start = of(Span::Day).start;
             }
-            if time.end <= hours {
+            if Span::Day.start(time.end).max(time.start) < hours {
                 time.end = of(Span::Day).end;
             }
         }
@@ -280,4 +291,121 @@ fn one_of<T: Copy, const N: usize>(
 
 fn fault(field: &str, detail: &str) -> Fault {
     Fault { field: field.to_owned(), detail: detail.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const HOUR: u64 = 3_600;
+    const DAY: u64 = 86_400;
+    /// 20:46 of a day.
+    const NOW: u64 = 20_000 * DAY + 20 * HOUR + 46 * 60;
+    const RETENTION: Retention =
+        Retention { hours: Duration::from_secs(35 * DAY), days: Duration::from_secs(400 * DAY) };
+
+    fn time(step: Step, from: Option<u64>, to: Option<u64>) -> Result<Slot, Problem> {
+        Kept { now: NOW, retention: &RETENTION }.time(step, from, to)
+    }
+
+    fn slot(start: u64, end: u64) -> Slot {
+        Slot { start, end }
+    }
+
+    #[test]
+    fn a_time_is_whole_hours_or_days_as_far_as_they_have_begun() {
+        let today = 20_000 * DAY;
+        let recent = slot(today - 4 * HOUR, today + 21 * HOUR);
+        for (step, from, to, wanted) in [
+            (Step::None, None, None, recent),
+            (Step::Hour, None, None, recent),
+            (Step::Day, None, None, slot(today - DAY, today + DAY)),
+            (Step::Hour, Some(NOW), None, slot(today + 20 * HOUR, today + 21 * HOUR)),
+            (Step::Hour, Some(today), Some(today + 1), slot(today, today + HOUR)),
+            (Step::Hour, Some(today + 1), Some(today + HOUR), slot(today, today + HOUR)),
+            (Step::Hour, Some(today), Some(MOMENT_MAX), slot(today, today + 21 * HOUR)),
+            (Step::Day, Some(today + 1), Some(today + 2), slot(today, today + DAY)),
+            (Step::None, None, Some(today), slot(today - DAY, today)),
+        ] {
+            assert_eq!(time(step, from, to).ok(), Some(wanted), "{step:?} {from:?} {to:?}");
+        }
+        for (step, from, to) in [
+            (Step::None, Some(NOW), Some(NOW)),
+            (Step::None, Some(NOW + 1), None),
+            (Step::Hour, Some(NOW - 35 * DAY - HOUR), None),
+            (Step::Day, Some(NOW - 401 * DAY), None),
+            (Step::None, Some(0), Some(1)),
+            (Step::None, None, Some(0)),
+        ] {
+            assert!(time(step, from, to).is_err(), "{step:?} {from:?} {to:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_read_is_kept_and_read_once() {
+        let kept = Kept { now: NOW, retention: &RETENTION };
+        let (hours, days) = (kept.since(Span::Hour), kept.since(Span::Day));
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut asked = 0;
+        for _ in 0..20_000 {
+            // Many about the moment when hours are forgotten, and about now.
+            let around = [NOW, NOW - 35 * DAY, NOW - 399 * DAY][random.usize(..3)];
+            let from = (around - 3 * DAY + random.u64(..6 * DAY)).min(NOW);
+            let length = [HOUR, 3 * DAY, 60 * DAY][random.usize(..3)];
+            let to = from + 1 + random.u64(..length);
+            for step in [Step::None, Step::Hour, Step::Day] {
+                let Ok(time) = time(step, Some(from), Some(to)) else {
+                    assert!(
+                        from < if step == Step::Hour { hours } else { days + DAY },
+                        "{step:?} {from} {to}"
+                    );
+                    continue;
+                };
+                asked += 1;
+                assert!(time.start <= from && time.end >= to.min(NOW + 1), "{time:?} {from} {to}");
+                assert!(time.start + DAY > from && time.end < to.min(NOW + 1) + DAY, "{time:?} {from} {to}");
+                let mut at = time.start;
+                let question = question(step, time);
+                for bucket in question.slots().flat_map(Slot::buckets) {
+                    assert_eq!(bucket.start, at, "{step:?} {time:?}");
+                    assert!(bucket.start >= if bucket.span == Span::Hour { hours } else { days }, "{time:?}");
+                    at += bucket.span.seconds();
+                }
+                assert_eq!(at, time.end, "{step:?} {time:?}");
+            }
+        }
+        assert!(asked > 20_000, "{asked}");
+    }
+
+    fn question(step: Step, time: Slot) -> Question {
+        let filter = UsageFilter::default();
+        Question { by: By::User, format: Format::Json, step, time, filter, after: None }
+    }
+
+    #[test]
+    fn a_place_leads_on_from_where_it_is() {
+        let slot = slot(2 * HOUR, 3 * HOUR);
+        for name in [None, Some("a"), Some(""), Some("a b = c"), Some("ü")] {
+            let time = Slot { start: HOUR, end: 5 * HOUR };
+            let line =
+                Line { slot, name: name.map(str::to_owned), counts: crate::control::Counts::default() };
+            let written = question(Step::Hour, time).place(&line);
+            let (read, after) = place(&written).expect("it was written so");
+            assert_eq!((read, &after), (time, &(slot.start, line.name.clone())), "{written}");
+            let next = Question { after: Some(after), ..question(Step::Hour, time) };
+            assert_eq!(next.slots().map(|slot| slot.start / HOUR).collect::<Vec<_>>(), [2, 3, 4]);
+            assert!(!next.is_ahead(slot, name), "{written}");
+            assert!(
+                next.is_ahead(slot, Some("\u{10ffff}"))
+                    && next.is_ahead(Slot { start: 3 * HOUR, ..slot }, None)
+            );
+        }
+        for junk in
+            ["", "1 2 1", "1 2 3 ", "2 1 1 ", "1 2 1 a", "-1 2 1 ", "1 99999999999999999999 1 ", "1 2 1 =a\0"]
+        {
+            assert_eq!(place(junk).is_some(), junk.ends_with('\0'), "{junk}");
+        }
+    }
 }
