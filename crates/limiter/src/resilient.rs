@@ -18,7 +18,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -59,6 +59,8 @@ use settlements::{Held, Settlements};
 
 /// When it is worth asking again what only the store can grant: by then it may be back.
 const RETRY: Millis = Millis(1_000);
+/// A store that has failed once more so long after it answered again has not come back then.
+const RETURN_KEPT: Duration = Duration::from_secs(1);
 
 /// How a store behaves while the shared one does not answer.
 #[derive(Clone)]
@@ -329,7 +331,8 @@ impl Inner {
         let Some(failure) = Failure::of(error) else { return };
         add(&self.tally.failures[failure as usize], 1);
         let mut state = self.state();
-        state.returning = None;
+        // One that answers now and then is not waited for anew each time.
+        state.returning = state.returning.filter(|returning| returning.elapsed() < RETURN_KEPT);
         if let Circuit::Open { since, why } = state.circuit {
             // Whether settlements get through is worth a change, the rest is not.
             if (why == Failure::OutOfMemory) != (failure == Failure::OutOfMemory) {
