@@ -269,6 +269,8 @@ impl Shared {
             if let Ok(made) = timeout(pause, &mut patient).await {
                 return made;
             }
+            // One that swallows everything is of no use beside two that are being made.
+            self.current.send_if_modified(|current| current.take_if(|link| !link.answers()).is_some());
             let mut hasty = pin!(timeout(HASTE, self.connect()));
             let first =
                 poll_fn(|context| match (patient.as_mut().poll(context), hasty.as_mut().poll(context)) {
