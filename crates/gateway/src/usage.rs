@@ -144,11 +144,23 @@ pub async fn run(gateway: Arc<Gateway>) {
     }
 }
 
-/// Hands over what was used on this instance.
+/// Hands over what was used on this instance. A Redis that is known not to answer is not asked: limits find out when it is
+/// back.
 ///
 /// # Errors
 /// When the store does not answer.
 pub async fn flush(gateway: &Gateway) -> Result<(), Unavailable> {
+    if gateway.limits.is_degraded() {
+        return Err(Unavailable("Redis does not answer".to_owned()));
+    }
+    flush_last(gateway).await
+}
+
+/// Hands it over if there is any way: the process ends.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn flush_last(gateway: &Gateway) -> Result<(), Unavailable> {
     let retention = gateway.snapshot.load().config.settings.usage;
     gateway.ledger.usage.flush(&gateway.control, retention).await
 }

@@ -129,7 +129,7 @@ where
         }
         // The last requests are in the totals of the fleet and in the usage, if anybody hears it.
         let _ = tokio::time::timeout(LAST_WORDS, async {
-            tokio::join!(fleet::tell(&gateway), usage::flush(&gateway))
+            tokio::join!(fleet::tell(&gateway), usage::flush_last(&gateway))
         })
         .await;
         let rows = gateway.ledger.usage.waiting().await;
