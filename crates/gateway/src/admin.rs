@@ -22,6 +22,7 @@ mod rate_limit;
 mod requests;
 mod routes;
 mod stats;
+mod usage;
 mod users;
 mod walk;
 

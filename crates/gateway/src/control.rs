@@ -15,6 +15,7 @@ mod mint;
 mod records;
 mod redis;
 mod time;
+mod usage;
 mod value;
 
 use std::fmt;
@@ -36,6 +37,7 @@ pub use self::records::{
 };
 use self::redis::{Redis, Synced};
 pub use self::time::{Time, precise};
+pub use self::usage::{Batch, Bucket, COUNT_MAX, Counts, OTHER, Row as UsageRow, Span};
 use self::value::Row;
 pub use self::value::{Author, Change, Control, Kind, Record, Table};
 use crate::config::Config;

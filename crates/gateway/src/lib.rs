@@ -5,7 +5,7 @@
 //! | floor | modules |
 //! |---|---|
 //! | 5 processes, sockets, signals | [`cli`] [`edge`] [`admin`] |
-//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] [`fleet`] [`live`] |
+//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] [`fleet`] [`live`] [`usage`] |
 //! | 3 one outside world each | [`snapshot`] [`control`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] [`rates`] |
 //! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] [`recent`] [`journal`] |
 //! | 1 bytes and values | [`call`] [`dialect`] [`sse`] |
@@ -42,6 +42,7 @@ pub mod simulated;
 pub mod snapshot;
 pub mod sse;
 pub mod upstream;
+pub mod usage;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -133,6 +134,7 @@ impl Gateway {
                 log,
                 estimates: Arc::default(),
                 refusals: Arc::default(),
+                usage: Arc::default(),
                 journal: Arc::default(),
                 ending: ending.clone(),
             },

@@ -72,6 +72,13 @@ impl Ask {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
+    /// Whether an answer of this content type is asked for by name.
+    pub(super) fn accepts(&self, kind: &str) -> bool {
+        let said = self.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let kinds = said.flat_map(|value| value.split(',')).filter_map(|kind| kind.split(';').next());
+        kinds.map(str::trim).any(|said| said.eq_ignore_ascii_case(kind))
+    }
+
     /// Whether nothing is to be changed, only said what would be.
     pub(super) fn is_dry_run(&self) -> Result<bool, Problem> {
         Ok(self.flag("dry_run")?.unwrap_or(false))
@@ -100,8 +107,7 @@ impl Ask {
                 let decoded =
                     URL_SAFE_NO_PAD.decode(&cursor.as_bytes()[..cursor.len().min(CURSOR_BYTES_MAX)]);
                 let text = decoded.ok().and_then(|bytes| String::from_utf8(bytes).ok());
-                let wrong = "is no cursor of ours; take `next_cursor` of the page before";
-                Some(text.ok_or_else(|| Problem::field("cursor", wrong))?)
+                Some(text.ok_or_else(no_cursor)?)
             }
         };
         Ok(Page { size, after })
@@ -208,6 +214,11 @@ pub(super) fn cursor(place: String) -> String {
 /// Nothing left.
 pub(super) fn gone() -> Response {
     StatusCode::NO_CONTENT.into_response()
+}
+
+/// What is wrong with a cursor.
+pub(super) fn no_cursor() -> Problem {
+    Problem::field("cursor", "is no cursor of ours; take `next_cursor` of the page before")
 }
 
 /// What faults there are, or nothing.

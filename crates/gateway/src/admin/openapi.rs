@@ -422,6 +422,32 @@ const SCHEMAS: &[Schema] = &[
             ("control_version", "integer"),
         ],
     ),
+    (
+        "Usage",
+        &[
+            ("start", "time"),
+            ("end", "time"),
+            ("user", "string?"),
+            ("api_key", "string?"),
+            ("team", "string?"),
+            ("model", "string?"),
+            ("requests", "integer"),
+            ("refused", "integer"),
+            ("estimated", "integer"),
+            ("tokens", "Tokens"),
+            ("cost", "number"),
+        ],
+    ),
+    (
+        "Tokens",
+        &[
+            ("input", "integer"),
+            ("cached_input", "integer"),
+            ("output", "integer"),
+            ("reasoning", "integer"),
+            ("total", "integer"),
+        ],
+    ),
     ("Checked", &[("ok", "boolean"), ("problems", "object[]")]),
     ("Reloaded", &[("status", "string"), ("message", "string"), ("problems", "object[]")]),
 ];
@@ -481,6 +507,9 @@ fn operation(route: &Route) -> Value {
             });
             answer["content"] = content(page);
         }
+    }
+    if route.query.contains(&"format") {
+        answer["content"]["text/csv"] = json!({ "schema": { "type": "string" } });
     }
     let problem = json!({ "description": "What is wrong.",
                           "content": { "application/problem+json": { "schema": reference("Problem") } } });

@@ -8,7 +8,7 @@ use http::StatusCode;
 
 use super::{
     Reply, audit, bans, configuration, events, explain, instances, keys, limits, models, openapi, rate_limit,
-    requests, stats, users,
+    requests, stats, usage, users,
 };
 use crate::Gateway;
 use crate::config::Role;
@@ -201,6 +201,8 @@ pub(super) fn all() -> Vec<Route> {
         .takes("EndpointLimit"),
         R::post("/admin/rate-limit/clear", rate_limit::clear, "Forgets what a subject used.", One("Cleared"))
             .query(&["key"]),
+        R::get("/admin/usage", usage::report, "What was used, by whom and when.", Page("Usage"))
+            .query(&["by", "from", "to", "step", "user", "api_key", "team", "model", "format"]),
         R::get("/admin/redis/status", stats::redis, "How the shared store does.", One("RedisStatus")),
         R::get(
             "/admin/explain",

@@ -193,6 +193,18 @@ pub(super) const SETTINGS: Section = Section {
             Text("1s"),
             "At the latest after this time an instance knows what was changed on another.",
         ),
+        key(
+            "usage_hours",
+            Kind::Duration { min: 24 * HOUR, max: 400 * 24 * HOUR },
+            Text("35d"),
+            "How long it is kept what was used in each hour.",
+        ),
+        key(
+            "usage_days",
+            Kind::Duration { min: 24 * HOUR, max: 3_660 * 24 * HOUR },
+            Text("400d"),
+            "How long it is kept what was used on each day.",
+        ),
         key("log_format", Kind::OneOf(&["json", "text"]), Text("json"), "How log lines look."),
     ],
 };

@@ -194,6 +194,17 @@ pub struct Settings {
     pub instances: u32,
     /// Refuses to start with a Redis that may evict counters.
     pub require_noeviction: bool,
+    /// How long it is known what was used.
+    pub usage: Retention,
+}
+
+/// How long it is kept what was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// By the hour.
+    pub hours: Duration,
+    /// By the day.
+    pub days: Duration,
 }
 
 /// `telemetry`.
@@ -307,6 +318,13 @@ pub struct Key {
     pub user: Option<Arc<User>>,
     /// What it has beyond, or in place of, what its user has.
     pub own: Own,
+}
+
+impl Key {
+    /// Its team, else its user's.
+    pub fn team(&self) -> Option<&str> {
+        self.own.team.as_deref().or_else(|| self.user.as_ref()?.team.as_deref())
+    }
 }
 
 /// What a key has of its own. Only keys that the admin API made have any.

@@ -10,7 +10,7 @@ use super::problem::{Origin, Problems, quoted, suggest};
 use super::review::{self, Whole};
 use super::scalar::{self, Fault};
 use super::tree::{Node, Scalar, Value};
-use super::{AdminKey, Auth, Config, LogFormat, Role, Secret, Server, Settings, State, Telemetry};
+use super::{AdminKey, Auth, Config, LogFormat, Retention, Role, Secret, Server, Settings, State, Telemetry};
 use super::{resolve_models, resolve_redis, resolve_rules, resolve_users};
 
 /// What `settings.state` is where nothing is to be kept.
@@ -297,5 +297,9 @@ fn settings(root: &Node) -> Option<Settings> {
         log_format,
         instances: u32::try_from(integer(node, SETTINGS.key("instances")?)?).ok()?,
         require_noeviction: read(node, "require_noeviction", scalar::boolean)?,
+        usage: Retention {
+            hours: duration(node, SETTINGS.key("usage_hours")?)?,
+            days: duration(node, SETTINGS.key("usage_days")?)?,
+        },
     })
 }
