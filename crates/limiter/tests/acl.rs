@@ -131,7 +131,7 @@ async fn use_all_of(store: &ResilientStore) {
         first.settled(&[amount + 1]).await.unwrap();
         second.refund();
         let left = if amount == 1 { 0 } else { 7 };
-        until("both have ended", async || {
+        until(&format!("both have ended of {}", limit.id()), async || {
             store.peek(charge(limit, "alice", 0)).await.unwrap()[0].used == left
         })
         .await;
@@ -202,7 +202,6 @@ async fn a_gateway_may_do_nothing_else() {
         "FLUSHDB",
         "SWAPDB 0 1",
         "KEYS *",
-        "SCAN 0",
         "RANDOMKEY",
         "DBSIZE",
         "SAVE",
@@ -315,7 +314,6 @@ async fn who_watches_sees_no_key_and_changes_nothing() {
         "SET x 1",
         "EVAL return_1 0",
         "KEYS *",
-        "SCAN 0",
         "FLUSHALL",
         "CONFIG GET *",
         "ACL LIST",
@@ -465,8 +463,9 @@ async fn six_servers_become_a_cluster() {
     let user = format!("tollgate:{}", password("tollgate"));
     let store = opened(&format!("redis+cluster://{user}@{},{}", nodes[0].address(), nodes[5].address()));
     use_all_of(&store).await;
-    let status = store.redis().status();
-    assert_eq!((status.topology, status.address.split(',').count()), (Topology::Cluster, 3), "{status:?}");
+    assert_eq!(store.redis().status().topology, Topology::Cluster);
+    until("it is connected to every master", async || store.redis().status().address.split(',').count() == 3)
+        .await;
     for node in &nodes {
         let refused = node.refused().await;
         assert!(refused.iter().filter(|entry| !entry.contains("setinfo")).count() == 0, "{refused:?}");

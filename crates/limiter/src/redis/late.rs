@@ -31,7 +31,7 @@ local new = redis.call('ZADD', KEYS[1], 'GT', string.format('%.0f', at), ARGV[1]
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - live))
 redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('%.0f', now + live), '+inf')
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return { now, redis.call('ZCARD', KEYS[1]), redis.call('ZCOUNT', KEYS[1], ARGV[4], '+inf'), new }
+return { now, redis.call('ZCARD', KEYS[1]), redis.call('ZCOUNT', KEYS[1], ARGV[4], '+inf'), new, at > 0 and 1 or 0 }
 ";
 
 /// A counter that was charged late.
@@ -54,6 +54,8 @@ pub(crate) struct Beat {
     pub(crate) since: u64,
     /// Whether this one was not among them.
     pub(crate) new: bool,
+    /// Whether it is now.
+    pub(crate) written: bool,
 }
 
 /// What a counter is charged without being asked.
@@ -114,8 +116,10 @@ impl RedisStore {
         let Value::Array(parts) = &reply else {
             return Err(StoreError::Reply("no list".into()));
         };
-        let &[Value::Int(now), Value::Int(count), Value::Int(since), Value::Int(new)] = &parts[..] else {
-            return Err(StoreError::Reply("not a time and three counts".into()));
+        let &[Value::Int(now), Value::Int(count), Value::Int(since), Value::Int(new), Value::Int(written)] =
+            &parts[..]
+        else {
+            return Err(StoreError::Reply("not a time and four counts".into()));
         };
         let positive =
             |number: i64| u64::try_from(number).map_err(|_| StoreError::Reply("a count below 0".into()));
@@ -123,7 +127,8 @@ impl RedisStore {
             Some(clock) => clock.now(),
             None => Millis(positive(now)?),
         };
-        Ok(Beat { now, count: positive(count)?, since: positive(since)?, new: new > 0 })
+        let (count, since) = (positive(count)?, positive(since)?);
+        Ok(Beat { now, count, since, new: new > 0, written: written > 0 })
     }
 
     /// This store's side of calls in flight that somebody else granted: it holds them from their first renewal on,

@@ -38,9 +38,11 @@ impl Fleet {
         self.instances
     }
 
-    /// So many live. Returns how long ago they were counted last, if ever.
-    pub(super) fn counted(&mut self, count: u64, now: Instant) -> Option<Duration> {
-        let before = self.last.replace(now).map(|before| now.saturating_duration_since(before));
+    /// So many live; `listed`, this one among them. Returns how long ago it was counted among them last, if nothing was
+    /// heard since.
+    pub(super) fn counted(&mut self, count: u64, listed: bool, now: Instant) -> Option<Duration> {
+        let last = std::mem::replace(&mut self.last, listed.then_some(now));
+        let before = last.map(|before| now.saturating_duration_since(before));
         let count = u32::try_from(count).unwrap_or(u32::MAX).max(1);
         self.instances.seen = true;
         if count >= self.instances.count {
@@ -73,7 +75,7 @@ mod tests {
         let (mut fleet, start) = (Fleet::new(2), Instant::now());
         assert!(!fleet.instances().seen);
         let mut count = |count, at: Duration| {
-            fleet.counted(count, start + at);
+            fleet.counted(count, true, start + at);
             fleet.instances().count
         };
         assert_eq!(count(4, Duration::ZERO), 4);
@@ -89,10 +91,10 @@ mod tests {
     fn who_comes_back_first_is_not_alone() {
         let (mut fleet, start) = (Fleet::new(0), Instant::now());
         assert_eq!(fleet.instances().count, 1);
-        fleet.counted(4, start);
-        fleet.counted(1, start + Duration::from_secs(1));
+        fleet.counted(4, true, start);
+        fleet.counted(1, true, start + Duration::from_secs(1));
         fleet.interrupted();
-        fleet.counted(1, start + PATIENCE * 3);
+        fleet.counted(1, true, start + PATIENCE * 3);
         assert_eq!(fleet.instances().count, 4);
     }
 }

@@ -93,10 +93,11 @@ impl Inner {
     /// Says that this process lives; but not before it has charged what it owes.
     async fn probe(&self) -> Result<(), StoreError> {
         let until = if self.is_open() { Millis::ZERO } else { self.clock.now() + BEAT_AGE_MAX };
-        let Beat { now, count, new, .. } = self.redis.beat(&self.name, LIVE, until, Millis::ZERO).await?;
+        let Beat { now, count, new, written, .. } =
+            self.redis.beat(&self.name, LIVE, until, Millis::ZERO).await?;
         self.clock.set(now);
-        let forgotten = self.fleet().counted(count, Instant::now()).is_some_and(|since| since < FORGOTTEN);
-        if new && forgotten {
+        let last = self.fleet().counted(count, written, Instant::now());
+        if new && last.is_some_and(|since| since < FORGOTTEN) {
             self.has_lost();
         }
         Ok(())
