@@ -3,6 +3,8 @@
 //!
 //! Providers are not trusted to be right: what cannot be read counts as saying nothing, and is relayed all the same.
 
+mod skim;
+
 use std::fmt;
 
 use bytes::Bytes;
@@ -24,18 +26,21 @@ pub fn read_event(data: &[u8]) -> Delta {
     if data.trim_ascii() == DONE {
         return Delta { done: true, ..Delta::default() };
     }
-    let Ok(answer) = serde_json::from_slice::<Answer<'_>>(data) else {
-        return Delta::default();
-    };
+    skim::delta(data).or_else(|| parsed(data)).unwrap_or_default()
+}
+
+/// [`read_event`] by serde_json; `None`: it is no JSON, or none of an answer.
+fn parsed(data: &[u8]) -> Option<Delta> {
+    let answer = serde_json::from_slice::<Answer<'_>>(data).ok()?;
     let no_choices = answer.choices.as_ref().is_some_and(|choices| choices.items == 0);
-    Delta {
+    Some(Delta {
         content_bytes: answer.content_bytes(),
         has_choices: answer.choices.as_ref().is_some_and(|choices| choices.items > 0),
-        usage: answer.usage.and_then(usage),
+        usage: answer.usage.map(RawValue::get).and_then(usage),
         usage_only: no_choices && answer.usage.is_some_and(|usage| usage.get().starts_with('{')),
         error: answer.error.is_some() || answer.object.is_some_and(|object| object.get() == r#""error""#),
         done: false,
-    }
+    })
 }
 
 /// The usage that a whole answer reports; `None` when it reports none, or one that cannot be.
@@ -49,12 +54,14 @@ pub fn usage_of_answer(body: &[u8]) -> Option<Usage> {
     // It is near the end, as a rule. What stands from there on is the rest of an object only where the member belongs to
     // the answer itself: of a nested one too many braces are left over.
     let tail = memchr::memmem::rfind(body, br#""usage""#).map(|at| [b"{", &body[at..]].concat());
-    let read = |tail: &[u8]| serde_json::from_slice::<OnlyUsage<'_>>(tail).ok()?.usage.and_then(usage);
+    let read = |tail: &[u8]| {
+        serde_json::from_slice::<OnlyUsage<'_>>(tail).ok()?.usage.map(RawValue::get).and_then(usage)
+    };
     match tail.as_deref().and_then(read) {
         Some(usage) => Some(usage),
         None => {
             let answer: OnlyUsage<'_> = serde_json::from_str(std::str::from_utf8(body).ok()?).ok()?;
-            usage(answer.usage?)
+            usage(answer.usage?.get())
         }
     }
 }
@@ -180,7 +187,12 @@ impl Message<'_> {
 
 /// A string, or the text in a list of parts or tool calls.
 fn text_of(value: &RawValue) -> u64 {
-    text_bytes(value.get(), |name| match name {
+    text_in(value.get())
+}
+
+/// The same of a value as it is written.
+fn text_in(value: &str) -> u64 {
+    text_bytes(value, |name| match name {
         "id" | "type" | "index" | "signature" => Part::Nothing,
         _ => Part::Text,
     })
@@ -219,8 +231,8 @@ impl<'de> Visitor<'de> for ChoicesVisitor {
 }
 
 /// Reads a `usage` object under the names of any endpoint. `None` without a count, or with one that is no count.
-fn usage(written: &RawValue) -> Option<Usage> {
-    let counts: Counts = serde_json::from_str(written.get()).ok()?;
+fn usage(written: &str) -> Option<Usage> {
+    let counts: Counts = serde_json::from_str(written).ok()?;
     let completion = counts.completion.unwrap_or(0);
     let prompt = match (counts.prompt, counts.total) {
         (Some(prompt), _) => prompt,
