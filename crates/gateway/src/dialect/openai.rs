@@ -6,6 +6,7 @@
 mod skim;
 
 use std::fmt;
+use std::ops::Range;
 
 use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -18,15 +19,57 @@ use crate::call::{Part, text_bytes};
 /// Most tokens that one answer can have used; a provider that says more is not believed.
 pub const TOKENS_MAX: u64 = 1 << 40;
 
+/// Longest event that the next one is compared with, bytes.
+const REMEMBERED_BYTES_MAX: usize = 4 << 10;
+
 /// The `data` of a stream's last event.
 const DONE: &[u8] = b"[DONE]";
 
 /// Reads the `data` of one event of a stream.
 pub fn read_event(data: &[u8]) -> Delta {
-    if data.trim_ascii() == DONE {
-        return Delta { done: true, ..Delta::default() };
+    Events::default().read(data)
+}
+
+/// Reads the events of a stream, one after the other.
+///
+/// Most are the one before with another piece of text between the same bytes. Those are not parsed again: what was
+/// valid JSON around one plain string is so around another.
+#[derive(Default)]
+pub struct Events {
+    /// The last one that was parsed and holds one plain text; empty: there is none.
+    last: Vec<u8>,
+    /// Where that text is written.
+    text: Range<usize>,
+    /// What else it says.
+    delta: Delta,
+}
+
+impl Events {
+    /// Reads the `data` of the next one.
+    pub fn read(&mut self, data: &[u8]) -> Delta {
+        if let Some(delta) = self.like_the_last(data) {
+            return delta;
+        }
+        if data.trim_ascii() == DONE {
+            return Delta { done: true, ..Delta::default() };
+        }
+        let Some((delta, text)) = skim::delta(data) else {
+            return parsed(data).unwrap_or_default();
+        };
+        if let Some(text) = text.filter(|_| data.len() <= REMEMBERED_BYTES_MAX) {
+            self.last.clear();
+            self.last.extend_from_slice(data);
+            (self.text, self.delta) = (text, delta);
+        }
+        delta
     }
-    skim::delta(data).or_else(|| parsed(data)).unwrap_or_default()
+
+    fn like_the_last(&self, data: &[u8]) -> Option<Delta> {
+        let (before, after) = (&self.last[..self.text.start], &self.last[self.text.end..]);
+        let text = data.strip_prefix(before)?.strip_suffix(after)?;
+        let same = !self.last.is_empty() && skim::is_plain(text);
+        same.then_some(Delta { content_bytes: text.len() as u64, ..self.delta })
+    }
 }
 
 /// [`read_event`] by serde_json; `None`: it is no JSON, or none of an answer.

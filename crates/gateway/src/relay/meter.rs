@@ -37,6 +37,7 @@ pub(super) enum Meter {
 }
 
 pub(super) struct Counted {
+    events: openai::Events,
     hide_usage: bool,
     done: bool,
     usage: Option<Usage>,
@@ -50,7 +51,8 @@ impl Meter {
             return Self::Plain { kept: Vec::new(), too_long: false, counting };
         }
         let hide_usage = call.endpoint().streams() && !call.usage_asked();
-        let counted = Counted { hide_usage, done: false, usage: None, counting };
+        let counted =
+            Counted { events: openai::Events::default(), hide_usage, done: false, usage: None, counting };
         Self::Events { splitter: sse::Splitter::new(), counted, open: false }
     }
 
@@ -137,7 +139,7 @@ impl Counted {
     /// Counts an event and says whether the caller gets it: all but the `usage` that only we asked for.
     fn passes(&mut self, event: &sse::Event) -> bool {
         let Some(data) = event.data() else { return true };
-        let delta = openai::read_event(&data);
+        let delta = self.events.read(&data);
         self.done |= delta.done;
         self.usage = delta.usage.or(self.usage);
         self.counting.add(delta.content_bytes);

@@ -4,18 +4,28 @@
 //! another way (a name with escapes, a member twice, deep nesting, what is no JSON) it leaves to serde_json, so it never
 //! says anything else than that would, only sooner. A property test holds the two equal.
 
+use std::ops::Range;
+
 use super::{Delta, text_in, usage};
 
 /// Nesting in a member that does not matter here; what is deeper is left to serde_json.
 const DEPTH_MAX: u32 = 16;
 
-/// What an event holds; `None`: it is not of the shape that is known here.
-pub(super) fn delta(json: &[u8]) -> Option<Delta> {
-    let mut reader = Reader { json, at: 0 };
+/// What an event holds, and where its text is written if it is one string without escapes; `None`: it is not of the shape
+/// that is known here.
+pub(super) fn delta(json: &[u8]) -> Option<(Delta, Option<Range<usize>>)> {
+    let mut reader = Reader { json, at: 0, texts: 0, plain: None };
     let mut answer = Answer::default();
     reader.object(|reader, name| answer.member(reader, name))?;
     reader.blank();
-    (reader.at == json.len()).then(|| answer.delta())
+    let only = reader.plain.filter(|_| reader.texts == 1);
+    (reader.at == json.len()).then(|| (answer.delta(), only))
+}
+
+/// Whether these bytes between quotes are a string that says what is written.
+pub(super) fn is_plain(text: &[u8]) -> bool {
+    let (length, ascii) = run(text);
+    length == text.len() && (ascii || std::str::from_utf8(text).is_ok())
 }
 
 /// The members that were read. Those that were there twice would not be read alike by everybody.
@@ -97,6 +107,9 @@ impl<const MEMBERS: usize> Seen<MEMBERS> {
 struct Reader<'a> {
     json: &'a [u8],
     at: usize,
+    /// Values read that hold text, and where the last is written that is plain.
+    texts: u64,
+    plain: Option<Range<usize>>,
 }
 
 impl<'a> Reader<'a> {
@@ -181,12 +194,18 @@ impl<'a> Reader<'a> {
         let start = self.at;
         if self.accept(b'"') {
             let string = self.string()?;
+            let bytes = string.inner.len() as u64;
             if string.plain {
-                return Some(string.inner.len() as u64);
+                if bytes > 0 {
+                    self.texts += 1;
+                    self.plain = Some(start + 1..self.at - 1);
+                }
+                return Some(bytes);
             }
         } else {
             self.skip(DEPTH_MAX)?;
         }
+        self.texts += 1;
         Some(text_in(std::str::from_utf8(&self.json[start..self.at]).ok()?))
     }
 
@@ -258,6 +277,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The rest of a string whose opening quote was read.
+    #[inline]
     fn string(&mut self) -> Option<Spelled<'a>> {
         let start = self.at;
         let mut plain = true;
@@ -322,6 +342,7 @@ struct Spelled<'a> {
 }
 
 /// How many bytes come before a quote, a backslash or a control character, and whether all of them are ASCII.
+#[inline]
 fn run(bytes: &[u8]) -> (usize, bool) {
     const EACH: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = EACH << 7;
@@ -368,8 +389,14 @@ mod tests {
     ];
 
     fn same(data: &[u8]) {
-        if let Some(delta) = delta(data) {
+        if let Some((delta, text)) = delta(data) {
             assert_eq!(Some(delta), parsed(data), "{}", String::from_utf8_lossy(data));
+            let Some(text) = text else { return };
+            // In its place, any other text is all that changes.
+            let other = [&data[..text.start], b"another", &data[text.end..]].concat();
+            let wanted = parsed(&other).map(|other| other.content_bytes);
+            assert_eq!(wanted, Some(7), "{}", String::from_utf8_lossy(data));
+            assert_eq!(delta.content_bytes, text.len() as u64);
         }
     }
 
