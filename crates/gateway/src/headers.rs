@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 use tollgate_limiter::{Denial, Limit, Millis, Reservation, Retry, Source, Standing, Unit};
@@ -56,12 +56,12 @@ impl Trace {
         self.id.clone()
     }
 
-    fn insert(&self, headers: &mut HeaderMap) {
+    fn write(&self, head: &mut BytesMut) {
         let span = Hex::of(u128::from(fastrand::u64(1..)) << 64);
-        let flags = std::str::from_utf8(&self.flags).unwrap_or("00");
-        insert_own(headers, TRACEPARENT, ["00-", &self.id, "-", &span.as_str()[..16], "-", flags].concat());
+        let value = [b"00-", self.id.as_bytes(), b"-", &span.0[..16], b"-", &self.flags];
+        line(head, TRACEPARENT.as_str(), &value);
         if let Some(state) = &self.state {
-            headers.insert(TRACESTATE, state.clone());
+            line(head, TRACESTATE.as_str(), &[state.as_bytes()]);
         }
     }
 }
@@ -107,37 +107,46 @@ pub fn request(headers: &mut HeaderMap, request_id: &str) {
     insert(headers, X_REQUEST_ID, request_id);
 }
 
-/// What a provider is sent along with the body.
-pub fn to_provider(sent: &HeaderMap, trace: &Trace, request_id: &str) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(14);
+/// What a provider is sent along with the body, as lines of a head: never anything about the body's length.
+pub fn to_provider(head: &mut BytesMut, sent: &HeaderMap, trace: &Trace, request_id: &str) {
     for name in &TO_PROVIDER {
         if let Some(value) = sent.get(name) {
-            headers.insert(name.clone(), value.clone());
+            line(head, name.as_str(), &[value.as_bytes()]);
         }
     }
     // A JSON body is sent as one whatever the caller called it: `curl -d` says it sends a form.
-    let form = multipart(sent).and_then(|form| HeaderValue::from_str(form).ok());
-    headers.insert(header::CONTENT_TYPE, form.unwrap_or(HeaderValue::from_static("application/json")));
-    headers.insert(
-        header::USER_AGENT,
-        HeaderValue::from_static(concat!("tollgate/", env!("CARGO_PKG_VERSION"))),
-    );
-    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    insert(&mut headers, X_REQUEST_ID, request_id);
-    trace.insert(&mut headers);
-    headers
+    line(head, "content-type", &[multipart(sent).unwrap_or("application/json").as_bytes()]);
+    head.extend_from_slice(TO_EVERY_PROVIDER);
+    line(head, X_REQUEST_ID.as_str(), &[request_id.as_bytes()]);
+    trace.write(head);
 }
 
-/// What the caller gets of a provider's headers.
-pub fn from_provider(headers: &mut HeaderMap, sent: &HeaderMap) {
-    for (name, value) in sent {
-        let theirs = name.as_str();
-        let dialect = theirs.starts_with("openai-") || theirs.starts_with("anthropic-");
-        let limits = theirs.starts_with("anthropic-ratelimit-");
-        if FROM_PROVIDER.contains(name) || (dialect && !limits) {
-            headers.append(name.clone(), value.clone());
-        } else if name == X_REQUEST_ID {
-            headers.insert(HeaderName::from_static("x-upstream-request-id"), value.clone());
+/// What is sent to a provider with every request.
+const TO_EVERY_PROVIDER: &[u8] =
+    concat!("user-agent: tollgate/", env!("CARGO_PKG_VERSION"), "\r\naccept-encoding: identity\r\n")
+        .as_bytes();
+
+/// Writes one header field. The parts of its value come from values of header fields or are our own.
+pub fn line(head: &mut BytesMut, name: &str, value: &[&[u8]]) {
+    head.extend_from_slice(name.as_bytes());
+    head.extend_from_slice(b": ");
+    value.iter().for_each(|part| head.extend_from_slice(part));
+    head.extend_from_slice(b"\r\n");
+}
+
+/// What the caller gets of a provider's header fields.
+pub fn from_provider<'a>(headers: &mut HeaderMap, sent: impl Iterator<Item = (&'a [u8], Bytes)>) {
+    for (theirs, value) in sent {
+        let is = |name: &HeaderName| theirs.eq_ignore_ascii_case(name.as_str().as_bytes());
+        let begins =
+            |with: &[u8]| theirs.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
+        let dialect = begins(b"openai-") || begins(b"anthropic-") && !begins(b"anthropic-ratelimit-");
+        let listed = FROM_PROVIDER.iter().find(|name| is(name)).cloned();
+        let Ok(value) = HeaderValue::from_maybe_shared(value) else { continue };
+        if let Some(name) = listed.or_else(|| HeaderName::from_bytes(theirs).ok().filter(|_| dialect)) {
+            headers.append(name, value);
+        } else if is(&X_REQUEST_ID) {
+            headers.insert(HeaderName::from_static("x-upstream-request-id"), value);
         }
     }
 }
@@ -526,19 +535,19 @@ mod tests {
     #[test]
     fn providers_keep_their_limits_to_themselves() {
         let sent = [
-            ("content-type", "application/json"),
+            ("Content-Type", "application/json"),
             ("x-ratelimit-limit-requests", "7"),
             ("anthropic-ratelimit-requests-limit", "7"),
+            ("Anthropic-Ratelimit-Requests-Limit", "7"),
             ("anthropic-organization-id", "o"),
             ("openai-processing-ms", "3"),
             ("set-cookie", "s"),
             ("x-request-id", "theirs"),
             ("retry-after", "9"),
         ];
-        let sent: HeaderMap =
-            sent.iter().map(|(n, v)| (n.parse().unwrap(), HeaderValue::from_static(v))).collect();
+        let sent = sent.iter().map(|(name, value)| (name.as_bytes(), Bytes::from_static(value.as_bytes())));
         let mut got = HeaderMap::new();
-        from_provider(&mut got, &sent);
+        from_provider(&mut got, sent);
         let mut names: Vec<&str> = got.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         let expected =

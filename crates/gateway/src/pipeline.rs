@@ -183,10 +183,10 @@ impl Answered {
                 let Theirs { call, deployment, answer, said, limit_took } = *theirs;
                 *out = said;
                 headers::request(out, &entry.request_id);
-                headers::from_provider(out, &answer.headers);
+                headers::from_provider(out, answer.head.fields.iter());
                 headers::provider(out, &deployment.name, limit_took, entry.attempts.waited);
-                *response.status_mut() = answer.status;
-                entry.answer_starts(answer.status);
+                *response.status_mut() = answer.head.status;
+                entry.answer_starts(answer.head.status);
                 *response.body_mut() = relay(&call, deployment, answer, entry, gateway);
             }
         }
@@ -201,7 +201,7 @@ fn relay(
     mut entry: Box<Entry>,
     gateway: &Gateway,
 ) -> Body {
-    let events = is_event_stream(&answer.headers);
+    let events = is_event_stream(&answer.head.fields);
     let waited = entry.attempts.last_asked.elapsed();
     deployment.series.duration.observe(waited.as_secs_f64());
     deployment.latency.add(waited);
@@ -213,7 +213,7 @@ fn relay(
     let basis = Basis { prompt: entry.expected_prompt(), counts_deltas: deployment.counts_deltas() };
     match answer.body {
         AnswerBody::Whole(bytes) => {
-            if answer.status.is_success() {
+            if answer.head.status.is_success() {
                 entry.tokens = tokens_of_answer(basis, &bytes, |bytes| entry.tokens_of_text(bytes));
             }
             Body::whole(bytes, entry)

@@ -186,12 +186,10 @@ impl Relay {
                 self.meter.take(chunk, &mut self.ready);
                 continue;
             }
-            match self.source.poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
+            match self.source.poll_chunk(cx) {
+                Poll::Ready(Some(Ok(chunk))) => {
                     self.last_read = Instant::now();
-                    if let Ok(chunk) = frame.into_data() {
-                        self.meter.take(chunk, &mut self.ready);
-                    }
+                    self.meter.take(chunk, &mut self.ready);
                 }
                 Poll::Ready(Some(Err(_))) if self.meter.finished() => self.end(Outcome::Done),
                 Poll::Ready(Some(Err(_))) => self.end(Outcome::UpstreamDied),

@@ -38,10 +38,11 @@ const FLOORS: [(&str, u8); 28] = [
 ];
 
 /// The files through which each outside crate comes in.
-const DOORS: [(&str, &[&str]); 17] = [
+const DOORS: [(&str, &[&str]); 18] = [
     ("axum", &["admin.rs", "admin/", "edge.rs"]),
     ("clap", &["cli.rs", "cli/"]),
     ("granit_parser", &["config/parse.rs"]),
+    ("httparse", &["upstream/http1.rs"]),
     ("hyper_rustls", &["upstream/connect.rs"]),
     ("hyper_util::client", &["upstream/connect.rs", "cli/"]),
     ("hyper_util::server", &["edge.rs"]),
