@@ -29,10 +29,10 @@ use axum::extract::State;
 use axum::middleware;
 use axum::response::{IntoResponse, Response as Answer};
 use axum::routing::{any, get};
+use bytes::Bytes;
 use http::header::{self, HeaderMap};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tollgate_limiter::{Limit, WhenDown};
 use tower_service::Service;
 
@@ -41,6 +41,7 @@ use self::door::Door;
 use self::problem::Problem;
 use crate::Gateway;
 use crate::config::Role;
+use crate::error::BodyError;
 use crate::relay::Body;
 
 /// What Prometheus sends its scrape's answer as.
@@ -88,7 +89,10 @@ pub fn openapi() -> serde_json::Value {
 }
 
 /// Answers one request of an operator; `peer` is at the other end of its connection.
-pub async fn answer(mut router: Router, mut request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
+pub async fn answer<B>(mut router: Router, mut request: Request<B>, peer: IpAddr) -> Response<Body>
+where
+    B: http_body::Body<Data = Bytes, Error = BodyError> + Send + 'static,
+{
     request.extensions_mut().insert(Peer(peer));
     let answered = match router.call(request.map(axum::body::Body::new)).await {
         Ok(answered) => answered,

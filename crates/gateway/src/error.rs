@@ -26,6 +26,17 @@ pub enum BodyError {
     Left,
 }
 
+impl std::fmt::Display for BodyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Malformed(why) => why,
+            Self::Left => "the caller went away",
+        })
+    }
+}
+
+impl std::error::Error for BodyError {}
+
 /// Every way a request is refused or fails before its answer starts.
 #[derive(Debug)]
 pub enum Error {

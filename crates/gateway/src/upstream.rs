@@ -5,8 +5,8 @@
 
 mod connect;
 mod connection;
+mod head;
 mod health;
-mod http1;
 mod in_flight;
 mod models;
 mod pool;
@@ -25,8 +25,8 @@ use tokio::time::timeout_at;
 
 pub use self::connect::{Connector, Trust, connector};
 use self::connection::Outgoing;
+pub use self::head::{Fields, Head};
 use self::health::Health;
-pub use self::http1::{Fields, Head};
 pub use self::in_flight::{Flight, InFlight};
 pub use self::models::probe;
 pub use self::pool::Lane;

@@ -156,6 +156,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
         self.exchanges.clone()
     }
 
+    /// How many heads of requests were complete in what was read.
+    pub fn heads(&self) -> u64 {
+        self.scanner.heads()
+    }
+
     /// An answer is owed or not wholly written.
     fn is_busy(&self) -> bool {
         let (begun, ended) = self.exchanges.counts();
@@ -275,16 +280,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
             let _ = self.poll_due(cx);
             return Poll::Pending;
         }
-        let mut answer = (self.answer)(&violation);
-        while !answer.is_empty() {
-            match Pin::new(&mut self.socket).poll_write(cx, &answer) {
-                Poll::Ready(Ok(written)) if written > 0 => answer.advance(written),
-                _ => break,
-            }
-        }
-        self.begin_close(true);
         // The connection ends here whether or not the socket could be shut down.
-        self.poll_close(cx).map(|_| Ok(()))
+        self.poll_refuse_last(cx, violation).map(|_| Ok(()))
+    }
+
+    /// Answers a refusal and closes; every answer before was written.
+    pub(super) fn poll_refuse_last(
+        &mut self,
+        cx: &mut Context<'_>,
+        violation: Violation,
+    ) -> Poll<io::Result<()>> {
+        if !self.is_closing() {
+            let mut answer = (self.answer)(&violation);
+            while !answer.is_empty() {
+                match Pin::new(&mut self.socket).poll_write(cx, &answer) {
+                    Poll::Ready(Ok(written)) if written > 0 => answer.advance(written),
+                    _ => break,
+                }
+            }
+            self.begin_close(true);
+        }
+        self.poll_close(cx)
     }
 
     fn begin_close(&mut self, linger: bool) {

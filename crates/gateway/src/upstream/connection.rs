@@ -16,7 +16,8 @@ use tokio_util::io::poll_read_buf;
 
 use super::Failure;
 use super::connect::Stream;
-use super::http1::{Begun, Body, Head, HeadReader, Malformed};
+use super::head::{Begun, Head, HeadReader};
+use crate::http1::{Body, Malformed};
 
 /// A connection is used no longer than this, so that a name that moved is looked up again.
 const AGE_MAX: Duration = Duration::from_secs(300);

@@ -17,7 +17,7 @@ use tower_service::Service;
 use super::Failure;
 use super::connect::{Connector, Stream, failure};
 use super::connection::{Connection, Outgoing, Unanswered};
-use super::http1::{HEAD_BYTES_MAX, Head};
+use super::head::{HEAD_BYTES_MAX, Head};
 
 /// Idle connections of one worker to one provider.
 const IDLE_CONNECTIONS_MAX: usize = 512;

@@ -1,26 +1,20 @@
-//! An answer as HTTP/1.1 writes it: what its head says and where its body ends (RFC 9112). Pure: bytes in, values out.
+//! The head of an answer as HTTP/1.1 writes it: what it says, and where its body will end (RFC 9112). Bytes in, values out.
 //!
 //! A provider is not trusted to be right. What could be read in two ways is refused, or its connection is not used again.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::StatusCode;
+
+use crate::http1::{Body, Malformed};
 
 /// A head, its last CRLF included.
 pub(super) const HEAD_BYTES_MAX: usize = 32 << 10;
 const HEAD_FIELDS_MAX: usize = 100;
 /// Heads with a status of 1xx before the one that counts.
 const INTERIM_MAX: u8 = 16;
-/// Of one body together.
-const EXTENSION_BYTES_MAX: usize = 16 << 10;
-const TRAILER_BYTES_MAX: usize = 16 << 10;
-const SIZE_DIGITS_MAX: u8 = 16;
-
-/// What is wrong with an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Malformed(pub(super) &'static str);
 
 /// The head of an answer.
 #[derive(Debug)]
@@ -194,10 +188,9 @@ impl Framing {
             _ if status.is_informational() => Body::Ended,
             _ if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) => Body::Ended,
             (Some(_), _) if !self.http_1_1 => return Err(Malformed("a transfer coding in HTTP/1.0")),
-            (Some(true), _) => Body::Chunked(Chunks::default()),
+            (Some(true), _) => Body::chunked(),
             (Some(false), _) | (None, None) => Body::UntilClosed,
-            (None, Some(0)) => Body::Ended,
-            (None, Some(length)) => Body::Length(length),
+            (None, Some(length)) => Body::of_length(length),
         })
     }
 
@@ -211,146 +204,6 @@ impl Framing {
 fn length(written: &[u8]) -> Option<u64> {
     let digits = !written.is_empty() && written.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(written).ok().filter(|_| digits)?.parse().ok()
-}
-
-/// What of a body is still to come.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Body {
-    /// Nothing.
-    Ended,
-    /// That many bytes; never zero.
-    Length(u64),
-    Chunked(Chunks),
-    /// Everything until the connection ends.
-    UntilClosed,
-}
-
-impl Body {
-    /// Takes what of the body was received; empty: more must come, or it has ended.
-    pub(super) fn take(&mut self, received: &mut BytesMut) -> Result<Bytes, Malformed> {
-        match self {
-            Self::Ended => Ok(Bytes::new()),
-            Self::UntilClosed => Ok(received.split().freeze()),
-            Self::Length(left) => {
-                let taken = usize::try_from(*left).map_or(received.len(), |left| left.min(received.len()));
-                *left -= taken as u64;
-                if *left == 0 {
-                    *self = Self::Ended;
-                }
-                Ok(received.split_to(taken).freeze())
-            }
-            Self::Chunked(chunks) => {
-                let decoded = chunks.decode(received)?;
-                if chunks.state == Chunk::Ended {
-                    *self = Self::Ended;
-                }
-                let data = received.split_to(decoded.data).freeze();
-                received.advance(decoded.taken - decoded.data);
-                Ok(data)
-            }
-        }
-    }
-
-    /// Whether all of it was taken.
-    pub(super) fn is_ended(&self) -> bool {
-        *self == Self::Ended
-    }
-}
-
-/// Where in a chunked body the next byte falls.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Chunks {
-    state: Chunk,
-    extensions_left: usize,
-    trailers_left: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Chunk {
-    /// The size so far and its digits.
-    Size(u64, u8),
-    Extension(u64),
-    SizeLf(u64),
-    /// Bytes left of a chunk; never zero.
-    Data(u64),
-    DataCr,
-    DataLf,
-    /// At the beginning of a line behind the last chunk.
-    TrailerStart,
-    Trailer,
-    TrailerLf,
-    EndLf,
-    Ended,
-    /// Something else came.
-    Broken,
-}
-
-/// Of bytes received: how many were taken, and how much data, which now stands at their beginning.
-struct Decoded {
-    taken: usize,
-    data: usize,
-}
-
-impl Default for Chunks {
-    fn default() -> Self {
-        let (extensions_left, trailers_left) = (EXTENSION_BYTES_MAX, TRAILER_BYTES_MAX);
-        Self { state: Chunk::Size(0, 0), extensions_left, trailers_left }
-    }
-}
-
-impl Chunks {
-    /// Moves the data of the chunks together. What is wrong is said when the data before it was given out.
-    fn decode(&mut self, bytes: &mut [u8]) -> Result<Decoded, Malformed> {
-        let (mut at, mut data) = (0, 0);
-        while at < bytes.len() && !matches!(self.state, Chunk::Ended | Chunk::Broken) {
-            if let Chunk::Data(left) = self.state {
-                let length = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len() - at);
-                bytes.copy_within(at..at + length, data);
-                (at, data) = (at + length, data + length);
-                let left = left - length as u64;
-                self.state = if left == 0 { Chunk::DataCr } else { Chunk::Data(left) };
-            } else {
-                self.state = self.step(bytes[at]);
-                at += 1;
-            }
-        }
-        if self.state == Chunk::Broken && data == 0 {
-            return Err(Malformed("chunks of the answer that are none"));
-        }
-        Ok(Decoded { taken: at, data })
-    }
-
-    /// Where the byte behind this one falls, which is not data.
-    fn step(&mut self, byte: u8) -> Chunk {
-        match (self.state, byte) {
-            (Chunk::Size(size, digits), byte) if digits < SIZE_DIGITS_MAX && byte.is_ascii_hexdigit() => {
-                let digit = char::from(byte).to_digit(16).map_or(0, u64::from);
-                Chunk::Size(size << 4 | digit, digits + 1)
-            }
-            (Chunk::Size(_, 0), _) => Chunk::Broken,
-            (Chunk::Size(size, _) | Chunk::Extension(size), b'\r') => Chunk::SizeLf(size),
-            (Chunk::Size(size, _), b';' | b' ' | b'\t') => self.extension(size),
-            (Chunk::Extension(size), byte) if byte != b'\n' => self.extension(size),
-            (Chunk::SizeLf(0), b'\n') => Chunk::TrailerStart,
-            (Chunk::SizeLf(size), b'\n') => Chunk::Data(size),
-            (Chunk::DataCr, b'\r') => Chunk::DataLf,
-            (Chunk::DataLf, b'\n') => Chunk::Size(0, 0),
-            (Chunk::TrailerStart, b'\r') => Chunk::EndLf,
-            (Chunk::Trailer, b'\r') => Chunk::TrailerLf,
-            (Chunk::TrailerStart | Chunk::Trailer, byte) if byte != b'\n' && self.trailers_left > 0 => {
-                self.trailers_left -= 1;
-                Chunk::Trailer
-            }
-            (Chunk::TrailerLf, b'\n') => Chunk::TrailerStart,
-            (Chunk::EndLf, b'\n') => Chunk::Ended,
-            _ => Chunk::Broken,
-        }
-    }
-
-    fn extension(&mut self, size: u64) -> Chunk {
-        self.extensions_left = self.extensions_left.saturating_sub(1);
-        if self.extensions_left == 0 { Chunk::Broken } else { Chunk::Extension(size) }
-    }
 }
 
 #[cfg(test)]

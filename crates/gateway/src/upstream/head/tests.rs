@@ -1,5 +1,9 @@
 use super::*;
 
+/// As bodies have them.
+const EXTENSION_BYTES_MAX: usize = 16 << 10;
+const TRAILER_BYTES_MAX: usize = 16 << 10;
+
 /// What an answer is read as that comes in these pieces and then ends: status, body, whether the connection may be used
 /// again. `Err`: what came of the body, and what was wrong.
 fn read(pieces: &[&[u8]]) -> Result<(u16, Vec<u8>, bool), (Vec<u8>, &'static str)> {
@@ -147,7 +151,7 @@ fn chunks_that_are_none_break_the_answer_behind_what_came_before() {
         ("1\r\na\r\n0\r\n\ra", "a"),
     ] {
         let answer = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
-        let wanted = Err((came.into(), "chunks of the answer that are none"));
+        let wanted = Err((came.into(), "chunks that are none"));
         assert_eq!(read_any_way(answer.as_bytes()), wanted, "{chunks:?}");
     }
 }
