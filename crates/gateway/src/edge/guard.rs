@@ -360,8 +360,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
             return Poll::Ready(result);
         }
         let due = *self.write_due.get_or_insert_with(|| Instant::now() + self.limits.write);
+        // While an answer is written nothing is read, and what was waited for before is over.
+        self.observe();
         let now = ready!(self.poll_due(cx));
-        // hyper need not read while it writes: here is the only look at a client that takes its answer in drops.
+        // Who writes need not read: here is the only look at a client that takes its answer in drops.
         self.not_overdue(now)?;
         if now < due {
             return Poll::Pending;

@@ -7,6 +7,8 @@
 //! drops everything done for it.
 
 mod sending;
+#[cfg(test)]
+mod tests;
 
 use std::future::{Future, poll_fn};
 use std::io;
