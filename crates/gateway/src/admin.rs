@@ -42,7 +42,7 @@ use self::problem::Problem;
 use crate::Gateway;
 use crate::config::Role;
 use crate::error::BodyError;
-use crate::relay::Body;
+use crate::relay::{self, Body};
 
 /// What Prometheus sends its scrape's answer as.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -89,7 +89,7 @@ pub fn openapi() -> serde_json::Value {
 }
 
 /// Answers one request of an operator; `peer` is at the other end of its connection.
-pub async fn answer<B>(mut router: Router, mut request: Request<B>, peer: IpAddr) -> Response<Body>
+pub async fn answer<B>(mut router: Router, mut request: Request<B>, peer: IpAddr) -> relay::Reply
 where
     B: http_body::Body<Data = Bytes, Error = BodyError> + Send + 'static,
 {
@@ -101,7 +101,7 @@ where
     let (head, body) = answered.into_parts();
     // Whole bodies only, made in memory by the handlers above.
     let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    Response::from_parts(head, Body::plain(bytes))
+    Response::from_parts(head, Body::plain(bytes)).into()
 }
 
 /// Who is at the other end of a connection.

@@ -1,6 +1,6 @@
 //! Listeners, connections, drain: where sockets are.
 //!
-//! Our own accept loop on hyper, because the bounds that matter are per connection: how many, per address, how slow, how
+//! Our own accept loop, because the bounds that matter are per connection: how many, per address, how slow, how
 //! large. What happens inside a request is [`crate::pipeline`]'s.
 
 pub mod framing;
@@ -37,12 +37,12 @@ use self::guard::{Exchanges, Guard, Held};
 use self::http1::Speaks;
 use self::rewound::Rewound;
 use crate::error::{BodyError, Error, raw_response};
-use crate::headers;
+use crate::headers::{self, Lines};
 use crate::identity::counted;
 use crate::ledger::{Entry, Outcome};
 use crate::metrics::{ByReason, OTHER};
 use crate::pipeline::Arrival;
-use crate::relay::Body;
+use crate::relay::{Body, Reply};
 use crate::upstream::Lane;
 use crate::{Gateway, admin, pipeline};
 
@@ -283,7 +283,8 @@ async fn serve_http2(socket: Rewound<Guard<TcpStream>>, closing: CancellationTok
         .max_send_buf_size(WRITE_BYTES_MAX)
         .keep_alive_interval(Duration::from_secs(30));
     let service = service_fn(|request: Request<Incoming>| {
-        requests.answer(request.map(|body| body.map_err(broken))).map(Ok::<_, Infallible>)
+        let answering = requests.answer(request.map(|body| body.map_err(broken)));
+        answering.map(|reply| Ok::<_, Infallible>(Response::from(reply)))
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));
     let finished = tokio::select! {
@@ -306,7 +307,7 @@ struct Requests {
     planes: Planes,
 }
 
-type Answering = Pin<Box<dyn Future<Output = Response<Held<Body>>> + Send>>;
+type Answering = Pin<Box<dyn Future<Output = Reply<Held<Body>>> + Send>>;
 
 impl Requests {
     /// Answers one. To be called exactly once for each.
@@ -332,7 +333,7 @@ impl Requests {
             // A defect in one request is that request's: its entry has ended with the unwinding.
             let answered = AssertUnwindSafe(answering).catch_unwind().await;
             let response = answered.unwrap_or_else(|_| internal_error(&request_id));
-            if let Some(deadline) = response.body().deadline() {
+            if let Some(deadline) = response.body.deadline() {
                 exchange.until(deadline.into());
             }
             response.map(|body| exchange.hold(body))
@@ -345,10 +346,9 @@ fn broken(_: hyper::Error) -> BodyError {
     BodyError::Left
 }
 
-fn internal_error(request_id: &str) -> Response<Body> {
-    let mut response = Response::new(Body::plain(Error::Internal.body()));
-    *response.status_mut() = Error::Internal.status();
-    headers::request(response.headers_mut(), request_id);
-    Error::Internal.headers(response.headers_mut());
-    response
+fn internal_error(request_id: &str) -> Reply {
+    let mut fields = Lines::new();
+    headers::request(&mut fields, request_id);
+    Error::Internal.headers(&mut fields);
+    Reply { status: Error::Internal.status(), fields, body: Body::plain(Error::Internal.body()) }
 }

@@ -14,6 +14,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -22,6 +24,7 @@ use self::meter::Meter;
 pub use self::meter::{Basis, tokens_of_answer};
 use crate::call::Call;
 use crate::dialect::openai;
+use crate::headers::Lines;
 use crate::ledger::{Entry, Outcome};
 use crate::upstream::{Deployment, Source};
 
@@ -30,6 +33,50 @@ const GATHERED_BYTES_MAX: usize = 16 << 10;
 
 /// After a stream has said that it is complete, its provider has this long to end it: then the connection can be used again.
 const DRAIN: Duration = Duration::from_millis(250);
+
+/// An answer to a caller.
+#[derive(Debug)]
+pub struct Reply<B = Body> {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its header fields, without those about its length and its connection.
+    pub fields: Lines,
+    /// Its body.
+    pub body: B,
+}
+
+impl<B> Reply<B> {
+    /// The same with another body.
+    pub fn map<T>(self, change: impl FnOnce(B) -> T) -> Reply<T> {
+        Reply { status: self.status, fields: self.fields, body: change(self.body) }
+    }
+}
+
+impl<B> From<Response<B>> for Reply<B> {
+    fn from(response: Response<B>) -> Self {
+        let (head, body) = response.into_parts();
+        let of_connection =
+            [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::DATE];
+        let mut fields = Lines::new();
+        for (name, value) in head.headers.iter().filter(|(name, _)| !of_connection.contains(name)) {
+            fields.add(name.as_str(), value.as_bytes());
+        }
+        Self { status: head.status, fields, body }
+    }
+}
+
+impl<B> From<Reply<B>> for Response<B> {
+    fn from(reply: Reply<B>) -> Self {
+        let mut response = Response::new(reply.body);
+        *response.status_mut() = reply.status;
+        for (name, value) in reply.fields.iter() {
+            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+                response.headers_mut().append(name, value);
+            }
+        }
+        response
+    }
+}
 
 /// A response body.
 pub enum Body {
@@ -48,7 +95,7 @@ impl Body {
     /// A body that ends its request when it is sent.
     pub fn whole(bytes: Bytes, mut entry: Box<Entry>) -> Self {
         if bytes.is_empty() {
-            // hyper asks a body of no length for nothing.
+            // A server may ask a body of no length for nothing.
             entry.outcome.get_or_insert(Outcome::Done);
         }
         Self::Whole(Some(bytes), Some(entry))
@@ -85,7 +132,7 @@ impl http_body::Body for Body {
         }
     }
 
-    /// Never true while an entry is held: hyper then polls to the end and the request ends as done.
+    /// Never true while an entry is held: the server then polls to the end and the request ends as done.
     fn is_end_stream(&self) -> bool {
         matches!(self, Self::Whole(None, None))
     }

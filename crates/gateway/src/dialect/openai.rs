@@ -94,19 +94,11 @@ pub fn usage_of_answer(body: &[u8]) -> Option<Usage> {
         #[serde(borrow)]
         usage: Option<&'a RawValue>,
     }
-    // It is near the end, as a rule. What stands from there on is the rest of an object only where the member belongs to
-    // the answer itself: of a nested one too many braces are left over.
-    let tail = memchr::memmem::rfind(body, br#""usage""#).map(|at| [b"{", &body[at..]].concat());
-    let read = |tail: &[u8]| {
-        serde_json::from_slice::<OnlyUsage<'_>>(tail).ok()?.usage.map(RawValue::get).and_then(usage)
-    };
-    match tail.as_deref().and_then(read) {
-        Some(usage) => Some(usage),
-        None => {
-            let answer: OnlyUsage<'_> = serde_json::from_str(std::str::from_utf8(body).ok()?).ok()?;
-            usage(answer.usage?.get())
-        }
+    if let Some(usage) = skim::usage_at_end(body).and_then(usage) {
+        return Some(usage);
     }
+    let answer: OnlyUsage<'_> = serde_json::from_str(std::str::from_utf8(body).ok()?).ok()?;
+    usage(answer.usage?.get())
 }
 
 /// Generated text in a whole answer, bytes of UTF-8: for one that reports no usage.
@@ -132,21 +124,38 @@ pub fn error_body(
 ) -> Vec<u8> {
     let mut body = Vec::with_capacity(512);
     body.extend_from_slice(b"{\"error\":{\"message\":");
-    push(&mut body, &message);
+    push_text(&mut body, message);
     for (name, value) in [("type", Some(kind)), ("param", param), ("code", code)] {
         body.extend_from_slice(b",\"");
         body.extend_from_slice(name.as_bytes());
         body.extend_from_slice(b"\":");
-        push(&mut body, &value);
+        match value {
+            Some(value) => push_text(&mut body, value),
+            None => body.extend_from_slice(b"null"),
+        }
     }
     for (name, value) in extra {
         body.push(b',');
-        push(&mut body, name);
+        push_text(&mut body, name);
         body.push(b':');
-        push(&mut body, value);
+        match value {
+            Value::String(value) => push_text(&mut body, value),
+            value => push(&mut body, value),
+        }
     }
     body.extend_from_slice(b"}}");
     body
+}
+
+/// Most texts need no escapes, which is seen many bytes at a time.
+fn push_text(out: &mut Vec<u8>, text: &str) {
+    let special = |byte: u8| !matches!(byte, b' ' | b'!' | b'#'..=b'[' | b']'..=b'~');
+    if text.bytes().fold(false, |found, byte| found | special(byte)) {
+        return push(out, &text);
+    }
+    out.push(b'"');
+    out.extend_from_slice(text.as_bytes());
+    out.push(b'"');
 }
 
 fn push(out: &mut Vec<u8>, value: &impl serde::Serialize) {
@@ -275,6 +284,11 @@ impl<'de> Visitor<'de> for ChoicesVisitor {
 
 /// Reads a `usage` object under the names of any endpoint. `None` without a count, or with one that is no count.
 fn usage(written: &str) -> Option<Usage> {
+    skim::usual_usage(written).or_else(|| counted(written))
+}
+
+/// [`usage`] by serde_json.
+fn counted(written: &str) -> Option<Usage> {
     let counts: Counts = serde_json::from_str(written).ok()?;
     let completion = counts.completion.unwrap_or(0);
     let prompt = match (counts.prompt, counts.total) {

@@ -1,6 +1,6 @@
 //! The socket of one client, watched: strict HTTP/1.x framing, the timers of the connection, and a lingering close.
 //!
-//! hyper reads and writes through a [`Guard`]. Every byte it is about to read goes past a
+//! The server reads and writes through a [`Guard`]. Every byte it is about to read goes past a
 //! [`Scanner`] first; on a violation it sees nothing of the offending request, and the guard
 //! answers instead. HTTP/2 connections pass through; only the timers stay.
 //!
@@ -35,10 +35,10 @@ use super::framing::{Cut, Position, Refusal, Scanner, Violation};
 /// What a connection may take, in bytes, lines and time.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// A request head, from the first byte of its method to its last CRLF. At most 64 KiB make sense: hyper
-    /// refuses longer targets.
+    /// A request head, from the first byte of its method to its last CRLF. At most 64 KiB make sense:
+    /// longer targets are no URI to us.
     pub head_bytes: usize,
-    /// Field lines in a head. hyper refuses more than 100.
+    /// Field lines in a head, at most 100: the server has no room for more.
     pub head_fields: usize,
     /// Silence on a new connection: closed without an answer.
     pub first_byte: Duration,
@@ -76,7 +76,7 @@ impl Default for Limits {
 /// that is answered, so it may count too.
 pub type Answer = Arc<dyn Fn(&Violation) -> Bytes + Send + Sync>;
 
-/// A socket that hyper may be given. See the [module](self).
+/// A socket that a server may be given. See the [module](self).
 pub struct Guard<S> {
     socket: S,
     limits: Limits,
@@ -97,7 +97,7 @@ pub struct Guard<S> {
 
 enum Phase {
     Open,
-    /// A request was refused before it reached hyper; the answer waits for those before it.
+    /// A request was refused before it reached the server; the answer waits for those before it.
     Refused(Violation),
     /// A request that is in service was refused: its body fails.
     BodyFailed(Violation),
@@ -420,7 +420,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
         self.socket.is_write_vectored()
     }
 
-    /// hyper flushes when it has written all it has, and drops a response body before the last flush: this is
+    /// A server flushes when it has written all it has, and drops a response body before the last flush: this is
     /// where the end of an answer is noticed.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.is_closing() {
@@ -430,7 +430,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
         self.unflushed = false;
         if !self.is_busy() {
             match self.phase {
-                // hyper may be waiting for a read that is to answer now.
+                // The server may be waiting for a read that is to answer now.
                 Phase::Refused(_) => cx.waker().wake_by_ref(),
                 _ => {
                     self.observe();

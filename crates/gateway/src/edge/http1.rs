@@ -19,7 +19,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, Uri, Version};
+use http::{Method, Request, Uri, Version};
 use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
@@ -30,6 +30,7 @@ use super::framing::Violation;
 use super::guard::Guard;
 use crate::error::BodyError;
 use crate::http1::Body;
+use crate::relay::Reply;
 
 /// What is read at once, of a head and of a body that is still to come.
 const READ_BYTES: usize = 8 << 10;
@@ -91,7 +92,7 @@ pub(super) async fn serve<S, A, F, B>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
     A: Fn(Request<RequestBody<S>>) -> F,
-    F: Future<Output = Response<B>>,
+    F: Future<Output = Reply<B>>,
     B: http_body::Body<Data = Bytes> + Unpin,
 {
     let shared = Arc::new(Mutex::new(Connection::new(guard, received)));
@@ -112,13 +113,13 @@ where
         let body = |whole| RequestBody { whole, rest: shared.clone() };
         let mut answering = pin!(answer(request.map(body)));
         let answered = poll_fn(|cx| match answering.as_mut().poll(cx) {
-            Poll::Ready(response) => Poll::Ready(Ok(response)),
+            Poll::Ready(reply) => Poll::Ready(Ok(reply)),
             Poll::Pending => lock(&shared).poll_left(cx).map(Err),
         });
-        let response = answered.await?;
+        let reply = answered.await?;
         let wanted = terms.persists && !closing.is_cancelled();
         let persists = poll_fn(|cx| Poll::Ready(wanted && lock(&shared).discard(cx))).await;
-        let mut sending = Sending::new(response, &terms, persists);
+        let mut sending = Sending::new(reply, &terms, persists);
         poll_fn(|cx| lock(&shared).poll_answer(cx, &mut sending)).await?;
         if !persists {
             break;

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::{Delta, text_in, usage};
+use super::{Delta, Usage, text_in, usage};
 
 /// Nesting in a member that does not matter here; what is deeper is left to serde_json.
 const DEPTH_MAX: u32 = 16;
@@ -20,6 +20,53 @@ pub(super) fn delta(json: &[u8]) -> Option<(Delta, Option<Range<usize>>)> {
     reader.blank();
     let only = reader.plain.filter(|_| reader.texts == 1);
     (reader.at == json.len()).then(|| (answer.delta(), only))
+}
+
+/// The `usage` of a whole answer, as it is written; `None`: it is not known here, which does not mean that there is none.
+///
+/// It is near the end, as a rule. What stands from there on is the rest of an object only where the member belongs to the
+/// answer itself: of a nested one too many braces are left over.
+pub(super) fn usage_at_end(answer: &[u8]) -> Option<&str> {
+    const NAME: &[u8] = br#""usage""#;
+    let at = memchr::memmem::rfind(answer, NAME)? + NAME.len();
+    let mut reader = Reader { json: answer, at, texts: 0, plain: None };
+    reader.expect(b':')?;
+    let usage = reader.written()?;
+    while !reader.accept(b'}') {
+        reader.expect(b',')?;
+        reader.expect(b'"')?;
+        reader.string()?;
+        reader.expect(b':')?;
+        reader.skip(DEPTH_MAX)?;
+    }
+    reader.blank();
+    (reader.at == answer.len()).then_some(usage)
+}
+
+/// [`usage`] of the usual kind: whole numbers below a thousand million, under the names of chat and completions, and what
+/// says nothing more. `None`: it is of another kind.
+pub(super) fn usual_usage(written: &str) -> Option<Usage> {
+    let mut reader = Reader { json: written.as_bytes(), at: 0, texts: 0, plain: None };
+    let (mut seen, mut counts) = (Seen::<3>::default(), [None; 3]);
+    reader.object(|reader, name| {
+        let member = match name {
+            b"prompt_tokens" => 0,
+            b"completion_tokens" => 1,
+            b"total_tokens" => 2,
+            _ => return None,
+        };
+        seen.once(member)?;
+        reader.blank();
+        let start = reader.at;
+        reader.digits().filter(|()| reader.at - start <= 9)?;
+        // With a zero before others it would be no number, and with what follows another one.
+        let digits = std::str::from_utf8(&reader.json[start..reader.at]).ok()?;
+        counts[member] = Some(digits.parse().ok().filter(|_| digits == "0" || !digits.starts_with('0'))?);
+        Some(())
+    })?;
+    let [Some(prompt), Some(completion), Some(total)] = counts else { return None };
+    let total = u64::max(total, prompt + completion);
+    (reader.at == written.len()).then_some(Usage { prompt, completion, total, ..Usage::default() })
 }
 
 /// Whether these bytes between quotes are a string that says what is written.
@@ -430,6 +477,40 @@ mod tests {
         assert_eq!(delta(deep.as_bytes()), None);
         assert_eq!(delta(b"{\"choices\":[{\"text\":\"\xff\"}]}"), None);
         same(b"{\"id\":\"\xff\",\"choices\":[{\"text\":\"a\"}]}");
+    }
+
+    #[test]
+    fn usage_is_read_as_serde_json_reads_it() {
+        for usage in [
+            r#"{"prompt_tokens":5,"completion_tokens":7,"total_tokens":12}"#,
+            r#"{ "total_tokens" : 0 , "prompt_tokens" : 123456789 , "completion_tokens":1}"#,
+        ] {
+            assert_eq!(usual_usage(usage), super::super::counted(usage), "{usage}");
+            assert!(usual_usage(usage).is_some(), "{usage}");
+        }
+        for usage in [
+            r#"{"prompt_tokens":5,"completion_tokens":7}"#,
+            r#"{"prompt_tokens":5.0,"completion_tokens":7,"total_tokens":12}"#,
+            r#"{"prompt_tokens":05,"completion_tokens":7,"total_tokens":12}"#,
+            r#"{"prompt_tokens":1234567890,"completion_tokens":7,"total_tokens":12}"#,
+            r#"{"prompt_tokens":5,"prompt_tokens":5,"completion_tokens":7,"total_tokens":12}"#,
+            r#"{"prompt_tokens":5,"completion_tokens":7,"total_tokens":12,"cost":1}"#,
+            r#"{"prompt_tokens":5,"completion_tokens":7,"total_tokens":12} "#,
+            "null",
+        ] {
+            assert_eq!(usual_usage(usage), None, "{usage}");
+        }
+        for (answer, found) in [
+            (r#"{"id":"\"usage\"","usage":{"a":1}}"#, Some(r#"{"a":1}"#)),
+            (r#"{"usage": null , "x":[{}], "y":"}" } "#, Some("null")),
+            (r#"{"choices":[{"usage":{"a":1}}]}"#, None),
+            (r#"{"usage":{"a":1},"text":"\"usage\"}"}"#, None),
+            (r#"{"usage":{"a":1},"z":{"usage":1}}"#, None),
+            (r#"{"usage":{"a":1}"#, None),
+            ("{}", None),
+        ] {
+            assert_eq!(usage_at_end(answer.as_bytes()), found, "{answer}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@ use super::super::http1::{self, Speaks};
 use super::super::rewound::Rewound;
 use super::*;
 use crate::error::BodyError;
+use crate::relay::Reply;
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use http::{Request, Response};
@@ -85,7 +86,10 @@ where
                 builder.serve_connection(TokioIo::new(guard), service).await?;
             }
             Some(Some(Speaks::Http1)) => {
-                http1::serve(guard, received, closing, |request| Box::pin(respond(request, begin()))).await?;
+                http1::serve(guard, received, closing, |request| {
+                    Box::pin(respond(request, begin()).map(Reply::from))
+                })
+                .await?;
             }
             Some(Some(Speaks::Http2)) => {
                 let service = service_fn(|request| respond(request, begin()).map(Ok::<_, Infallible>));

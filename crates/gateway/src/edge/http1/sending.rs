@@ -6,12 +6,12 @@ use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::{self, HeaderMap};
-use http::{Response, StatusCode};
+use http::StatusCode;
 use http_body::Body;
 use tokio::io::AsyncWrite;
 
 use super::Terms;
+use crate::relay::Reply;
 
 /// Data up to this size is copied behind what stands before it, and leaves with it in one write of one piece.
 const COPIED_BYTES_MAX: usize = 4 << 10;
@@ -46,9 +46,9 @@ pub(super) struct Sending<B> {
 
 impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
     /// Begins an answer; `persists`: another may follow on its connection.
-    pub(super) fn new(response: Response<B>, terms: &Terms, persists: bool) -> Self {
-        let (head, body) = response.into_parts();
-        let bare = terms.head_only || without_body(head.status);
+    pub(super) fn new(reply: Reply<B>, terms: &Terms, persists: bool) -> Self {
+        let Reply { status, fields, body } = reply;
+        let bare = terms.head_only || without_body(status);
         let length = body.size_hint().exact();
         let framing = match length {
             Some(_) => Framing::Length,
@@ -57,10 +57,10 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
         };
         let persists = persists && (bare || framing != Framing::Closed);
         let mut before = BytesMut::with_capacity(HEAD_BYTES);
-        status_line(&mut before, terms, head.status);
-        fields(&mut before, &head.headers);
+        status_line(&mut before, terms, status);
+        before.extend_from_slice(fields.as_bytes());
         match (length, framing) {
-            _ if without_body(head.status) => {}
+            _ if without_body(status) => {}
             (Some(length), _) => {
                 before.extend_from_slice(b"content-length: ");
                 before.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
@@ -188,17 +188,6 @@ fn status_line(head: &mut BytesMut, terms: &Terms, status: StatusCode) {
     let version = if terms.http_1_1 { "HTTP/1.1 " } else { "HTTP/1.0 " };
     for part in [version, status.as_str(), " ", status.canonical_reason().unwrap_or_default(), "\r\n"] {
         head.extend_from_slice(part.as_bytes());
-    }
-}
-
-/// All but those that are about the connection, which are not the answer's business.
-fn fields(head: &mut BytesMut, headers: &HeaderMap) {
-    let ours = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::DATE];
-    for (name, value) in headers.iter().filter(|(name, _)| !ours.contains(name)) {
-        head.extend_from_slice(name.as_str().as_bytes());
-        head.extend_from_slice(b": ");
-        head.extend_from_slice(value.as_bytes());
-        head.extend_from_slice(b"\r\n");
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use super::super::guard::{Exchanges, Limits};
 use super::*;
 
-type Answer = Response<super::super::guard::Held<Either<Full<Bytes>, Pieces>>>;
+type Answer = Reply<super::super::guard::Held<Either<Full<Bytes>, Pieces>>>;
 type Pieces = StreamBody<Pin<Box<dyn futures_util::Stream<Item = Result<Frame<Bytes>, io::Error>> + Send>>>;
 
 /// Counts those that are dropped unfinished.
@@ -56,9 +56,8 @@ async fn respond(
             Err(error) => whole(format!("{error:?}")),
         },
     };
-    let mut response = Response::new(exchange.hold(answer));
-    *response.status_mut() = http::StatusCode::from_u16(status).unwrap();
-    response
+    let status = http::StatusCode::from_u16(status).unwrap();
+    Reply { status, fields: Default::default(), body: exchange.hold(answer) }
 }
 
 struct Served {
