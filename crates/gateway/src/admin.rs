@@ -8,6 +8,7 @@ mod audit;
 mod bans;
 mod configuration;
 mod door;
+mod events;
 mod explain;
 mod fields;
 mod instances;
@@ -17,10 +18,12 @@ mod models;
 mod openapi;
 mod problem;
 mod rate_limit;
+mod requests;
 mod routes;
 mod stats;
 mod users;
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -32,6 +35,7 @@ use axum::routing::{any, get};
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
 use http::{Request, Response, StatusCode};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use tollgate_limiter::{Limit, WhenDown};
 use tower_service::Service;
@@ -99,7 +103,11 @@ where
         Err(never) => match never {},
     };
     let (head, body) = answered.into_parts();
-    // Whole bodies only, made in memory by the handlers above.
+    if body.size_hint().exact().is_none() {
+        // One that is told as it happens.
+        return Response::from_parts(head, Body::Open(Box::pin(body.map_err(io::Error::other)))).into();
+    }
+    // The others are whole, made in memory by the handlers above.
     let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     Response::from_parts(head, Body::plain(bytes)).into()
 }

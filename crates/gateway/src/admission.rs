@@ -4,6 +4,7 @@
 //! fills in amounts, asks the store once, and holds what was taken as [`Admitted`] until it is known what was used.
 
 mod amounts;
+mod counts;
 mod plan;
 mod standings;
 mod strangers;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use tollgate_limiter::{Decision, Reservation, Source, Standing, StoreError, Unit};
 
 pub use self::amounts::{Demand, Used, cost};
+pub use self::counts::{Counts as LimitCounts, Said};
 pub use self::plan::{Plan, Plans};
 pub use self::standings::{Counters, shown};
 use crate::error::Error;
@@ -59,8 +61,9 @@ pub async fn admit(
             let reserved = reserved_tokens(reservation.standings());
             metrics.rate_limit_tokens.reserved.inc_by(reserved);
             let said = headers::granted(&reservation, plan.words());
+            let source = reservation.source();
             let hold = Hold::new(reservation, plan);
-            Ok((Admitted { hold, plan: plan.clone(), demand, reserved, took }, said))
+            Ok((Admitted { hold, plan: plan.clone(), demand, reserved, took, source }, said))
         }
         Decision::Denied(denial) => {
             plan.count_denied(&denial);
@@ -103,6 +106,7 @@ pub struct Admitted {
     /// Tokens, of all kinds together.
     reserved: u64,
     took: Duration,
+    source: Source,
 }
 
 /// A reservation; with calls in flight, one that is renewed while it is held.
@@ -120,6 +124,11 @@ impl Admitted {
     /// How long the decision took.
     pub fn took(&self) -> Duration {
         self.took
+    }
+
+    /// Who decided.
+    pub fn source(&self) -> Source {
+        self.source
     }
 
     /// Replaces the estimates by what was used. Sent, not waited for.

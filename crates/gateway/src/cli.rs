@@ -4,11 +4,16 @@ mod bans;
 mod check;
 mod client;
 mod demo;
+mod explain;
 mod health;
 mod keys;
 mod limits;
+mod paint;
+mod screen;
 mod serve;
 mod table;
+mod tail;
+mod top;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -58,6 +63,12 @@ enum Verb {
     /// Who is let in no more: add, list, remove.
     #[command(disable_help_subcommand = true)]
     Bans(bans::Options),
+    /// What a request would meet: every rule, what it says, where it is defined. Exit 0: let in, 1: refused.
+    Explain(explain::Options),
+    /// What a gateway does now, once a second, on a whole screen. q leaves.
+    Top(top::Options),
+    /// A line for each request as it ends.
+    Tail(tail::Options),
     /// Print a machine-readable description.
     Schema {
         #[command(subcommand)]
@@ -106,6 +117,9 @@ pub fn main() -> ExitCode {
         Verb::Keys(options) => keys::run(&options),
         Verb::Limits(options) => limits::run(&options),
         Verb::Bans(options) => bans::run(&options),
+        Verb::Explain(options) => explain::run(&options),
+        Verb::Top(options) => top::run(&options),
+        Verb::Tail(options) => tail::run(&options),
         Verb::Health(options) => health::run(&options),
         Verb::Schema { of: Schema::Config } => print(&format!("{:#}", crate::config::schema())),
         Verb::Schema { of: Schema::Admin } => print(&format!("{:#}", crate::admin::openapi())),

@@ -31,7 +31,7 @@ pub use self::records::{
     Ban, BanSubject, Clear, Drain, KeyRecord, LimitOverride, Previous, Stored, UserRecord,
 };
 use self::redis::{Redis, Synced};
-pub use self::time::Time;
+pub use self::time::{Time, precise};
 use self::value::Row;
 pub use self::value::{Author, Change, Control, Kind, Record, Table};
 use crate::config::Config;
@@ -39,7 +39,9 @@ use crate::rates::{Rate, Totals};
 
 /// How often a change is worked out anew because somebody else was faster.
 const ATTEMPTS_MAX: usize = 16;
-/// At the start, Redis has this long to say what there is.
+/// At the start, Redis has this long to answer at all; nobody is served meanwhile.
+const FIRST_ANSWER: Duration = Duration::from_millis(300);
+/// One that answers has this long to say what there is.
 const FIRST_LOAD: Duration = Duration::from_secs(2);
 /// Rows and records of the audit that one write may have.
 pub const CHANGES_MAX: usize = 2_000;
@@ -114,9 +116,14 @@ impl Store {
             None => String::new(),
         };
         let redis = Redis::new(redis, config.settings.control_poll, epoch).map_err(OpenError)?;
+        let answers = redis.answers(FIRST_ANSWER).await;
         let place = Place::Redis { redis: Box::new(redis), copy: file.map(Arc::new) };
         let this = Self { place, now: watch::Sender::new(Arc::new(control)), turn: Mutex::default() };
-        match tokio::time::timeout(FIRST_LOAD, this.refresh()).await {
+        let loaded = async {
+            answers?;
+            this.refresh().await
+        };
+        match tokio::time::timeout(FIRST_LOAD, loaded).await {
             Ok(Ok(())) => {}
             Ok(Err(Unavailable(why))) => this.note_missing(&why),
             Err(_) => this.note_missing("no answer"),

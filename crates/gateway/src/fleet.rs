@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Gateway;
 use crate::control::{About, Time, Unavailable};
@@ -20,6 +20,7 @@ const RATES_MAX: usize = 1_000;
 pub struct Instance {
     name: String,
     started: Time,
+    since: Instant,
 }
 
 impl Instance {
@@ -27,7 +28,23 @@ impl Instance {
     pub fn new() -> Self {
         let host = rustix::system::uname();
         let host = host.nodename().to_string_lossy();
-        Self { name: format!("{host}-{:08x}", fastrand::u32(..)), started: Time::now() }
+        let name = format!("{host}-{:08x}", fastrand::u32(..));
+        Self { name, started: Time::now(), since: Instant::now() }
+    }
+
+    /// Unlike that of any other.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// When it started.
+    pub fn started(&self) -> Time {
+        self.started
+    }
+
+    /// How long ago that was.
+    pub fn uptime(&self) -> Duration {
+        self.since.elapsed()
     }
 }
 
@@ -56,17 +73,32 @@ pub async fn tell(gateway: &Gateway) -> Result<Option<Totals>, Unavailable> {
     gateway.control.publish(&about(gateway), &gateway.rates.fullest(RATES_MAX), own).await
 }
 
+/// Totals and fullest limits.
+pub struct Told {
+    /// Of the fleet; of this instance, where there is no other that is heard.
+    pub totals: Totals,
+    /// Of each subject its fullest limit.
+    pub rates: Vec<Rate>,
+    /// Whether all of it is of the fleet.
+    pub of_fleet: bool,
+}
+
 /// Totals and fullest limits of the fleet; those of this instance while the others cannot be heard.
-pub async fn rates(gateway: &Gateway) -> (Totals, Vec<Rate>) {
-    let own = || (gateway.rates.totals(), gateway.rates.fullest(RATES_MAX));
+pub async fn rates(gateway: &Gateway) -> Told {
     if gateway.limits.is_degraded() {
-        return own();
+        return own(gateway);
     }
-    let Ok(Some(totals)) = tell(gateway).await else { return own() };
+    let Ok(Some(totals)) = tell(gateway).await else { return own(gateway) };
     match gateway.control.rates().await {
-        Ok(said) => (totals, together(said)),
-        Err(_) => (totals, own().1),
+        Ok(said) => Told { totals, rates: together(said), of_fleet: true },
+        Err(_) => Told { totals, ..own(gateway) },
     }
+}
+
+/// What this instance says without asking anybody.
+pub fn own(gateway: &Gateway) -> Told {
+    let (totals, rates) = (gateway.rates.totals(), gateway.rates.fullest(RATES_MAX));
+    Told { totals, rates, of_fleet: false }
 }
 
 /// Every instance that is heard of; this one at least.

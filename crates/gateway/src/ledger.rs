@@ -8,17 +8,18 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::{Method, StatusCode};
 use tokio_util::sync::CancellationToken;
-use tollgate_limiter::{Cost, Denial};
+use tollgate_limiter::{Cost, Denial, Source};
 
 use crate::admission::{self, Admitted, Plan, Used};
 use crate::call::Content;
 use crate::config::{Key, TokenWeights};
 use crate::dialect::Usage;
 use crate::estimate::{Estimate, Estimates};
+use crate::journal::{Ended, Journal};
 use crate::log::{Line, Log};
 use crate::metrics::{ByEndpointCode, ByWhom, Metrics, Name, OTHER, RouteSeries};
 use crate::refusals::Refusals;
@@ -90,6 +91,8 @@ pub struct Ledger {
     pub estimates: Arc<Estimates>,
     /// How often refusals are written down.
     pub refusals: Arc<Refusals>,
+    /// Where it is remembered for a while.
+    pub journal: Arc<Journal>,
     /// Cancelled when requests must end because the process does.
     pub ending: CancellationToken,
 }
@@ -120,6 +123,8 @@ pub struct Entry {
     pub code: Option<&'static str>,
     /// The limit that refused.
     pub rule: Option<Name>,
+    /// Who decided about its limits.
+    pub source: Option<Source>,
     /// Set on the way; what is not set when the entry is dropped was cut by the client.
     pub outcome: Option<Outcome>,
     /// Tokens used, once known.
@@ -140,6 +145,8 @@ pub struct Entry {
     pub weights: TokenWeights,
     /// When the first event of a stream came.
     pub first_event: Option<Instant>,
+    /// What we added to the wait for an answer.
+    overhead: Option<Duration>,
 }
 
 impl Entry {
@@ -154,6 +161,7 @@ impl Entry {
     ) -> Self {
         let route = ledger.metrics.route(endpoint).clone();
         route.in_flight.inc();
+        ledger.journal.begin();
         let started = Instant::now();
         Self {
             ledger: ledger.clone(),
@@ -170,6 +178,7 @@ impl Entry {
             status: None,
             code: None,
             rule: None,
+            source: None,
             outcome: None,
             tokens: None,
             cost: Cost::ZERO,
@@ -180,6 +189,7 @@ impl Entry {
             admitted: None,
             weights: TokenWeights::default(),
             first_event: None,
+            overhead: None,
         }
     }
 
@@ -209,6 +219,7 @@ impl Entry {
     /// A limit refused it.
     pub fn limited(&mut self, denial: &Denial) {
         self.rule = Some(Name::from(denial.binding().limit.id()));
+        self.source = Some(denial.source());
         self.ledger.refusals.note(&self.ledger.log, &self.request_id, denial);
     }
 
@@ -222,6 +233,7 @@ impl Entry {
         self.status = Some(status);
         let ours = self.received.unwrap_or(self.started).elapsed().saturating_sub(self.attempts.waited);
         self.route.overhead.observe(ours.as_secs_f64());
+        self.overhead = Some(ours);
     }
 
     fn outcome_at_end(&self) -> Outcome {
@@ -312,12 +324,43 @@ impl Drop for Entry {
         self.ledger.log.line(if status >= 500 { "WARN" } else { "INFO" }, "request", |line| {
             self.write(line, status, outcome, latency);
         });
+        let ended = self.ended(status, outcome, latency);
+        self.ledger.journal.end(ended);
         // Last: who sees that nothing is under way finds all of it counted and written down.
         self.route.in_flight.dec();
     }
 }
 
 impl Entry {
+    /// What is remembered of it: no prompt, no answer, no secret. It is over, so what it holds is taken.
+    fn ended(&mut self, status: u16, outcome: Outcome, latency: Duration) -> Ended {
+        let asked = self.attempts.asked.take();
+        Ended {
+            time: SystemTime::now(),
+            at: self.started + latency,
+            request_id: self.request_id.clone(),
+            method: self.method,
+            endpoint: self.route.endpoint,
+            status,
+            outcome: outcome.as_str(),
+            code: self.code,
+            rule: self.rule.take(),
+            source: self.source,
+            key: self.key.take(),
+            address: self.address,
+            model: self.model.take(),
+            upstream: asked.is_some().then_some(self.attempts.waited),
+            provider: asked,
+            streamed: self.streamed,
+            usage: self.tokens.map(|tokens| tokens.usage),
+            estimated: self.tokens.is_some_and(|tokens| tokens.estimated),
+            cost: self.cost,
+            latency,
+            first_token: self.first_byte.filter(|_| self.first_event.is_some()),
+            overhead: self.overhead,
+        }
+    }
+
     /// A request's line in the log. No prompt, no answer, no secret: only what is listed here.
     fn write(&self, line: &mut Line<'_>, status: u16, outcome: Outcome, latency: Duration) {
         line.text("request_id", &self.request_id);

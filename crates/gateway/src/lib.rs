@@ -5,9 +5,9 @@
 //! | floor | modules |
 //! |---|---|
 //! | 5 processes, sockets, signals | [`cli`] [`edge`] [`admin`] |
-//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] [`fleet`] |
+//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] [`fleet`] [`live`] |
 //! | 3 one outside world each | [`snapshot`] [`control`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] [`rates`] |
-//! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] [`recent`] |
+//! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] [`recent`] [`journal`] |
 //! | 1 bytes and values | [`call`] [`dialect`] [`http1`] [`sse`] |
 //! | 0 the engine | [`tollgate_limiter`] |
 
@@ -25,8 +25,10 @@ pub mod fleet;
 pub mod headers;
 pub mod http1;
 pub mod identity;
+pub mod journal;
 pub mod ledger;
 pub mod limits;
+pub mod live;
 pub mod log;
 pub mod metrics;
 pub mod pipeline;
@@ -51,6 +53,7 @@ use crate::config::Loaded;
 use crate::fleet::Instance;
 use crate::ledger::Ledger;
 use crate::limits::{Limits, Unusable};
+use crate::live::Live;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::rates::Rates;
@@ -78,6 +81,8 @@ pub struct Gateway {
     pub rates: Rates,
     /// Which instance this is.
     pub instance: Instance,
+    /// Who watches it.
+    pub live: Live,
     /// Where requests end.
     pub ledger: Ledger,
     /// How often a second provider may be asked.
@@ -122,11 +127,13 @@ impl Gateway {
             store_latency: Recent::default(),
             rates: Rates::default(),
             instance: Instance::new(),
+            live: Live::default(),
             ledger: Ledger {
                 metrics,
                 log,
                 estimates: Arc::default(),
                 refusals: Arc::default(),
+                journal: Arc::default(),
                 ending: ending.clone(),
             },
             retries: RetryBudget::default(),

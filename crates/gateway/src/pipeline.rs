@@ -13,6 +13,7 @@ use http::{Request, StatusCode, request};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use serde_json::json;
+use tollgate_limiter::Source;
 
 use crate::admission::{Counters, Demand};
 use crate::call::{Call, Endpoint, Form};
@@ -131,6 +132,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     let (admitted, said) =
         admission::admit(&gateway.limits, gateway.metrics(), &gateway.rates, &plan, &caller, demand).await?;
     let limit_took = admitted.took();
+    entry.source = Some(admitted.source());
     entry.weights = model.token_weights;
     entry.plan = Some(plan);
     entry.content = Some(call.content());
@@ -232,6 +234,7 @@ fn refuse(mut entry: Box<Entry>, error: &Error) -> Reply {
     match error {
         Error::Limited(denial, _) => entry.limited(denial),
         Error::Denied(rule) => entry.rule = Some(rule.clone()),
+        Error::LimiterUnavailable(_) => entry.source = Some(Source::Closed),
         _ => {}
     }
     entry.code = error.code();

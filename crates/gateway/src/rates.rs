@@ -8,9 +8,10 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tollgate_limiter::{Decision, Limit, Millis, Source, Span, Standing, Subject, Window};
 
 const SHARDS: usize = 64;
@@ -53,6 +54,31 @@ impl Rate {
     /// How full it is, millionths.
     pub fn fullness(&self) -> u64 {
         fullness(self.used, self.limit)
+    }
+
+    /// As live views show it, with the time it takes until it is empty again at this moment, Unix milliseconds.
+    pub fn live(&self, now: u64) -> Value {
+        json!({ "key": public_name(&self.subject), "rule": self.rule, "unit": self.unit, "used": self.used,
+                "limit": self.limit, "window": self.window, "reset_ms": self.resets.saturating_sub(now) })
+    }
+}
+
+/// A moment as [`Rate`] has them.
+pub fn unix_millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What a subject is publicly called: `rate_limit:ip:192.0.2.1`. What the admin API reads.
+pub fn public_name(subject: &str) -> String {
+    let Some(rest) = subject.strip_prefix("ip:") else { return format!("rate_limit:{subject}") };
+    // IPv6 is written with colons, which stand between names and values: those of values are written otherwise.
+    let (ip, more) = rest.split_once(':').map_or((rest, None), |(ip, more)| (ip, Some(more)));
+    let ip = ip.replace("%3A", ":");
+    match more.map(|more| more.strip_prefix("endpoint:")) {
+        None => format!("rate_limit:ip:{ip}"),
+        Some(Some(path)) if !path.contains(':') => format!("rate_limit:endpoint:{path}:{ip}"),
+        Some(_) => format!("rate_limit:{subject}"),
     }
 }
 

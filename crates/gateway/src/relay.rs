@@ -84,6 +84,8 @@ pub enum Body {
     Whole(Option<Bytes>, Option<Box<Entry>>),
     /// From a provider, as it comes.
     Relay(Pin<Box<Relay>>),
+    /// Of ours, as it comes; it ends no request.
+    Open(Pin<Box<dyn http_body::Body<Data = Bytes, Error = io::Error> + Send>>),
 }
 
 impl Body {
@@ -104,7 +106,7 @@ impl Body {
     /// When it must have ended; a body that is never asked for more cannot notice by itself.
     pub fn deadline(&self) -> Option<Instant> {
         match self {
-            Self::Whole(..) => None,
+            Self::Whole(..) | Self::Open(_) => None,
             Self::Relay(relay) => Some(relay.deadline),
         }
     }
@@ -129,6 +131,7 @@ impl http_body::Body for Body {
             Self::Relay(relay) => {
                 relay.as_mut().get_mut().poll_chunk(cx).map(|chunk| chunk.map(|c| c.map(Frame::data)))
             }
+            Self::Open(body) => body.as_mut().poll_frame(cx),
         }
     }
 
@@ -142,7 +145,7 @@ impl http_body::Body for Body {
             Self::Whole(bytes, _) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Self::Relay(_) => SizeHint::default(),
+            Self::Relay(_) | Self::Open(_) => SizeHint::default(),
         }
     }
 }

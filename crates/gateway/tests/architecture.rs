@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the gateway and the floor each stands on. A module may name those of its own floor and below.
-const FLOORS: [(&str, u8); 29] = [
+const FLOORS: [(&str, u8); 31] = [
     ("cli", 5),
     ("edge", 5),
     ("admin", 5),
@@ -16,6 +16,7 @@ const FLOORS: [(&str, u8); 29] = [
     ("refusals", 4),
     ("reload", 4),
     ("fleet", 4),
+    ("live", 4),
     ("snapshot", 3),
     ("control", 3),
     ("identity", 3),
@@ -29,6 +30,7 @@ const FLOORS: [(&str, u8); 29] = [
     ("metrics", 2),
     ("log", 2),
     ("recent", 2),
+    ("journal", 2),
     ("error", 2),
     ("headers", 2),
     ("router", 2),

@@ -61,7 +61,7 @@ use epoch::Epochs;
 pub(crate) use epoch::epoch_of;
 use flights::{Flights, Waiting};
 pub(crate) use heal::Sighting;
-pub(crate) use late::{Beat, Late, standing as standing_of};
+pub(crate) use late::{Beat, Charged, Late, standing as standing_of};
 use pack::Packer;
 use plan::Plan;
 use plans::Plans;

@@ -18,7 +18,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -59,6 +59,8 @@ use settlements::{Held, Settlements};
 
 /// When it is worth asking again what only the store can grant: by then it may be back.
 const RETRY: Millis = Millis(1_000);
+/// A store that has failed once more so long after it answered again has not come back then.
+const RETURN_KEPT: Duration = Duration::from_secs(1);
 
 /// How a store behaves while the shared one does not answer.
 #[derive(Clone)]
@@ -134,6 +136,8 @@ struct State {
     breaker: Breaker,
     failing: Option<Failing>,
     failures: u64,
+    /// Since when the store has answered again, while it is not asked yet.
+    returning: Option<Instant>,
 }
 
 impl ResilientStore {
@@ -158,13 +162,16 @@ impl ResilientStore {
                 breaker: Breaker::new(Instant::now()),
                 failing: None,
                 failures: 0,
+                returning: None,
             }),
             tally: Tally::default(),
             wake: Arc::clone(&wake),
             listener: options.listener,
             redis,
         });
-        drop(runtime.spawn(healing::notice(Arc::downgrade(&inner), inner.redis.masters_changed())));
+        for changes in [inner.redis.masters_changed(), inner.redis.connections()] {
+            drop(runtime.spawn(keeper::notice(Arc::downgrade(&inner), changes)));
+        }
         drop(runtime.spawn(keeper::keep(Arc::downgrade(&inner), wake)));
         ResilientStore(inner)
     }
@@ -324,6 +331,8 @@ impl Inner {
         let Some(failure) = Failure::of(error) else { return };
         add(&self.tally.failures[failure as usize], 1);
         let mut state = self.state();
+        // One that answers now and then is not waited for anew each time.
+        state.returning = state.returning.filter(|returning| returning.elapsed() < RETURN_KEPT);
         if let Circuit::Open { since, why } = state.circuit {
             // Whether settlements get through is worth a change, the rest is not.
             if (why == Failure::OutOfMemory) != (failure == Failure::OutOfMemory) {
@@ -350,12 +359,14 @@ impl Inner {
     /// Redis answers, and was charged what it was owed: the failure is over.
     fn close(&self) {
         let mut state = self.state();
-        state.failing = None;
+        (state.failing, state.returning) = (None, None);
         if state.circuit.is_open() {
             state.breaker = Breaker::new(Instant::now());
             state.circuit = Circuit::Closed;
             self.open.store(false, Ordering::Release);
             (self.listener)(state.circuit);
+            // What was admitted since it was charged.
+            self.wake.notify_one();
         }
     }
 

@@ -59,10 +59,16 @@ impl Ask {
 
     /// Whether nothing is to be changed, only said what would be.
     pub(super) fn is_dry_run(&self) -> Result<bool, Problem> {
-        match self.parameter("dry_run") {
-            None | Some("false") => Ok(false),
-            Some("true" | "") => Ok(true),
-            Some(_) => Err(Problem::field("dry_run", "is neither true nor false")),
+        Ok(self.flag("dry_run")?.unwrap_or(false))
+    }
+
+    /// A parameter that is `true` or `false`; there without a value, it is true.
+    pub(super) fn flag(&self, name: &'static str) -> Result<Option<bool>, Problem> {
+        match self.parameter(name) {
+            None => Ok(None),
+            Some("false") => Ok(Some(false)),
+            Some("true" | "") => Ok(Some(true)),
+            Some(_) => Err(Problem::field(name, "is neither true nor false")),
         }
     }
 

@@ -1,6 +1,8 @@
 //! `/admin/limits`: the rules that hold, and rules of operators over those of the file.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::extract::{Path, State};
 use http::StatusCode;
@@ -14,6 +16,9 @@ use super::{Ask, Reply, Shared};
 use crate::Gateway;
 use crate::config::{self, Match, Rule};
 use crate::control::{self, Change, Control, LimitOverride, Record, Time};
+use crate::fleet::{self, Instance};
+use crate::rates::{Rate, unix_millis};
+use crate::snapshot::Snapshot;
 
 /// Rules that can be kept over those of the file.
 const OVERRIDES_MAX: usize = 1_000;
@@ -25,7 +30,8 @@ pub(super) async fn list(State(gateway): Shared, ask: Ask) -> Reply {
     rules.sort_unstable_by(|one, other| one.name.cmp(&other.name));
     let later =
         rules.into_iter().filter(|rule| page.after.as_deref().is_none_or(|after| *rule.name > *after));
-    let entries = later.map(|rule| (rule.name.clone(), shown(rule, over(&now.control, &rule.name))));
+    let live = Live::of(&gateway, &now).await;
+    let entries = later.map(|rule| (rule.name.clone(), live.shown(rule, over(&now.control, &rule.name))));
     Ok(json(StatusCode::OK, &page.of(entries)))
 }
 
@@ -36,7 +42,8 @@ pub(super) async fn show(State(gateway): Shared, Path(name): Path<String>) -> Re
     let rule = rule.ok_or_else(|| Problem::absent("limit", &name))?;
     let over = over(&now.control, &name);
     let version = over.map_or(0, |over| over.version);
-    Ok(record(StatusCode::OK, &shown(rule, over), version))
+    let shown = Live::of(&gateway, &now).await.shown(rule, over);
+    Ok(record(StatusCode::OK, &shown, version))
 }
 
 /// `PUT /admin/limits/{name}`: as an entry of `limits` in the file, without its name, and with `expires` or `expires_in`.
@@ -102,6 +109,53 @@ pub(super) fn set(
     change.put("limits.put", now, name, &over);
     let version = now.version + 1;
     Ok((change, (shown(&rule, Some(&Record { version, value: over })), version)))
+}
+
+/// What limits say at the moment.
+struct Live<'a> {
+    now: &'a Snapshot,
+    instance: &'a Instance,
+    of_fleet: bool,
+    /// Of each limit, by its id, the fullest of those of which it is the fullest.
+    fullest: HashMap<String, Rate>,
+}
+
+impl<'a> Live<'a> {
+    async fn of(gateway: &'a Gateway, now: &'a Snapshot) -> Self {
+        let told = fleet::rates(gateway).await;
+        let mut fullest: HashMap<String, Rate> = HashMap::new();
+        for rate in told.rates {
+            match fullest.get_mut(&rate.rule) {
+                Some(before) if before.fullness() >= rate.fullness() => {}
+                Some(before) => *before = rate,
+                None => drop(fullest.insert(rate.rule.clone(), rate)),
+            }
+        }
+        Self { now, instance: &gateway.instance, of_fleet: told.of_fleet, fullest }
+    }
+
+    /// A rule with what its limits said to requests of this instance, and who has used most of them.
+    fn shown(&self, rule: &Rule, over: Option<&Record<LimitOverride>>) -> Value {
+        let mut shown = shown(rule, over);
+        let at = unix_millis(SystemTime::now());
+        let limits = shown["limits"].as_array_mut().into_iter().flatten();
+        for (shown, limit) in limits.zip(&rule.limits) {
+            let said = self.now.plans.counts().said(limit.id());
+            shown["live"] = json!({
+                "allowed": said.allowed,
+                "refused": said.refused,
+                "shadow": said.shadow,
+                "failed": said.failed,
+                "fullest": self.fullest.get(limit.id()).map(|rate| rate.live(at)),
+            });
+        }
+        shown["live"] = json!({
+            "counted_by": self.instance.name(),
+            "since": self.instance.started(),
+            "fullest_of": if self.of_fleet { "fleet" } else { "instance" },
+        });
+        shown
+    }
 }
 
 /// The rule of an operator that holds under a name.

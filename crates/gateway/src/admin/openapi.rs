@@ -104,10 +104,35 @@ const SCHEMAS: &[Schema] = &[
             ("per", "string"),
             ("deny", "boolean"),
             ("shadow", "boolean"),
-            ("limits", "object[]"),
+            ("limits", "LimitOfRule[]"),
+            ("live", "CountedBy?"),
             ("created", "time?"),
             ("expires", "time?"),
             ("version", "integer?"),
+        ],
+    ),
+    ("CountedBy", &[("counted_by", "string"), ("since", "time"), ("fullest_of", "string")]),
+    (
+        "LimitOfRule",
+        &[
+            ("id", "string"),
+            ("quota", "string"),
+            ("unit", "string"),
+            ("window", "string?"),
+            ("limit", "integer"),
+            ("strategy", "string"),
+            ("guarantee", "string"),
+            ("live", "LiveLimit?"),
+        ],
+    ),
+    (
+        "LiveLimit",
+        &[
+            ("allowed", "integer"),
+            ("refused", "integer"),
+            ("shadow", "integer"),
+            ("failed", "integer"),
+            ("fullest", "Fullest?"),
         ],
     ),
     (
@@ -236,6 +261,112 @@ const SCHEMAS: &[Schema] = &[
             ("first_token_ms", "Percentiles?"),
         ],
     ),
+    (
+        "Request",
+        &[
+            ("time", "time"),
+            ("instance", "string"),
+            ("request_id", "string"),
+            ("method", "string"),
+            ("endpoint", "string"),
+            ("status", "integer"),
+            ("outcome", "string"),
+            ("code", "string?"),
+            ("rule", "string?"),
+            ("source", "string?"),
+            ("user", "string?"),
+            ("api_key", "string?"),
+            ("ip", "string"),
+            ("model", "string?"),
+            ("provider", "string?"),
+            ("fallback_model", "string?"),
+            ("stream", "boolean"),
+            ("prompt_tokens", "integer?"),
+            ("completion_tokens", "integer?"),
+            ("estimated", "boolean"),
+            ("cost_micros", "integer?"),
+            ("latency_ms", "number"),
+            ("first_token_ms", "number?"),
+            ("overhead_ms", "number?"),
+        ],
+    ),
+    (
+        "Figures",
+        &[
+            ("time", "time"),
+            ("instance", "string"),
+            ("version", "string"),
+            ("started", "time"),
+            ("state", "string"),
+            ("requests", "RequestFigures"),
+            ("tokens", "TokenFigures"),
+            ("overhead_ms", "Spread?"),
+            ("models", "ModelFigures[]"),
+            ("limits", "Fullest[]"),
+            ("limits_of", "string"),
+            ("redis", "RedisFigures"),
+            ("fleet", "FleetFigures?"),
+            ("instances", "object[]"),
+        ],
+    ),
+    (
+        "RequestFigures",
+        &[
+            ("per_second", "number"),
+            ("refused_per_second", "number"),
+            ("failed_per_second", "number"),
+            ("in_flight", "integer"),
+            ("total", "integer"),
+            ("refused", "integer"),
+            ("failed", "integer"),
+        ],
+    ),
+    (
+        "TokenFigures",
+        &[
+            ("input_per_second", "number"),
+            ("output_per_second", "number"),
+            ("input", "integer"),
+            ("output", "integer"),
+        ],
+    ),
+    ("Spread", &[("p50", "number"), ("p95", "number"), ("count", "integer")]),
+    (
+        "ModelFigures",
+        &[
+            ("name", "string"),
+            ("providers", "integer"),
+            ("healthy", "integer"),
+            ("in_flight", "integer"),
+            ("requests_per_second", "number"),
+            ("upstream_ms", "Spread?"),
+            ("first_token_ms", "Spread?"),
+        ],
+    ),
+    (
+        "Fullest",
+        &[
+            ("key", "string"),
+            ("rule", "string"),
+            ("unit", "string"),
+            ("used", "integer"),
+            ("limit", "integer"),
+            ("window", "string"),
+            ("reset_ms", "integer"),
+        ],
+    ),
+    ("RedisFigures", &[("enabled", "boolean"), ("connected", "boolean"), ("degraded", "boolean")]),
+    (
+        "FleetFigures",
+        &[
+            ("requests", "integer"),
+            ("refused", "integer"),
+            ("requests_per_second", "number?"),
+            ("refused_per_second", "number?"),
+        ],
+    ),
+    ("Lost", &[("requests", "integer")]),
+    ("End", &[("reason", "string")]),
     ("Reason", &[("reason", "string?")]),
     (
         "Drain",
@@ -285,6 +416,8 @@ pub(super) fn document(routes: &[Route]) -> Value {
     }
     let mut schemas: Map<String, Value> =
         SCHEMAS.iter().map(|(name, fields)| ((*name).to_owned(), object(fields))).collect();
+    let event = ["Figures", "Request", "Lost", "End"].map(reference);
+    schemas.insert("Event".to_owned(), json!({ "anyOf": event }));
     schemas.insert("Any".to_owned(), json!({}));
     schemas.insert("File".to_owned(), json!({ "type": "string", "description": "A configuration file." }));
     json!({
@@ -307,13 +440,19 @@ fn path(route: &Route) -> String {
     route.path.replace("{*", "{")
 }
 
+fn reference(name: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{name}") })
+}
+
 fn operation(route: &Route) -> Value {
-    let reference = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
     let content = |schema: Value| json!({ "application/json": { "schema": schema } });
     let mut answer = json!({ "description": route.summary });
     match route.answer {
         Shape::Nothing => {}
         Shape::One(name) => answer["content"] = content(reference(name)),
+        Shape::Events(name) => {
+            answer["content"] = json!({ "text/event-stream": { "schema": reference(name) } });
+        }
         Shape::Page(name) => {
             let page = json!({
                 "type": "object",
@@ -352,7 +491,7 @@ fn parameters(route: &Route) -> Vec<Value> {
     let in_query = route.query.iter().chain(usual).map(|name| {
         let kind = match *name {
             "limit" => "integer",
-            "dry_run" => "boolean",
+            "dry_run" | "refused" | "requests" | "figures" => "boolean",
             _ => "string",
         };
         json!({ "name": name, "in": "query", "schema": { "type": kind } })
@@ -383,7 +522,7 @@ fn field(kind: &str) -> Value {
         "any" => json!({}),
         "time" => json!({ "type": "string", "format": "date-time" }),
         "string" | "integer" | "number" | "boolean" | "object" => json!({ "type": kind }),
-        name => json!({ "$ref": format!("#/components/schemas/{name}") }),
+        name => reference(name),
     }
 }
 

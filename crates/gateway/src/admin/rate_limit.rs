@@ -150,19 +150,6 @@ fn subject(now: &Snapshot, key: &str) -> Result<Subject, Problem> {
     })
 }
 
-/// What a subject is publicly called: `rate_limit:ip:192.0.2.1`. What [`subject`] reads.
-pub(super) fn public_name(subject: &str) -> String {
-    let Some(rest) = subject.strip_prefix("ip:") else { return format!("rate_limit:{subject}") };
-    // IPv6 is written with colons, which stand between names and values: those of values are written otherwise.
-    let (ip, more) = rest.split_once(':').map_or((rest, None), |(ip, more)| (ip, Some(more)));
-    let ip = ip.replace("%3A", ":");
-    match more.map(|more| more.strip_prefix("endpoint:")) {
-        None => format!("rate_limit:ip:{ip}"),
-        Some(Some(path)) if !path.contains(':') => format!("rate_limit:endpoint:{path}:{ip}"),
-        Some(_) => format!("rate_limit:{subject}"),
-    }
-}
-
 /// Whose counters a subject's are kept with, where its name does not say that.
 fn tenant(now: &Snapshot, name: &str) -> Option<String> {
     let parts: Vec<&str> = name.split(':').collect();

@@ -7,8 +7,8 @@ use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use http::StatusCode;
 
 use super::{
-    Reply, audit, bans, configuration, explain, instances, keys, limits, models, openapi, rate_limit, stats,
-    users,
+    Reply, audit, bans, configuration, events, explain, instances, keys, limits, models, openapi, rate_limit,
+    requests, stats, users,
 };
 use crate::Gateway;
 use crate::config::Role;
@@ -44,6 +44,8 @@ pub(super) enum Shape {
     One(&'static str),
     /// A page of those.
     Page(&'static str),
+    /// Server-sent events whose data are these.
+    Events(&'static str),
 }
 
 impl Route {
@@ -123,7 +125,7 @@ impl Route {
 
 /// All of them.
 pub(super) fn all() -> Vec<Route> {
-    use Shape::{One, Page};
+    use Shape::{Events, One, Page};
     type R = Route;
     vec![
         R::get("/admin/keys", keys::list, "Keys, by id.", Page("Key")).query(&["user", "team"]),
@@ -201,6 +203,10 @@ pub(super) fn all() -> Vec<Route> {
             models::undrain,
             "A provider gets requests again.",
         ),
+        R::get("/admin/requests", requests::list, "Those that ended last here.", Page("Request"))
+            .query(requests::FILTERS),
+        R::get("/admin/events", events::listen, "What happens now, as it happens.", Events("Event"))
+            .query(events::PARAMETERS),
         R::get("/admin/audit", audit::list, "Who changed what, the latest first.", Page("AuditRecord")),
         R::get("/admin/config", configuration::show, "What is in force, with origins.", One("Configuration")),
         R::post("/admin/config/check", configuration::check, "Looks at a file.", One("Checked"))

@@ -9,12 +9,12 @@ use tollgate_limiter::{Circuit, ResilientStore, ServerInfo};
 
 use super::ask::json;
 use super::problem::Problem;
-use super::rate_limit::public_name;
 use super::{Ask, Reply, Shared};
 use crate::config::Redis;
 use crate::control::Time;
+use crate::fleet::Told;
 use crate::limits::Limits;
-use crate::rates::Rate;
+use crate::rates::{Rate, public_name};
 use crate::{Gateway, fleet};
 
 /// `GET /admin/rate-limit/stats?limit=&cursor=&prefix=`: totals of the fleet, and of each subject its fullest limit, the
@@ -23,7 +23,7 @@ pub(super) async fn stats(State(gateway): Shared, ask: Ask) -> Reply {
     let page = ask.page()?;
     let after = page.after.as_deref().map(place_of).transpose()?;
     let prefix = ask.parameter("prefix").unwrap_or_default();
-    let (totals, rates) = fleet::rates(&gateway).await;
+    let Told { totals, rates, .. } = fleet::rates(&gateway).await;
     let wanted = |name: &str| {
         let key = name.strip_prefix("rate_limit:").unwrap_or(name);
         name.starts_with(prefix) || key.starts_with(prefix)

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tollgate_limiter::{Charge, Denial, Dimension, Limit, Retry, Scope, Standing, Subject, Unit};
 
 use super::Demand;
+use super::counts::{Count, Counts};
 use super::strangers::Strangers;
 use crate::config::{Match, Rule};
 use crate::headers::Words;
@@ -36,12 +37,15 @@ struct Met {
     /// `None`: it differs from request to request (by address or session).
     subject: Option<Subject>,
     series: LimitSeries,
+    /// The same for people.
+    count: Arc<Count>,
 }
 
 impl Plan {
     fn new(
         rules: &[Rule],
         strangers: &Arc<Strangers>,
+        counts: &Counts,
         metrics: &Metrics,
         caller: &Caller,
         route: &'static str,
@@ -57,6 +61,7 @@ impl Plan {
                 limit: limit.clone(),
                 subject: subject.clone(),
                 series: metrics.limit(limit),
+                count: counts.of(limit.id()),
             })
         });
         let own = caller.key.iter().flat_map(|key| {
@@ -65,6 +70,7 @@ impl Plan {
                 limit: limit.clone(),
                 subject: Some(subject.clone()),
                 series: metrics.limit(limit),
+                count: counts.of(limit.id()),
             })
         });
         let met: Vec<Met> = met.chain(own).collect();
@@ -136,18 +142,20 @@ impl Plan {
         for (met, standing) in self.met.iter().zip(standings) {
             let shadow = standing.limit.is_shadow() && standing.retry != Retry::Now;
             if shadow { &met.series.shadow } else { &met.series.allowed }.inc();
+            if shadow { met.count.shadow() } else { met.count.allow() }
         }
     }
 
     /// Counts what the limits said to a request that was refused.
     pub fn count_denied(&self, denial: &Denial) {
         for (met, standing) in self.met.iter().zip(denial.standings()) {
-            let counter = match (standing.retry, standing.limit.is_shadow()) {
-                (Retry::Now, _) => &met.series.allowed,
-                (_, true) => &met.series.shadow,
-                (_, false) => &met.series.blocked,
+            let (counter, count): (_, fn(&Count)) = match (standing.retry, standing.limit.is_shadow()) {
+                (Retry::Now, _) => (&met.series.allowed, Count::allow),
+                (_, true) => (&met.series.shadow, Count::shadow),
+                (_, false) => (&met.series.blocked, Count::refuse),
             };
             counter.inc();
+            count(&met.count);
         }
         if let Some(met) = self.met.get(denial.binding_index()) {
             met.series.refusals.inc();
@@ -158,6 +166,7 @@ impl Plan {
     pub fn count_failed(&self) {
         for met in &self.met {
             met.series.error.inc();
+            met.count.fail();
         }
     }
 }
@@ -167,6 +176,7 @@ pub struct Plans {
     /// Some rule is for some addresses only: what is met differs from request to request.
     by_address: bool,
     strangers: Arc<Strangers>,
+    counts: Arc<Counts>,
     known: RwLock<HashMap<Asker, Arc<Plan>>>,
 }
 
@@ -180,11 +190,18 @@ struct Asker {
 }
 
 impl Plans {
-    /// None so far; strangers that `previous` told apart still are.
+    /// None so far; strangers that `previous` told apart still are, and what was counted goes on.
     pub fn of(rules: &[Rule], previous: Option<&Plans>) -> Self {
         let by_address = rules.iter().any(|rule| !rule.matches.ip.is_empty());
         let strangers = previous.map_or_else(Arc::default, |previous| previous.strangers.clone());
-        Self { by_address, strangers, known: RwLock::default() }
+        let counts = previous.map_or_else(Arc::default, |previous| previous.counts.clone());
+        counts.keep(rules);
+        Self { by_address, strangers, counts, known: RwLock::default() }
+    }
+
+    /// What limits said to requests of this process.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// The same as [`Plans::plan`], for who asks about many and will not ask again soon.
@@ -196,7 +213,7 @@ impl Plans {
         route: &'static str,
         model: &Name,
     ) -> Plan {
-        Plan::new(rules, &self.strangers, metrics, caller, route, model)
+        Plan::new(rules, &self.strangers, &self.counts, metrics, caller, route, model)
     }
 
     /// What `caller` meets at `route` (canonical) with `model` (resolved, of this configuration).
@@ -208,7 +225,8 @@ impl Plans {
         route: &'static str,
         model: &Name,
     ) -> Arc<Plan> {
-        let make = || Arc::new(Plan::new(rules, &self.strangers, metrics, caller, route, model));
+        let make =
+            || Arc::new(Plan::new(rules, &self.strangers, &self.counts, metrics, caller, route, model));
         if self.by_address {
             return make();
         }

@@ -1,10 +1,12 @@
 //! The admin API of a running gateway, asked: one bounded answer after the other, and what each means for the exit code.
 
+mod events;
+
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_util::client::legacy::Client;
@@ -12,6 +14,7 @@ use hyper_util::rt::TokioExecutor;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
+pub(super) use self::events::{Heard, Listener, Told};
 use super::table::plain;
 use super::{Outcome, Stopped, exit};
 use crate::upstream::{Connector, Trust, connector};
@@ -94,7 +97,22 @@ impl Connection {
 impl Admin {
     /// One record.
     pub(super) fn get(&self, path: &[&str]) -> Result<Value, Stopped> {
-        self.ask(&Method::GET, path, &[], None)
+        self.find(path, &[])
+    }
+
+    /// What a query finds.
+    pub(super) fn find(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Stopped> {
+        self.ask(&Method::GET, path, query, None)
+    }
+
+    /// Runs what asks this gateway again and again.
+    pub(super) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// Whether results are wanted as JSON.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
     }
 
     /// All entries of a list, page after page.
@@ -156,15 +174,7 @@ impl Admin {
         query: &[(&str, &str)],
         body: Option<&Value>,
     ) -> Result<Value, Stopped> {
-        let mut request = Request::builder().method(method).uri(self.address(path, query));
-        if let Some(key) = &self.key {
-            request = request.header("x-admin-key", key);
-        }
-        if body.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
-        }
-        let body = body.map(ToString::to_string).unwrap_or_default();
-        let request = request.body(Full::from(body)).map_err(|error| Stopped::new(exit::USAGE, error))?;
+        let request = self.request(method, path, query, body)?;
         let exchange = async {
             let sent = self.client.request(request).await;
             let (head, body) = sent.map_err(|error| (error.is_connect(), cause(&error)))?.into_parts();
@@ -185,8 +195,25 @@ impl Admin {
                 return Err(self.unreachable(method.is_safe(), &why));
             }
         };
-        let content = head.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        self.judge(head.status, content.starts_with(b"application/problem+json"), &body)
+        self.judge(head.status, is_problem(&head.headers), &body)
+    }
+
+    fn request(
+        &self,
+        method: &Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Request<Full<Bytes>>, Stopped> {
+        let mut request = Request::builder().method(method).uri(self.address(path, query));
+        if let Some(key) = &self.key {
+            request = request.header("x-admin-key", key);
+        }
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let body = body.map(ToString::to_string).unwrap_or_default();
+        request.body(Full::from(body)).map_err(|error| Stopped::new(exit::USAGE, error))
     }
 
     fn address(&self, path: &[&str], query: &[(&str, &str)]) -> String {
@@ -245,6 +272,11 @@ impl Admin {
         let hint = "is it the admin address of a gateway (TOLLGATE_URL, or --url)?";
         Stopped::new(exit::UNAVAILABLE, format!("{} answers with {what}; {hint}", self.base))
     }
+}
+
+fn is_problem(headers: &HeaderMap) -> bool {
+    let content = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    content.starts_with(b"application/problem+json")
 }
 
 /// A problem (RFC 9457) in words: a line for each field, or its detail.

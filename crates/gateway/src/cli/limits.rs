@@ -176,20 +176,72 @@ fn rows(rules: &[Value]) -> String {
             cell(&rule["match"]),
             cell(&rule["source"]),
             cell(&rule["expires"]),
+            self::limits(rule)
+                .iter()
+                .filter_map(|limit| limit["live"]["refused"].as_u64())
+                .sum::<u64>()
+                .to_string(),
+            fullest(rule),
         ]
     };
-    table(&["NAME", "LIMIT", "PER", "MATCH", "SOURCE", "EXPIRES"], rules.iter().map(row))
+    let names = ["NAME", "LIMIT", "PER", "MATCH", "SOURCE", "EXPIRES", "REFUSED", "FULLEST"];
+    table(&names, rules.iter().map(row))
 }
 
-/// A line for each field; each limit with what it guarantees.
+/// Who has used most of one of a rule's limits: `user:alice 7/600 requests`.
+fn fullest(rule: &Value) -> String {
+    let of = limits(rule).iter().map(|limit| &limit["live"]["fullest"]).filter(|fullest| fullest.is_object());
+    let share = |fullest: &&Value| match (fullest["used"].as_f64(), fullest["limit"].as_f64()) {
+        (Some(used), Some(limit)) => used / limit.max(1.0),
+        _ => 0.0,
+    };
+    let fullest = of.max_by(|one, other| share(one).total_cmp(&share(other)));
+    fullest.map_or_else(|| "-".to_owned(), used)
+}
+
+/// `user:alice 7/600 requests`
+fn used(fullest: &Value) -> String {
+    let [used, limit, unit] = ["used", "limit", "unit"].map(|name| cell(&fullest[name]));
+    format!("{} {used}/{limit} {unit}", subject(&fullest["key"]))
+}
+
+/// What is limited, without what every such name begins with.
+pub(super) fn subject(key: &Value) -> String {
+    let key = cell(key);
+    key.strip_prefix("rate_limit:").map(str::to_owned).unwrap_or(key)
+}
+
+/// A line for each field; each limit with what it guarantees, and what it said lately.
 fn shown(rule: &Value) -> String {
-    let simple = rule.as_object().into_iter().flatten().filter(|(name, _)| *name != "limits");
+    let is_simple = |name: &str| !matches!(name, "limits" | "live");
+    let simple = rule.as_object().into_iter().flatten().filter(|(name, _)| is_simple(name));
     let mut lines: Vec<Vec<String>> = simple.map(|(name, value)| vec![plain(name), cell(value)]).collect();
-    lines.extend(limits(rule).iter().map(|limit| {
+    for limit in limits(rule) {
         let [quota, strategy, guarantee] = ["quota", "strategy", "guarantee"].map(|name| cell(&limit[name]));
-        vec!["limit".to_owned(), format!("{quota} ({strategy}): {guarantee}")]
-    }));
+        lines.push(vec!["limit".to_owned(), format!("{quota} ({strategy}): {guarantee}")]);
+        if let live @ Value::Object(_) = &limit["live"] {
+            lines.push(vec!["".to_owned(), said(live)]);
+        }
+    }
+    if let live @ Value::Object(_) = &rule["live"] {
+        let [instance, since, of] = ["counted_by", "since", "fullest_of"].map(|name| cell(&live[name]));
+        lines.push(vec![
+            "counted".to_owned(),
+            format!("by {instance} since {since}; the fullest of the {of}"),
+        ]);
+    }
     align(lines)
+}
+
+/// `allowed 7, refused 0; fullest user:alice 7/600 requests`
+fn said(live: &Value) -> String {
+    let counts = [("allowed", true), ("refused", true), ("shadow", false), ("failed", false)];
+    let counts = counts.into_iter().filter(|(name, always)| *always || live[name].as_u64().unwrap_or(0) > 0);
+    let counts: Vec<String> = counts.map(|(name, _)| format!("{name} {}", cell(&live[name]))).collect();
+    match &live["fullest"] {
+        fullest @ Value::Object(_) => format!("{}; fullest {}", counts.join(", "), used(fullest)),
+        _ => counts.join(", "),
+    }
 }
 
 fn limits(rule: &Value) -> &[Value] {

@@ -272,6 +272,8 @@ async fn until_ended(gateway: &Gateway, connections: &TaskTracker, mut signals: 
             gateway.ending.cancel();
             let _ = tokio::time::timeout(LAST_WORDS, connections.wait()).await;
         }
+        // Who watches is told that this is the end.
+        let _ = tokio::time::timeout(LAST_WORDS, gateway.live.left()).await;
     };
     tokio::select! {
         () = drained => {

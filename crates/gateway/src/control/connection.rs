@@ -35,6 +35,15 @@ impl Dial {
         from_redis_value(value).map_err(|error| Unavailable(error.to_string()))
     }
 
+    /// Whether there is anybody who answers.
+    pub(super) async fn answers(&self, within: Duration) -> Result<(), Unavailable> {
+        match tokio::time::timeout(within, self.store.ping()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(Unavailable(error.to_string())),
+            Err(_) => Err(Unavailable(self.store.status().problem.unwrap_or_else(|| "no answer".into()))),
+        }
+    }
+
     /// For messages of one channel; `None`: this topology is polled.
     pub(super) async fn listen(&self, channel: &str) -> Option<Result<PubSub, RedisError>> {
         let server = self.server.as_ref()?;

@@ -78,6 +78,11 @@ impl Redis {
         })
     }
 
+    /// Whether there is anybody.
+    pub(super) async fn answers(&self, within: Duration) -> Result<(), Unavailable> {
+        self.dial.answers(within).await
+    }
+
     /// Which life of the data is known here.
     pub(super) fn epoch(&self) -> String {
         self.epoch.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -67,3 +67,9 @@ impl<'de> Deserialize<'de> for Time {
         crate::config::date(&text).map(Self::from).map_err(D::Error::custom)
     }
 }
+
+/// A moment to the millisecond: `2027-01-01T12:00:00.250Z`.
+pub fn precise(time: SystemTime) -> String {
+    let shown = jiff::Timestamp::try_from(time).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    format!("{shown:.3}")
+}

@@ -79,7 +79,12 @@ impl Conn {
     pub async fn try_open(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: Vec::new(), framing: Framing::Ended })
+        Ok(Self::on(stream))
+    }
+
+    /// One that is open.
+    pub fn on(stream: TcpStream) -> Self {
+        Self { stream, buffer: Vec::new(), framing: Framing::Ended }
     }
 
     /// Opens a connection and sends a request on it.

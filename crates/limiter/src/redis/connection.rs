@@ -1,7 +1,6 @@
 //! The servers of a store, whatever their number, as one that is asked within a deadline.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -99,7 +98,8 @@ impl Connection {
             dialer,
             login: address.login.clone(),
             scripts: Arc::new(scripts),
-            made: Arc::new(AtomicU64::new(0)),
+            made: watch::Sender::new(0),
+            alone: true,
             masters: watch::Sender::new(0),
             began: std::time::Instant::now(),
         });
@@ -110,7 +110,30 @@ impl Connection {
 
     /// How many connections have been made so far.
     pub(super) fn made(&self) -> u64 {
-        self.home.ground.made.load(Ordering::Relaxed)
+        *self.home.ground.made.borrow()
+    }
+
+    /// Counts the connections that were made.
+    pub(super) fn connections(&self) -> watch::Receiver<u64> {
+        self.home.ground.made.subscribe()
+    }
+
+    /// Asks for nothing on the connections that others than the first runtime drive: those that do not answer are given
+    /// up, and the first one helps out.
+    pub(super) async fn check_lanes(&self) {
+        let lanes = self.lanes.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let until = Instant::now() + self.deadline;
+        let check = |lane: Arc<Lane>| {
+            self.runtime().spawn(async move {
+                if let Way::One(node) = &lane.servers {
+                    node.check(until).await;
+                }
+            })
+        };
+        for checked in lanes.into_iter().map(check).collect::<Vec<_>>() {
+            // Whatever became of it, the others are to be checked.
+            let _ = checked.await;
+        }
     }
 
     pub(super) fn masters_changed(&self) -> watch::Receiver<u64> {

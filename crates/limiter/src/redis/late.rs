@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ::redis::Value;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::RedisStore;
 use super::pack::Packer;
@@ -18,17 +19,19 @@ use crate::scope::Subject;
 use crate::spec::{Reading, Receipt, Retry, State};
 use crate::store::StoreError;
 
-/// Writes an instance among those that live, by the server's time, and counts them. A write, so that a server which
-/// answers but takes no writes (full, a replica) is not taken for one that is well; and the first thing, because a
-/// script that has written anything is let through by a server that is full.
+/// Writes an instance among those that live, by the server's time, and counts them, and those that were written since a
+/// time. A write, so that a server which answers but takes no writes (full, a replica) is not taken for one that is
+/// well; and the first thing, because a script that has written anything is let through by a server that is full. One
+/// that only asks, or was under way for so long that nobody waits for it any more, writes a time that is always over.
 const BEAT: &str = "
 local time = redis.call('TIME')
 local now, live = time[1] * 1000 + math.floor(time[2] / 1000), tonumber(ARGV[2])
-local new = redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+local at = now <= tonumber(ARGV[3]) and now or 0
+local new = redis.call('ZADD', KEYS[1], 'GT', string.format('%.0f', at), ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - live))
 redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('%.0f', now + live), '+inf')
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return { now, redis.call('ZCARD', KEYS[1]), new }
+return { now, redis.call('ZCARD', KEYS[1]), redis.call('ZCOUNT', KEYS[1], ARGV[4], '+inf'), new }
 ";
 
 /// A counter that was charged late.
@@ -37,6 +40,8 @@ pub(crate) struct Charged {
     pub(crate) life: u64,
     /// To give some of it back.
     pub(crate) receipt: Receipt,
+    /// It was charged under this number before, so not again.
+    pub(crate) before: bool,
 }
 
 /// What a heartbeat was answered.
@@ -45,6 +50,8 @@ pub(crate) struct Beat {
     pub(crate) now: Millis,
     /// How many instances live.
     pub(crate) count: u64,
+    /// How many of them have said so since the time that was asked about.
+    pub(crate) since: u64,
     /// Whether this one was not among them.
     pub(crate) new: bool,
 }
@@ -55,6 +62,8 @@ pub(crate) struct Late {
     pub(crate) limit: Arc<Limit>,
     pub(crate) subject: Subject,
     pub(crate) amount: u64,
+    /// More than those before of the same process.
+    pub(crate) number: u64,
 }
 
 impl RedisStore {
@@ -74,18 +83,39 @@ impl RedisStore {
         self.0.connection.answers_in_part()
     }
 
-    /// Says that `instance` lives, for as long as this.
-    pub(crate) async fn beat(&self, instance: &str, live: Millis) -> Result<Beat, StoreError> {
+    /// Gives up connections that do not answer, of runtimes that [joined](RedisStore::join_runtime).
+    pub(crate) async fn check_lanes(&self) {
+        self.0.connection.check_lanes().await;
+    }
+
+    /// Counts the connections that were made.
+    pub(crate) fn connections(&self) -> watch::Receiver<u64> {
+        self.0.connection.connections()
+    }
+
+    /// Says that `instance` lives, for as long as this, if the store hears it before its time is `until`; and asks who
+    /// has done so since a time.
+    pub(crate) async fn beat(
+        &self,
+        instance: &str,
+        live: Millis,
+        until: Millis,
+        since: Millis,
+    ) -> Result<Beat, StoreError> {
         let mut command = ::redis::cmd("EVAL");
         let key = format!("{}:ctl:instances", self.0.prefix);
         command.arg(BEAT).arg(1).arg(&key);
         command.arg(instance).arg(live.get());
+        // Another clock than the server's says nothing about its time.
+        let until =
+            if self.0.clock.is_some() && until > Millis::ZERO { Millis(u64::MAX >> 11) } else { until };
+        command.arg(until.get()).arg(since.get());
         let reply = self.0.connection.command(&key, &command).await?;
         let Value::Array(parts) = &reply else {
             return Err(StoreError::Reply("no list".into()));
         };
-        let &[Value::Int(now), Value::Int(count), Value::Int(new)] = &parts[..] else {
-            return Err(StoreError::Reply("not a time and two counts".into()));
+        let &[Value::Int(now), Value::Int(count), Value::Int(since), Value::Int(new)] = &parts[..] else {
+            return Err(StoreError::Reply("not a time and three counts".into()));
         };
         let positive =
             |number: i64| u64::try_from(number).map_err(|_| StoreError::Reply("a count below 0".into()));
@@ -93,7 +123,7 @@ impl RedisStore {
             Some(clock) => clock.now(),
             None => Millis(positive(now)?),
         };
-        Ok(Beat { now, count: positive(count)?, new: new > 0 })
+        Ok(Beat { now, count: positive(count)?, since: positive(since)?, new: new > 0 })
     }
 
     /// This store's side of calls in flight that somebody else granted: it holds them from their first renewal on,
@@ -113,17 +143,23 @@ impl RedisStore {
         Arc::new(Held::new(self.clone(), vec![Some(receipt)]))
     }
 
-    /// Charges unconditionally, like a settlement that used more than was reserved. Sent once. Returns the store's
-    /// time, and what became of each counter.
-    pub(crate) async fn charge_late(&self, late: &[Late]) -> Result<(Millis, Vec<Charged>), StoreError> {
-        let standings: Vec<Standing> = late.iter().map(|late| standing(late, 0)).collect();
+    /// Charges unconditionally, like a settlement that used more than was reserved; but nothing that `instance` has
+    /// charged under the same number or a later one before. Sent once. Returns the store's time, and what became of
+    /// each counter.
+    pub(crate) async fn charge_late(
+        &self,
+        instance: &str,
+        late: &[Late],
+    ) -> Result<(Millis, Vec<Charged>), StoreError> {
+        let standing = |late: &Late| standing(&late.limit, &late.subject, 0);
+        let standings: Vec<Standing> = late.iter().map(standing).collect();
         let epochs = Some(&self.0.epochs);
         let plan = Plan::of_standings(&self.0.prefix, epochs, &standings.iter().collect::<Vec<_>>())?;
         let life = self.0.life();
         let nothing = |rate| State::new(rate, life).charge(rate, Millis::ZERO, 0);
         let width = late.first().map_or(0, |late| 2 + nothing(late.limit.rate()).numbers().len());
         let mut order = Packer::default();
-        order.list(3);
+        order.list(5);
         order.number(life);
         order.list(width * late.len());
         for (late, place) in late.iter().zip(&plan.places) {
@@ -133,6 +169,9 @@ impl RedisStore {
             order.number(late.amount.min(super::AMOUNT_MAX));
         }
         order.number(plan.epochs as u64);
+        order.text(instance);
+        order.list(late.len());
+        late.iter().for_each(|late| order.number(late.number));
         plan.subjects().iter().for_each(|key| self.0.forget(key));
         let now = self.0.time_given();
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
@@ -141,31 +180,34 @@ impl RedisStore {
         let Value::Array(parts) = reply else {
             return Err(StoreError::Reply("no list".into()));
         };
-        // The time comes first, the counters last.
-        let states = parts.len().checked_sub(plan.counters).filter(|first| *first > 0);
-        let (Some(Value::Int(now)), Some(states)) = (parts.first(), states) else {
-            return Err(StoreError::Reply("not a time and counters".into()));
+        let [Value::Int(now), Value::Array(before), states @ ..] = &parts[..] else {
+            return Err(StoreError::Reply("not a time, what was charged before and counters".into()));
         };
+        if before.len() != late.len() {
+            return Err(StoreError::Reply("another number of charges than was sent".into()));
+        }
         let rates = late.iter().map(|late| late.limit.rate());
-        let mut counters = Counters::read(&plan, rates, *now, &parts[states..], life)?;
+        let mut counters = Counters::read(&plan, rates, *now, states, life)?;
         let now = counters.now;
-        let readings = late.iter().zip(&plan.places).map(|(late, place)| {
+        let readings = late.iter().zip(&plan.places).zip(before).map(|((late, place), before)| {
             let rate = late.limit.rate();
             let state = counters.state(*place);
             state.redate(rate, now);
-            let charged = state.correct(rate, now, &nothing(rate), late.amount).charged;
+            let before = matches!(before, Value::Int(1..));
+            let amount = if before { 0 } else { late.amount };
+            let charged = state.correct(rate, now, &nothing(rate), amount).charged;
             let receipt = state.receipt(charged);
-            Charged { reading: state.reading(rate, now), life: state.life(), receipt }
+            Charged { reading: state.reading(rate, now), life: state.life(), receipt, before }
         });
         Ok((now, readings.collect()))
     }
 }
 
 /// As if so much had been reserved.
-pub(crate) fn standing(late: &Late, requested: u64) -> Standing {
+pub(crate) fn standing(limit: &Arc<Limit>, subject: &Subject, requested: u64) -> Standing {
     Standing {
-        limit: Arc::clone(&late.limit),
-        subject: late.subject.clone(),
+        limit: Arc::clone(limit),
+        subject: subject.clone(),
         requested,
         taken: true,
         used: 0,

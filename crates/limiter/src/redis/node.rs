@@ -3,8 +3,11 @@
 //! The client's own timeout does not cover waiting for a connection, and it never replaces a connection that swallows
 //! everything: the deadline is outside it, and three timeouts in a row bring a new connection beside the old one.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
 use ::redis::{RedisConnectionInfo, Value};
@@ -21,6 +24,11 @@ use crate::store::StoreError;
 
 /// Between attempts to connect.
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
+/// After so long another attempt is made beside one that takes its time, for so long, again and again: what is sent
+/// while a network is away may only be sent once more after seconds.
+const HASTE: Duration = Duration::from_millis(80);
+/// Between two of those.
+const HASTE_PAUSE: Duration = Duration::from_millis(20);
 /// How often a master is asked whether it still is one.
 const ROLE_PERIOD: Duration = Duration::from_secs(1);
 /// A connection that is older is made anew when its server is the wrong one: its name may mean another one now.
@@ -33,8 +41,10 @@ pub(super) struct Ground {
     pub(super) dialer: Dialer,
     pub(super) login: RedisConnectionInfo,
     pub(super) scripts: Arc<Scripts>,
-    /// Connections.
-    pub(super) made: Arc<AtomicU64>,
+    /// How many connections were made.
+    pub(super) made: watch::Sender<u64>,
+    /// Whether nobody else helps out while there is no connection.
+    pub(super) alone: bool,
     /// How often somebody else may have become a master.
     pub(super) masters: watch::Sender<u64>,
     pub(super) began: std::time::Instant,
@@ -47,7 +57,8 @@ impl Ground {
             dialer: Dialer { runtime, ..self.dialer.clone() },
             login: self.login.clone(),
             scripts: Arc::clone(&self.scripts),
-            made: Arc::clone(&self.made),
+            made: self.made.clone(),
+            alone: false,
             masters: self.masters.clone(),
             began: self.began,
         }
@@ -121,6 +132,16 @@ impl Node {
 
     pub(super) fn lately(&self) -> Lately {
         self.0.lately().clone()
+    }
+
+    /// Asks for nothing. A connection that does not answer in time is given up at once.
+    pub(super) async fn check(&self, until: Instant) {
+        let Some(link) = self.connected() else { return };
+        let ping = ::redis::cmd("PING");
+        let answer = self.ask_on(&link, until, Question::Command(&ping), Slot::Owned).await;
+        if matches!(answer, Err(StoreError::Timeout)) {
+            self.0.lost(&link);
+        }
     }
 
     /// Asks, until the deadline. What a server certainly did not do, because it is no master or not ready, is asked
@@ -237,6 +258,34 @@ impl Shared {
         self.ground.dialer.runtime.spawn(keep_connecting(Arc::downgrade(self)));
     }
 
+    /// The first connection that comes about.
+    async fn connect_in_time(&self) -> Result<Link, String> {
+        let mut patient = pin!(self.connect());
+        if !self.ground.alone {
+            return patient.await;
+        }
+        let mut pause = HASTE;
+        loop {
+            if let Ok(made) = timeout(pause, &mut patient).await {
+                return made;
+            }
+            // One that swallows everything is of no use beside two that are being made.
+            self.current.send_if_modified(|current| current.take_if(|link| !link.answers()).is_some());
+            let mut hasty = pin!(timeout(HASTE, self.connect()));
+            let first =
+                poll_fn(|context| match (patient.as_mut().poll(context), hasty.as_mut().poll(context)) {
+                    (_, Poll::Ready(Ok(Ok(made)))) => Poll::Ready(Some(Ok(made))),
+                    (Poll::Ready(made), _) => Poll::Ready(Some(made)),
+                    (_, Poll::Ready(_)) => Poll::Ready(None),
+                    _ => Poll::Pending,
+                });
+            if let Some(made) = first.await {
+                return made;
+            }
+            pause = HASTE_PAUSE;
+        }
+    }
+
     /// To the server that is to be asked, if it is one that counts.
     async fn connect(&self) -> Result<Link, String> {
         let ground = &self.ground;
@@ -281,11 +330,11 @@ impl Shared {
 /// Ends when there is a connection, or nobody who wants one.
 async fn keep_connecting(shared: Weak<Shared>) {
     while let Some(shared) = shared.upgrade() {
-        match shared.connect().await {
+        match shared.connect_in_time().await {
             Ok(link) => {
-                shared.ground.made.fetch_add(1, Ordering::Relaxed);
                 shared.met(&link);
                 let before = shared.current.send_replace(Some(Arc::new(link)));
+                shared.ground.made.send_modify(|made| *made += 1);
                 if !before.is_some_and(|before| before.answers()) {
                     shared.changed(None);
                 }

@@ -4,8 +4,10 @@
 -- KEYS      a hash per subject, the set of leases of each that has calls in flight, and the key of the epoch
 -- ARGV[1]   the counters, as in `load`
 -- ARGV[2]   {life, settlements, epochs}; of each: its counter, the receipt (life, generation, amount, time, debt,
---           refunded, lease), and the actual amount; the rest as for charges
--- Returns   the time, what each settlement gave back of calls in flight, and the counters as they were found.
+--           refunded, lease), and the actual amount; the rest as for charges. Of what an instance charges late also its
+--           name and the numbers of these charges: what it has charged under this number or a later one stays as it is
+-- Returns   the time, what each settlement gave back of calls in flight, or 1 for what was charged late before, and the
+--           counters as they were found.
 
 local counters, order = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
 
@@ -80,12 +82,36 @@ local function correct(c, life, generation, amount, taken, debt, refunded, numbe
     return ended
 end
 
+-- What an instance was to charge late last, beside EXPIRY: its number, and 1 if it was charged.
+local NUMBER, CHARGED = 2, 3
+local instance, numbers, records = order[4], order[5], {}
+
+-- Says whether it was charged before. A counter is there from now on, charged or not, and so is the number: what arrives
+-- later under it comes too late.
+local function charge_once(c, number, settlement)
+    local name = 'late:' .. instance .. ':' .. c[FIELD]
+    local record = redis.call('HMGET', KEYS[c[KEY]], name)[1]
+    record = record and cmsgpack.unpack(record)
+    if record and record[NUMBER] >= number then return record[CHARGED] end
+    correct(c, unpack(settlement))
+    c.written = true
+    local charged = settlement[#settlement] > 0 and 1 or 0
+    records[#records + 1] = { KEYS[c[KEY]], name, cmsgpack.pack({ expiry(c), number, charged }) }
+    return 0
+end
+
 local reply = load(counters, now, order[1], order[3])
 local settlements, ended = order[2], {}
 for at = 1, #settlements, 9 do
-    ended[#ended + 1] = correct(counters[settlements[at]], unpack(settlements, at + 1, at + 8))
+    local c = counters[settlements[at]]
+    if instance then
+        ended[#ended + 1] = charge_once(c, numbers[#ended + 1], { unpack(settlements, at + 1, at + 8) })
+    else
+        ended[#ended + 1] = correct(c, unpack(settlements, at + 1, at + 8))
+    end
 end
 save(counters, now)
+for _, record in ipairs(records) do redis.call('HSET', unpack(record)) end
 table.insert(reply, 1, ended)
 table.insert(reply, 1, now)
 return reply

@@ -20,8 +20,8 @@ pub struct ResilientCounts {
     pub closed: u64,
     /// Units that were admitted by shares and have been charged to the shared store since.
     pub charged_late: u64,
-    /// Charges of that kind that were never answered: they are not repeated.
-    pub charges_lost: u64,
+    /// Charges of that kind that were not answered: the store was asked whether it had made them.
+    pub charges_unsure: u64,
     /// Subjects whose units could not be remembered until the store came back.
     pub forgotten: u64,
     /// Counters that the store had lost, or may have, and was told of again.
@@ -48,7 +48,7 @@ pub(super) struct Tally {
     pub(super) uncounted: AtomicU64,
     pub(super) closed: AtomicU64,
     pub(super) charged_late: AtomicU64,
-    pub(super) charges_lost: AtomicU64,
+    pub(super) charges_unsure: AtomicU64,
     pub(super) healed: AtomicU64,
 }
 
@@ -62,7 +62,7 @@ impl Tally {
             uncounted: read(&self.uncounted),
             closed: read(&self.closed),
             charged_late: read(&self.charged_late),
-            charges_lost: read(&self.charges_lost),
+            charges_unsure: read(&self.charges_unsure),
             healed: read(&self.healed),
             ..ResilientCounts::default()
         }

@@ -11,7 +11,7 @@
 //! what was seen, which may swallow what was charged to it meanwhile, but no more than was lost of it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -64,14 +64,6 @@ impl Healing {
         }
         let more = |part: usize| (part < SHARDS).then_some(part + 1);
         self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()
-    }
-}
-
-/// Wakes the keeper when there is another master.
-pub(super) async fn notice(store: Weak<Inner>, mut masters: watch::Receiver<u64>) {
-    while masters.changed().await.is_ok() {
-        let Some(store) = store.upgrade() else { return };
-        store.wake.notify_one();
     }
 }
 

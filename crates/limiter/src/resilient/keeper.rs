@@ -5,28 +5,34 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::circuit::Failure;
+use super::circuit::{Circuit, Failure};
 use super::counts::add;
 use super::ledger::Debt;
 use super::{Inner, is_silence};
 use crate::clock::{Clock, Millis};
-use crate::redis::{Beat, Late};
+use crate::redis::{Beat, Charged, Late};
 use crate::store::StoreError;
 
 /// Between two heartbeats.
 const BEAT_PAUSE: Duration = Duration::from_secs(1);
 /// Between any two turns, however often somebody wakes the keeper.
 const TURN_PAUSE: Duration = Duration::from_millis(5);
+/// One that took longer says nothing: meanwhile its instance may have stopped asking.
+const BEAT_AGE_MAX: Millis = Millis(100);
 /// How long an instance counts as alive after one.
 const LIVE: Millis = Millis(5_000);
 /// A store that does not know an instance any more which has beaten so short a time ago has lost more than that.
 const FORGOTTEN: Duration = Duration::from_secs(4);
 /// Between two probes, give or take a fifth, so that instances do not all ask at once.
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
+/// How long those that are back wait for the others: what these have admitted is not charged yet.
+const RETURN_PATIENCE: Duration = Duration::from_millis(250);
+/// Between two looks for them.
+const RETURN_PAUSE: Duration = Duration::from_millis(15);
 /// How long the store is charged what it is owed before it decides again; the rest follows.
 const SETTLE_UP_MAX: Duration = Duration::from_millis(250);
 /// How many subjects are charged at a time.
@@ -41,7 +47,9 @@ pub(super) async fn keep(store: Weak<Inner>, wake: Arc<Notify>) {
         let pause = {
             let Some(store) = store.upgrade() else { return };
             store.turn().await;
-            if store.is_open() {
+            if store.state().returning.is_some() {
+                RETURN_PAUSE
+            } else if store.is_open() {
                 let fifth = PROBE_PAUSE / 5;
                 PROBE_PAUSE - fifth + fifth * (random.hash_one(turn) % 256) as u32 / 128
             } else {
@@ -54,10 +62,18 @@ pub(super) async fn keep(store: Weak<Inner>, wake: Arc<Notify>) {
     }
 }
 
+/// Wakes the keeper when there is another master, or another connection.
+pub(super) async fn notice(store: Weak<Inner>, mut changes: watch::Receiver<u64>) {
+    while changes.changed().await.is_ok() {
+        let Some(store) = store.upgrade() else { return };
+        store.wake.notify_one();
+    }
+}
+
 impl Inner {
     async fn turn(self: &Arc<Inner>) {
         let suspected = self.suspected.swap(false, Ordering::Relaxed);
-        match self.beat().await {
+        match self.probe().await {
             Ok(()) => self.recover().await,
             // The heartbeat is one master's; there are others.
             Err(error) if self.fails_in_part(&error) => self.recover().await,
@@ -67,15 +83,17 @@ impl Inner {
                 self.failed(&error);
                 // One that did not answer a caller in time, and then not this either, is gone. So is one that did
                 // not answer two heartbeats.
-                if silent && (suspected || self.beat().await.is_err_and(|error| is_silence(&error))) {
+                if silent && (suspected || self.probe().await.is_err_and(|error| is_silence(&error))) {
                     self.open(&error);
                 }
             }
         }
     }
 
-    async fn beat(&self) -> Result<(), StoreError> {
-        let Beat { now, count, new } = self.redis.beat(&self.name, LIVE).await?;
+    /// Says that this process lives; but not before it has charged what it owes.
+    async fn probe(&self) -> Result<(), StoreError> {
+        let until = if self.is_open() { Millis::ZERO } else { self.clock.now() + BEAT_AGE_MAX };
+        let Beat { now, count, new, .. } = self.redis.beat(&self.name, LIVE, until, Millis::ZERO).await?;
         self.clock.set(now);
         let forgotten = self.fleet().counted(count, Instant::now()).is_some_and(|since| since < FORGOTTEN);
         if new && forgotten {
@@ -92,6 +110,11 @@ impl Inner {
         }
         match self.settle_up(Instant::now() + SETTLE_UP_MAX).await {
             Ok(()) => {
+                match self.others_are_back().await {
+                    Ok(true) => {}
+                    Ok(false) => return,
+                    Err(error) => return self.still_failing(&error),
+                }
                 self.hand_over();
                 self.close();
             }
@@ -115,6 +138,23 @@ impl Inner {
                 return self.failed(&error);
             }
         }
+    }
+
+    /// Whether the others have charged what they owe, too: whoever is first would be granted what they have admitted.
+    /// Nobody is waited for who stays away longer.
+    async fn others_are_back(&self) -> Result<bool, StoreError> {
+        let Circuit::Open { since, .. } = self.state().circuit else { return Ok(true) };
+        let until = self.clock.now() + BEAT_AGE_MAX;
+        let beat = self.redis.beat(&self.name, LIVE, until, since).await?;
+        self.clock.set(beat.now);
+        let first = self.state().returning.is_none();
+        if first {
+            // Whoever asks on one of these is not to be the one who finds out.
+            self.redis.check_lanes().await;
+        }
+        let expected = u64::from(self.fleet().instances().count);
+        let returning = *self.state().returning.get_or_insert_with(Instant::now);
+        Ok(beat.since >= expected || returning.elapsed() >= RETURN_PATIENCE)
     }
 
     /// Charges the store what it is owed. What it refuses to take for one subject holds up nobody else; it is tried
@@ -159,35 +199,40 @@ impl Inner {
         while !rest.is_empty() {
             let (now, later) = rest.split_at(rest.len().min(COUNTERS_AT_ONCE));
             let late: Vec<Late> = now.iter().map(Late::from).collect();
-            match self.redis.charge_late(&late).await {
+            match self.redis.charge_late(&self.name, &late).await {
                 Ok((at, charged)) => {
-                    for (debt, charged) in now.iter().zip(charged) {
-                        self.ledger.paid(debt, at, Some(charged.receipt));
-                        let level = (charged.reading.used, charged.reading.reset);
-                        if self.mirror.put(&debt.limit, &debt.subject, level, at, charged.life) {
-                            self.has_lost();
-                        }
-                        add(&self.tally.charged_late, debt.amount);
-                    }
+                    now.iter().zip(charged).for_each(|(debt, charged)| self.charged(debt, at, charged));
                 }
                 Err(StoreError::Refused { .. }) => {
                     add(&self.tally.failures[Failure::Refused as usize], 1);
                     return Ok(rest.to_vec());
                 }
                 Err(error) => {
-                    let lost = error.outcome_unknown();
-                    if lost {
-                        // It may have been charged: what is sent once is not sent again.
-                        now.iter().for_each(|debt| self.ledger.paid(debt, self.clock.now(), None));
-                        add(&self.tally.charges_lost, now.len() as u64);
+                    if error.outcome_unknown() {
+                        now.iter().for_each(|debt| self.ledger.unsure(debt));
+                        let first = now.iter().filter(|debt| !debt.is_question);
+                        add(&self.tally.charges_unsure, first.count() as u64);
                     }
-                    self.owed_again(if lost { later } else { rest });
+                    self.owed_again(rest);
                     return Err(error);
                 }
             }
             rest = later;
         }
         Ok(Vec::new())
+    }
+
+    fn charged(&self, debt: &Debt, at: Millis, charged: Charged) {
+        if debt.is_question {
+            self.ledger.answered(debt, charged.before);
+        } else {
+            self.ledger.paid(debt, at, charged.receipt);
+            add(&self.tally.charged_late, debt.amount);
+        }
+        let level = (charged.reading.used, charged.reading.reset);
+        if self.mirror.put(&debt.limit, &debt.subject, level, at, charged.life) {
+            self.has_lost();
+        }
     }
 
     fn owed_again(&self, debts: &[Debt]) {
@@ -197,6 +242,7 @@ impl Inner {
 
 impl From<&Debt> for Late {
     fn from(debt: &Debt) -> Late {
-        Late { limit: Arc::clone(&debt.limit), subject: debt.subject.clone(), amount: debt.amount }
+        let (limit, subject) = (Arc::clone(&debt.limit), debt.subject.clone());
+        Late { limit, subject, amount: debt.amount, number: debt.order }
     }
 }

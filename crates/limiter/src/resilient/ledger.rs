@@ -3,6 +3,11 @@
 //! Of every counter there are two: `all` is in a store in memory, at this process's share of the limit, and decides.
 //! `known` is the part of it that the shared store has, too: what was seen there before the failure, and what has been
 //! charged there since. The difference is our own, and owed to the shared store.
+//!
+//! # A charge that is not answered
+//! Nobody knows whether it was made. Every charge is numbered, and the shared store writes down the last number of each
+//! process beside the counter. So the store is asked: charged with nothing under the same number, it says whether that
+//! was there before, and if not, the charge is never made, should it still arrive.
 
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
@@ -49,6 +54,8 @@ pub(super) struct Ledger<C> {
     shards: Box<[Mutex<Shard>]>,
     shares: Mutex<HashMap<usize, Share>>,
     lives: AtomicU64,
+    /// The order of the last debt.
+    orders: AtomicU64,
     forgotten: AtomicU64,
 }
 
@@ -80,6 +87,15 @@ struct Account {
     asked: u64,
     /// Those paid last.
     paid: Vec<Paid>,
+    /// One that the shared store was sent and did not answer: before anything else it is asked whether it was charged.
+    unsure: Option<Unsure>,
+}
+
+/// A debt that the shared store was charged, or not.
+struct Unsure {
+    order: u64,
+    amount: u64,
+    at: Millis,
 }
 
 /// A debt that the shared store was charged.
@@ -98,6 +114,12 @@ pub(super) struct Debt {
     pub(super) amount: u64,
     /// Among those of its counter.
     pub(super) number: u64,
+    /// Among all of this process: by this the shared store knows what it was charged.
+    pub(super) order: u64,
+    /// When it was taken, by the store's time.
+    at: Millis,
+    /// It was sent before, and not answered. Nothing is charged now.
+    pub(super) is_question: bool,
 }
 
 impl<C: Clock + Clone + 'static> Ledger<C> {
@@ -109,6 +131,7 @@ impl<C: Clock + Clone + 'static> Ledger<C> {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             shares: Mutex::default(),
             lives: AtomicU64::new(FIRST_LIFE),
+            orders: AtomicU64::new(0),
             forgotten: AtomicU64::new(0),
         }
     }
@@ -160,20 +183,53 @@ impl<C: Clock + Clone + 'static> Ledger<C> {
         all
     }
 
-    /// The shared store was charged this at `now`; or may have been, without a receipt.
-    pub(super) fn paid(&self, debt: &Debt, now: Millis, there: Option<Receipt>) {
-        let mut shard = self.shard(&debt.subject);
-        let accounts = shard.subjects.get_mut(debt.subject.as_str());
-        let account = accounts.and_then(|all| all.iter_mut().find(|a| a.limit.same_counter(&debt.limit)));
-        if let Some(account) = account {
-            account.known.redate(account.share.rate(), now);
-            let here = account.known.charge(account.share.rate(), now, debt.amount);
-            if let Some(there) = there {
-                if account.paid.len() == PAID_MAX {
-                    account.paid.remove(0);
-                }
-                account.paid.push(Paid { number: debt.number, there, here });
+    /// The shared store was charged this at `now`.
+    pub(super) fn paid(&self, debt: &Debt, now: Millis, there: Receipt) {
+        self.with(&debt.limit, &debt.subject, |account| {
+            let here = account.pay(debt.amount, now);
+            if account.paid.len() == PAID_MAX {
+                account.paid.remove(0);
             }
+            account.paid.push(Paid { number: debt.number, there, here });
+        });
+    }
+
+    /// The shared store has so much of our own already.
+    pub(super) fn known(&self, limit: &Limit, subject: &Subject, amount: u64, now: Millis) {
+        self.with(limit, subject, |account| {
+            account.pay(amount, now);
+        });
+    }
+
+    /// The shared store was sent this and did not answer.
+    pub(super) fn unsure(&self, debt: &Debt) {
+        if !debt.is_question {
+            let &Debt { order, amount, at, .. } = debt;
+            self.with(&debt.limit, &debt.subject, |account| {
+                account.unsure = Some(Unsure { order, amount, at })
+            });
+        }
+    }
+
+    /// The shared store has answered the question: it was charged then, or will never be.
+    pub(super) fn answered(&self, question: &Debt, charged: bool) {
+        self.with(&question.limit, &question.subject, |account| {
+            let asked = account.unsure.take_if(|unsure| unsure.order == question.order);
+            if let Some(Unsure { amount, at, .. }) = asked.filter(|_| charged) {
+                account.known.charge(account.share.rate(), at, amount);
+            }
+        });
+        // The rest is still owed.
+        self.touched(&question.limit, &question.subject);
+    }
+
+    fn with(&self, limit: &Limit, subject: &Subject, change: impl FnOnce(&mut Account)) {
+        let mut shard = self.shard(subject);
+        let accounts = shard.subjects.get_mut(subject.as_str());
+        let account =
+            accounts.and_then(|all| all.iter_mut().find(|account| account.limit.same_counter(limit)));
+        if let Some(account) = account {
+            change(account);
         }
     }
 
@@ -242,6 +298,7 @@ impl<C: Clock + Clone + 'static> Ledger<C> {
                     owing: false,
                     asked: 0,
                     paid: Vec::new(),
+                    unsure: None,
                 });
                 let last = accounts.len() - 1;
                 &mut accounts[last]
@@ -264,16 +321,33 @@ impl<C: Clock + Clone + 'static> Ledger<C> {
         self.memory.restart(share, subject, self.life(), at, spent);
         account.known = State::new(share.rate(), self.life());
         account.known.charge(share.rate(), at, spent.saturating_sub(own));
+        if let Some(unsure) = &mut account.unsure {
+            // What has run out since is owed no more, charged or not.
+            (unsure.amount, unsure.at) = (unsure.amount.min(own), at);
+        }
     }
 
     fn debt(&self, account: &mut Account, now: Millis) -> Option<Debt> {
         if !std::mem::take(&mut account.owing) {
             return None;
         }
-        let amount = self.own(account, now);
         let (limit, subject) = (Arc::clone(&account.limit), account.subject.clone());
+        let debt = |amount, number, order, at, is_question| Debt {
+            limit,
+            subject,
+            amount,
+            number,
+            order,
+            at,
+            is_question,
+        };
+        if let Some(Unsure { order, at, .. }) = account.unsure {
+            return Some(debt(0, account.asked, order, at, true));
+        }
+        let amount = self.own(account, now);
         account.asked += 1;
-        (amount > 0).then_some(Debt { limit, subject, amount, number: account.asked })
+        let order = || self.orders.fetch_add(1, Ordering::Relaxed) + 1;
+        (amount > 0).then(|| debt(amount, account.asked, order(), now, false))
     }
 
     /// What is in use of our own.
@@ -323,6 +397,14 @@ impl<C: Clock + Clone + 'static> Ledger<C> {
 
     fn shard(&self, subject: &Subject) -> MutexGuard<'_, Shard> {
         lock(&self.shards[self.hasher.hash_one(subject.as_str()) as usize % SHARDS])
+    }
+}
+
+impl Account {
+    /// The shared store has so much more of it.
+    fn pay(&mut self, amount: u64, now: Millis) -> Receipt {
+        self.known.redate(self.share.rate(), now);
+        self.known.charge(self.share.rate(), now, amount)
     }
 }
 

@@ -3,12 +3,10 @@
 use std::sync::Arc;
 
 use super::counts::add;
-use super::ledger::Debt;
 use super::{Inner, RETRY, settlements};
 use crate::clock::Millis;
 use crate::limit::{Charge, Limit, WhenDown};
 use crate::quota::Algorithm;
-use crate::redis::Late;
 use crate::reservation::{Decision, Denial, Hold, Reservation, Standing};
 use crate::spec::{Correction, Retry};
 use crate::store::{Source, StoreError};
@@ -82,14 +80,9 @@ impl Inner {
         };
         match self.ledger.memory.reserve(shared.iter().map(charge).collect()) {
             Decision::Granted(here) => {
-                for standing in shared {
-                    let (limit, subject) = (Arc::clone(&standing.limit), standing.subject.clone());
+                for Standing { limit, subject, requested, .. } in shared {
                     // Not owed: Redis was charged already.
-                    self.ledger.paid(
-                        &Debt { limit, subject, amount: standing.requested, number: 0 },
-                        here.now(),
-                        None,
-                    );
+                    self.ledger.known(limit, subject, *requested, here.now());
                 }
                 Ok(Decision::Granted(reservation.decided_by(Source::Share)))
             }
@@ -212,7 +205,7 @@ impl Held {
             let overpaid = self.store.ledger.overpaid(limit, subject, *asked, correction.returned);
             let Some((limit, receipt, less)) = overpaid else { continue };
             let (subject, amount) = (subject.clone(), receipt.amount());
-            let standing = crate::redis::standing_of(&Late { limit, subject, amount }, amount);
+            let standing = crate::redis::standing_of(&limit, &subject, amount);
             let hold = self.store.redis.held_late(receipt);
             let held = settlements::Held { store: Arc::clone(&self.store), hold, here: None };
             held.settle(&[standing], &[amount - less]);

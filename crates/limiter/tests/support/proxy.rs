@@ -16,6 +16,8 @@ pub(crate) struct Proxy {
     made: Arc<AtomicUsize>,
     /// Connections before this one are black holes.
     swallowed: Arc<AtomicUsize>,
+    /// After so many more answers, all are. 0: never.
+    answers: Arc<AtomicUsize>,
     /// How long answers are held back.
     delay: watch::Sender<Duration>,
 }
@@ -24,10 +26,12 @@ impl Proxy {
     pub(crate) async fn start(server: PathBuf) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (made, swallowed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (made, swallowed) = (Arc::default(), Arc::default());
+        let answers = Arc::default();
         let (delay, held) = watch::channel(Duration::ZERO);
-        let (to_make, to_swallow) = (Arc::clone(&made), Arc::clone(&swallowed));
-        let proxy = Proxy { port, made: to_make, swallowed: to_swallow, delay };
+        let proxy = Proxy { port, made, swallowed, answers, delay };
+        let (made, swallowed) = (Arc::clone(&proxy.made), Arc::clone(&proxy.swallowed));
+        let answers = Arc::clone(&proxy.answers);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let number = made.fetch_add(1, Ordering::SeqCst);
@@ -35,8 +39,18 @@ impl Proxy {
                 let ((from_client, to_client), (from_server, to_server)) =
                     (client.into_split(), server.into_split());
                 let (_, at_once) = watch::channel(Duration::ZERO);
-                tokio::spawn(pass(from_client, to_server, number, Arc::clone(&swallowed), at_once));
-                tokio::spawn(pass(from_server, to_client, number, Arc::clone(&swallowed), held.clone()));
+                let (made, left) = (Arc::clone(&made), Arc::clone(&answers));
+                let counted = swallowed.clone();
+                let answered = move || {
+                    let last =
+                        left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+                    if last == Ok(1) {
+                        counted.store(made.load(Ordering::SeqCst), Ordering::SeqCst);
+                    }
+                };
+                tokio::spawn(pass(from_client, to_server, number, Arc::clone(&swallowed), at_once, || {}));
+                let (swallowed, held) = (Arc::clone(&swallowed), held.clone());
+                tokio::spawn(pass(from_server, to_client, number, swallowed, held, answered));
             }
         });
         proxy
@@ -51,6 +65,16 @@ impl Proxy {
         self.delay.send_replace(delay);
     }
 
+    /// Makes black holes of all connections there are, once so many more answers have come.
+    pub(crate) fn swallow_after(&self, answers: usize) {
+        self.answers.store(answers, Ordering::SeqCst);
+    }
+
+    /// Makes black holes of all connections there are and will be, until [`Proxy::swallow`].
+    pub(crate) fn partition(&self) {
+        self.swallowed.store(usize::MAX, Ordering::SeqCst);
+    }
+
     /// Makes black holes of all connections there are.
     pub(crate) fn swallow(&self) {
         self.swallowed.store(self.made.load(Ordering::SeqCst), Ordering::SeqCst);
@@ -63,6 +87,7 @@ async fn pass(
     number: usize,
     swallowed: Arc<AtomicUsize>,
     mut delay: watch::Receiver<Duration>,
+    passed: impl Fn(),
 ) {
     let mut bytes = vec![0; 65_536];
     while let Ok(length @ 1..) = from.read(&mut bytes).await {
@@ -71,8 +96,11 @@ async fn pass(
             // Until then, or until that changes.
             let _ = tokio::time::timeout(held, delay.changed()).await;
         }
-        if number >= swallowed.load(Ordering::SeqCst) && to.write_all(&bytes[..length]).await.is_err() {
-            return;
+        if number >= swallowed.load(Ordering::SeqCst) {
+            if to.write_all(&bytes[..length]).await.is_err() {
+                return;
+            }
+            passed();
         }
     }
 }

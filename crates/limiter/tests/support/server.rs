@@ -61,10 +61,17 @@ impl Server {
         self.process.id()
     }
 
-    /// Sends the process a signal: `STOP`, `CONT`.
+    /// Sends the process a signal: `STOP`, `CONT`. After `STOP` it does nothing any more.
     pub(crate) fn signal(&self, signal: &str) {
         let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.id().to_string()).status();
         assert!(sent.unwrap().success());
+        let stopped = || {
+            let about = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap();
+            about.rsplit_once(") ").unwrap().1.starts_with('T')
+        };
+        while signal == "STOP" && !stopped() {
+            std::thread::yield_now();
+        }
     }
 
     /// A connection of the test's own; waits until the server answers.

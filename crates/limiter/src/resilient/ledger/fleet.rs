@@ -94,7 +94,7 @@ impl Fleet {
         for (mirror, ledger) in &self.members {
             for debt in ledger.debts(10).iter().flatten() {
                 self.shared.correct(&rate, now, &nothing, debt.amount);
-                ledger.paid(debt, now, None);
+                ledger.known(&debt.limit, &debt.subject, debt.amount, now);
                 let reading = self.shared.reading(&rate, now);
                 mirror.put(&self.limit, &user("alice"), (reading.used, reading.reset), now, 0);
             }

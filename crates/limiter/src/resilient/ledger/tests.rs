@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::{Failing, Ledger, SUBJECTS_MAX};
+use super::{Debt, Failing, Ledger, SUBJECTS_MAX};
 use crate::clock::{ManualClock, Millis};
 use crate::limit::{Charge, Limit};
 use crate::memory::Budgets;
@@ -67,6 +67,11 @@ impl Case {
         let admitted = self.ledger.memory.reserve(vec![charge]).is_granted();
         self.ledger.touched(&self.limit, &user("alice"));
         admitted
+    }
+
+    /// The shared store was charged this.
+    fn knows(&self, debt: &Debt) {
+        self.ledger.known(&debt.limit, &debt.subject, debt.amount, self.failing.since);
     }
 
     fn owed(&self) -> u64 {
@@ -135,7 +140,7 @@ fn what_is_our_own_is_owed_once() {
         let debts = case.ledger.debts(10);
         assert_eq!(debts[0][0].amount, 20, "{algorithm}");
         assert!(Arc::ptr_eq(&debts[0][0].limit, &case.limit), "the whole limit, not its share");
-        case.ledger.paid(&debts[0][0], case.failing.since, None);
+        case.knows(&debts[0][0]);
         assert_eq!(case.owed(), 0, "{algorithm}");
         assert!(case.admits(0, 5), "{algorithm}");
         assert_eq!(case.owed(), 5, "{algorithm}");
@@ -146,6 +151,53 @@ fn what_is_our_own_is_owed_once() {
         case.ledger.touched(&case.limit, &user("alice"));
         case.clock.set(START + Millis(10 * MINUTE));
         assert_eq!(case.owed(), 0, "{algorithm}");
+    }
+}
+
+#[test]
+fn what_was_not_answered_is_asked_for_first() {
+    for (algorithm, charged) in Algorithm::ALL.into_iter().flat_map(|a| [(a, true), (a, false)]) {
+        let case = Case::new("100/minute", algorithm, 2, 40);
+        assert!(case.admits(0, 12), "{algorithm}");
+        let first = case.ledger.debts(10).remove(0).remove(0);
+        assert_eq!((first.amount, first.is_question), (12, false));
+        case.ledger.unsure(&first);
+        // More is taken meanwhile, and the question is lost, too.
+        assert!(case.admits(0, 3), "{algorithm}");
+        for _ in 0..2 {
+            let question = case.ledger.debts(10).remove(0).remove(0);
+            assert_eq!((question.amount, question.order, question.is_question), (0, first.order, true));
+            case.ledger.unsure(&question);
+            case.ledger.touched(&case.limit, &user("alice"));
+        }
+        let question = case.ledger.debts(10).remove(0).remove(0);
+        case.ledger.answered(&question, charged);
+        let rest = case.ledger.debts(10).remove(0).remove(0);
+        assert_eq!((rest.amount, rest.is_question), (if charged { 3 } else { 15 }, false), "{algorithm}");
+        assert!(rest.order > first.order);
+        case.knows(&rest);
+        case.ledger.touched(&case.limit, &user("alice"));
+        assert_eq!(case.owed(), 0, "{algorithm}");
+    }
+}
+
+#[test]
+fn what_has_run_out_since_it_was_sent_pays_for_nothing_new() {
+    for algorithm in Algorithm::ALL {
+        for fails_again in [true, false] {
+            let mut case = Case::new("100/minute", algorithm, 1, 0);
+            assert!(case.admits(0, 12), "{algorithm}");
+            let first = case.ledger.debts(10).remove(0).remove(0);
+            case.ledger.unsure(&first);
+            // Ten windows later nothing is left of that, wherever it was charged.
+            if fails_again {
+                case.fails_again(10 * MINUTE);
+            }
+            assert!(case.admits(10 * MINUTE, 5), "{algorithm}");
+            let question = case.ledger.debts(10).remove(0).remove(0);
+            case.ledger.answered(&question, true);
+            assert_eq!(case.owed(), 5, "{algorithm}, {fails_again}");
+        }
     }
 }
 
@@ -171,7 +223,7 @@ fn failing_again_and_again_is_worth_nothing() {
             admitted += case.admitted(round * 1_000);
             if paid {
                 for debt in case.ledger.debts(10).iter().flatten() {
-                    case.ledger.paid(debt, case.failing.since, None);
+                    case.knows(debt);
                     seen += debt.amount;
                     case.mirror.put(
                         &case.limit,
