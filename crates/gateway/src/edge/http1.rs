@@ -121,7 +121,7 @@ where
         let persists = poll_fn(|cx| Poll::Ready(wanted && lock(&shared).discard(cx))).await;
         let mut sending = Sending::new(reply, &terms, persists);
         poll_fn(|cx| lock(&shared).poll_answer(cx, &mut sending)).await?;
-        if !persists {
+        if !sending.persists() {
             break;
         }
     }

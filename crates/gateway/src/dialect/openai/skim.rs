@@ -504,7 +504,7 @@ mod tests {
             (r#"{"id":"\"usage\"","usage":{"a":1}}"#, Some(r#"{"a":1}"#)),
             (r#"{"usage": null , "x":[{}], "y":"}" } "#, Some("null")),
             (r#"{"choices":[{"usage":{"a":1}}]}"#, None),
-            (r#"{"usage":{"a":1},"text":"\"usage\"}"}"#, None),
+            (r#"{"usage":{"a":1},"text":"\"usage\"}"}"#, Some(r#"{"a":1}"#)),
             (r#"{"usage":{"a":1},"z":{"usage":1}}"#, None),
             (r#"{"usage":{"a":1}"#, None),
             ("{}", None),

@@ -42,10 +42,12 @@ pub(super) struct Sending<B> {
     next: Option<Bytes>,
     /// The body broke off: so must the connection, once what came before is written.
     broken: bool,
+    /// The caller was not told that this is the last answer.
+    persists: bool,
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
-    /// Begins an answer; `persists`: another may follow on its connection.
+    /// Begins an answer; `persists`: another may follow on its connection, if that need not end with its body.
     pub(super) fn new(reply: Reply<B>, terms: &Terms, persists: bool) -> Self {
         let Reply { status, fields, body } = reply;
         let bare = terms.head_only || without_body(status);
@@ -60,6 +62,10 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
         status_line(&mut before, terms, status);
         before.extend_from_slice(fields.as_bytes());
         match (length, framing) {
+            // With 204 it is as good as nothing (RFC 9110, 8.6, wants none), but there are clients that look for it.
+            (Some(0), _) if status == StatusCode::NO_CONTENT => {
+                before.extend_from_slice(b"content-length: 0\r\n");
+            }
             _ if without_body(status) => {}
             (Some(length), _) => {
                 before.extend_from_slice(b"content-length: ");
@@ -78,7 +84,8 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
         before.extend_from_slice(httpdate::fmt_http_date(SystemTime::now()).as_bytes());
         before.extend_from_slice(b"\r\n\r\n");
         let body = (!bare).then_some(body);
-        Self { body, framing, before, data: Bytes::new(), after: &[], next: None, broken: false }
+        let (data, after, next, broken) = (Bytes::new(), &[][..], None, false);
+        Self { body, framing, before, data, after, next, broken, persists }
     }
 
     /// Writes what there is, until the whole answer has left. The body is let go of before that.
@@ -100,6 +107,11 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
                 None => Poll::Ready(Ok(())),
             };
         }
+    }
+
+    /// Whether another answer may follow.
+    pub(super) fn persists(&self) -> bool {
+        self.persists
     }
 
     /// Whether nothing is to be written now.

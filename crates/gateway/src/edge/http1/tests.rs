@@ -125,7 +125,7 @@ async fn answers_are_framed_as_the_caller_knows_it() {
         (GET.to_owned(), ok("GET /a "), true),
         (GET.repeat(3), ok("GET /a ").repeat(3), true),
         (GET.replace("GET", "HEAD"), "HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n".into(), true),
-        (GET.replace("/a", "/empty"), "HTTP/1.1 204 No Content\r\n\r\n".into(), true),
+        (GET.replace("/a", "/empty"), "HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n".into(), true),
         (GET.replace("/a", "http://b/c?d"), ok("GET http://b/c?d "), true),
         (format!("\r\n\r\n{GET}"), ok("GET /a "), true),
         (
@@ -147,6 +147,11 @@ async fn answers_are_framed_as_the_caller_knows_it() {
             GET.replace("1.1\r\n", "1.0\r\nConnection: Keep-Alive\r\n"),
             "HTTP/1.0 200 OK\r\ncontent-length: 7\r\nconnection: keep-alive\r\n\r\nGET /a ".into(),
             true,
+        ),
+        (
+            GET.replace("/a", "/pieces").replace("1.1\r\n", "1.0\r\nConnection: Keep-Alive\r\n"),
+            format!("HTTP/1.0 200 OK\r\n{close}\r\nonethree"),
+            false,
         ),
         (
             GET.replace("1.1\r\n", "1.1\r\nConnection: x, Close\r\n") + GET,
