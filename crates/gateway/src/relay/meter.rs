@@ -32,7 +32,7 @@ pub fn tokens_of_answer(basis: Basis, answer: &[u8], per_text: impl Fn(u64) -> u
 
 /// Looks at an answer while it passes.
 pub(super) enum Meter {
-    Events { splitter: sse::Splitter, counted: Counted, open: bool },
+    Events { splitter: sse::Splitter, counted: Box<Counted>, open: bool },
     Plain { kept: Vec<u8>, too_long: bool, counting: Counting },
 }
 
@@ -53,7 +53,7 @@ impl Meter {
         let hide_usage = call.endpoint().streams() && !call.usage_asked();
         let counted =
             Counted { events: openai::Events::default(), hide_usage, done: false, usage: None, counting };
-        Self::Events { splitter: sse::Splitter::new(), counted, open: false }
+        Self::Events { splitter: sse::Splitter::new(), counted: Box::new(counted), open: false }
     }
 
     pub(super) fn is_events(&self) -> bool {

@@ -174,7 +174,8 @@ impl Framing {
                 }
             }
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
-            self.chunked = Some(items().last().is_some_and(|coding| coding.eq_ignore_ascii_case(b"chunked")));
+            self.chunked =
+                Some(items().next_back().is_some_and(|coding| coding.eq_ignore_ascii_case(b"chunked")));
         } else if name.eq_ignore_ascii_case("connection") {
             self.close |= items().any(|option| option.eq_ignore_ascii_case(b"close"));
             self.keep_alive |= items().any(|option| option.eq_ignore_ascii_case(b"keep-alive"));

@@ -4,9 +4,11 @@ use super::*;
 const EXTENSION_BYTES_MAX: usize = 16 << 10;
 const TRAILER_BYTES_MAX: usize = 16 << 10;
 
-/// What an answer is read as that comes in these pieces and then ends: status, body, whether the connection may be used
-/// again. `Err`: what came of the body, and what was wrong.
-fn read(pieces: &[&[u8]]) -> Result<(u16, Vec<u8>, bool), (Vec<u8>, &'static str)> {
+/// Status, body, whether the connection may be used again; else what came of the body, and what was wrong.
+type Read = Result<(u16, Vec<u8>, bool), (Vec<u8>, &'static str)>;
+
+/// What an answer is read as that comes in these pieces and then ends.
+fn read(pieces: &[&[u8]]) -> Read {
     let mut received = BytesMut::new();
     let mut pieces = pieces.iter();
     let mut reader = HeadReader::default();
@@ -39,7 +41,7 @@ fn read(pieces: &[&[u8]]) -> Result<(u16, Vec<u8>, bool), (Vec<u8>, &'static str
 }
 
 /// The same, whole, byte by byte and cut in two anywhere.
-fn read_any_way(answer: &[u8]) -> Result<(u16, Vec<u8>, bool), (Vec<u8>, &'static str)> {
+fn read_any_way(answer: &[u8]) -> Read {
     let whole = read(&[answer]);
     let bytes: Vec<&[u8]> = answer.chunks(1).collect();
     assert_eq!(read(&bytes), whole, "byte by byte: {}", answer.escape_ascii());
@@ -50,7 +52,7 @@ fn read_any_way(answer: &[u8]) -> Result<(u16, Vec<u8>, bool), (Vec<u8>, &'stati
     whole
 }
 
-fn ok(status: u16, body: &str, reusable: bool) -> Result<(u16, Vec<u8>, bool), (Vec<u8>, &'static str)> {
+fn ok(status: u16, body: &str, reusable: bool) -> Read {
     Ok((status, body.into(), reusable))
 }
 
