@@ -27,10 +27,13 @@ def binary() -> str:
 class Gateway:
     """One process of the gateway. `data` and `admin` are the addresses it listens on."""
 
+    def __init__(self, config=HERE / "tollgate.yml"):
+        self.config = config
+
     def __enter__(self):
         # Of the environment only what a process needs: a stray API_KEYS would change the configuration.
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-        command = [binary(), "serve", "-c", str(HERE / "tollgate.yml")]
+        command = [binary(), "serve", "-c", str(self.config)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=kept)
         self.lines = []
         listening = queue.Queue()

@@ -11,6 +11,7 @@ mod door;
 mod events;
 mod explain;
 mod fields;
+mod history;
 mod instances;
 mod keys;
 mod limits;
@@ -21,7 +22,9 @@ mod rate_limit;
 mod requests;
 mod routes;
 mod stats;
+mod usage;
 mod users;
+mod walk;
 
 use std::io;
 use std::net::IpAddr;
@@ -67,9 +70,12 @@ pub fn is_admin_path(path: &str) -> bool {
 /// All of it.
 pub fn router(gateway: Arc<Gateway>) -> Router {
     let door = Door::new(gateway.clone());
-    let api = routes::all().into_iter().fold(Router::new(), |api, route| {
-        let gate = middleware::from_fn_with_state((door.clone(), route.role), door::gate);
-        api.route(route.path, route.handler.route_layer(gate))
+    let api = routes::all().into_iter().fold(Router::new(), |api, route| match route.mount {
+        Some(path) => {
+            let gate = middleware::from_fn_with_state((door.clone(), route.role), door::gate);
+            api.route(path, route.handler.route_layer(gate))
+        }
+        None => api,
     });
     let gate = middleware::from_fn_with_state((door, Role::Viewer), door::gate);
     let nowhere = Router::new().route("/admin", any(nothing)).route("/admin/{*rest}", any(nothing));

@@ -14,6 +14,7 @@ mod serve;
 mod table;
 mod tail;
 mod top;
+mod usage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,6 +70,8 @@ enum Verb {
     Top(top::Options),
     /// A line for each request as it ends.
     Tail(tail::Options),
+    /// What was used: by user, key, team or model; in all, by the hour or by the day.
+    Usage(usage::Options),
     /// Print a machine-readable description.
     Schema {
         #[command(subcommand)]
@@ -120,6 +123,7 @@ pub fn main() -> ExitCode {
         Verb::Explain(options) => explain::run(&options),
         Verb::Top(options) => top::run(&options),
         Verb::Tail(options) => tail::run(&options),
+        Verb::Usage(options) => usage::run(&options),
         Verb::Health(options) => health::run(&options),
         Verb::Schema { of: Schema::Config } => print(&format!("{:#}", crate::config::schema())),
         Verb::Schema { of: Schema::Admin } => print(&format!("{:#}", crate::admin::openapi())),

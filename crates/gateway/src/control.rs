@@ -9,10 +9,13 @@ mod compile;
 mod connection;
 mod file;
 mod fleet;
+mod history;
+mod merge;
 mod mint;
 mod records;
 mod redis;
 mod time;
+mod usage;
 mod value;
 
 use std::fmt;
@@ -23,15 +26,18 @@ use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
-pub use self::compile::{Bans, KEY_RULE, Merged, keys, known, merged};
+pub use self::compile::{Bans, KEY_RULE, Keys, keys, known};
 use self::file::File;
 pub use self::fleet::{About, Slow};
+pub use self::history::{History, remember};
+pub use self::merge::{Aside, Merged, Room, fits, merged};
 pub use self::mint::{Form, Minted, form, mint};
 pub use self::records::{
     Ban, BanSubject, Clear, Drain, KeyRecord, LimitOverride, Previous, Stored, UserRecord,
 };
 use self::redis::{Redis, Synced};
 pub use self::time::{Time, precise};
+pub use self::usage::{Batch, Bucket, COUNT_MAX, Counts, OTHER, Row as UsageRow, Span};
 use self::value::Row;
 pub use self::value::{Author, Change, Control, Kind, Record, Table};
 use crate::config::Config;

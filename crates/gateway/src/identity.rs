@@ -61,8 +61,7 @@ impl Caller {
 
     /// The key's team, else the user's.
     pub fn team(&self) -> Option<&str> {
-        let key = self.key.as_ref()?;
-        key.own.team.as_deref().or_else(|| key.user.as_ref()?.team.as_deref())
+        self.key.as_ref()?.team()
     }
 
     /// The key's tier, else the user's.

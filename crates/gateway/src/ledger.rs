@@ -15,15 +15,16 @@ use tokio_util::sync::CancellationToken;
 use tollgate_limiter::{Cost, Denial, Source};
 
 use crate::admission::{self, Admitted, Plan, Used};
-use crate::call::Content;
+use crate::call::{Content, Endpoint};
 use crate::config::{Key, TokenWeights};
-use crate::dialect::Usage;
+use crate::dialect;
 use crate::estimate::{Estimate, Estimates};
 use crate::journal::{Ended, Journal};
 use crate::log::{Line, Log};
 use crate::metrics::{ByEndpointCode, ByWhom, Metrics, Name, OTHER, RouteSeries};
 use crate::refusals::Refusals;
 use crate::route::Attempts;
+use crate::usage::{self, Usage};
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ impl Outcome {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
     /// What was used.
-    pub usage: Usage,
+    pub usage: dialect::Usage,
     /// Counted here, because the provider did not say.
     pub estimated: bool,
 }
@@ -91,6 +92,8 @@ pub struct Ledger {
     pub estimates: Arc<Estimates>,
     /// How often refusals are written down.
     pub refusals: Arc<Refusals>,
+    /// Where it is told what was used.
+    pub usage: Arc<Usage>,
     /// Where it is remembered for a while.
     pub journal: Arc<Journal>,
     /// Cancelled when requests must end because the process does.
@@ -256,7 +259,7 @@ impl Entry {
         let cut = !matches!(outcome, Outcome::Done | Outcome::Refused);
         if cut && self.tokens.is_none() && self.status.is_none_or(|status| status.is_success()) {
             let prompt = admitted.demand().estimate.input;
-            let usage = Usage { prompt, total: prompt, ..Usage::default() };
+            let usage = dialect::Usage { prompt, total: prompt, ..dialect::Usage::default() };
             self.tokens = (prompt > 0).then_some(Tokens { usage, estimated: true });
         }
         self.learn(&admitted.demand().estimate);
@@ -278,6 +281,17 @@ impl Entry {
         if let Some(ratio) = estimate.error_ratio(&usage) {
             self.ledger.metrics.observe_estimate(model, ratio);
         }
+    }
+
+    /// Tells what was used, of requests that ask a model for something.
+    fn report(&self, outcome: Outcome) {
+        if !Endpoint::ALL.iter().any(|endpoint| endpoint.route() == self.route.endpoint) {
+            return;
+        }
+        let refused = outcome == Outcome::Refused && self.attempts.count == 0;
+        let (key, model) = (self.key.clone(), self.model.clone());
+        let ended = usage::Ended { key, model, refused, tokens: self.tokens, cost: self.cost };
+        self.ledger.usage.note(SystemTime::now(), ended);
     }
 
     fn count(&self, outcome: Outcome, status: u16, latency: Duration) {
@@ -321,6 +335,7 @@ impl Drop for Entry {
         let status = self.status.map_or(left_early, |status| status.as_u16());
         self.settle(outcome);
         self.count(outcome, status, latency);
+        self.report(outcome);
         self.ledger.log.line(if status >= 500 { "WARN" } else { "INFO" }, "request", |line| {
             self.write(line, status, outcome, latency);
         });

@@ -5,7 +5,7 @@
 //! | floor | modules |
 //! |---|---|
 //! | 5 processes, sockets, signals | [`cli`] [`edge`] [`admin`] |
-//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] [`fleet`] [`live`] |
+//! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] [`fleet`] [`live`] [`usage`] |
 //! | 3 one outside world each | [`snapshot`] [`control`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] [`rates`] |
 //! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] [`recent`] [`journal`] |
 //! | 1 bytes and values | [`call`] [`dialect`] [`http1`] [`sse`] |
@@ -43,6 +43,7 @@ pub mod simulated;
 pub mod snapshot;
 pub mod sse;
 pub mod upstream;
+pub mod usage;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -106,8 +107,8 @@ impl Gateway {
         control: control::Store,
         log: Log,
     ) -> Result<Arc<Self>, Unusable> {
-        let metrics = Arc::new(Metrics::new(log.clone()));
         let Loaded { config, effective, .. } = loaded;
+        let metrics = Arc::new(Metrics::new(&config.telemetry.metrics_prefix, log.clone()));
         let limits = Limits::open(&config, &metrics)?;
         let redis = config.redis.clone();
         let made_of = snapshot::Source {
@@ -116,6 +117,7 @@ impl Gateway {
             control: control.now(),
         };
         let snapshot = Snapshot::new(made_of, None, &metrics);
+        tell_aside(&snapshot, None);
         let ending = CancellationToken::new();
         Ok(Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -133,6 +135,7 @@ impl Gateway {
                 log,
                 estimates: Arc::default(),
                 refusals: Arc::default(),
+                usage: Arc::default(),
                 journal: Arc::default(),
                 ending: ending.clone(),
             },
@@ -155,9 +158,7 @@ impl Gateway {
         made_of.control = self.control.now();
         self.forget_cleared(before.control.version, &made_of.control);
         let next = Snapshot::new(made_of, Some(&before), self.metrics());
-        for (name, why) in &next.merged.idle {
-            tracing::warn!(rule = %name, %why, "a limit of the admin API means nothing with this configuration");
-        }
+        tell_aside(&next, Some(&before));
         self.snapshot.store(Arc::new(next));
     }
 
@@ -174,5 +175,33 @@ impl Gateway {
     /// Every series of this process.
     pub fn metrics(&self) -> &Metrics {
         &self.ledger.metrics
+    }
+}
+
+/// Says which rules and keys of operators are not in force, and what is met too much of, unless that was said before.
+fn tell_aside(now: &Snapshot, before: Option<&Snapshot>) {
+    for aside in &now.merged.aside {
+        let said = |before: &Snapshot| before.merged.aside.contains(aside);
+        if before.is_some_and(said) {
+            continue;
+        }
+        let (rule, why) = (&aside.name, &aside.why);
+        match aside.overlaps {
+            true => tracing::error!(%rule, %why, "a limit of the admin API is put aside"),
+            false => {
+                tracing::warn!(%rule, %why, "a limit of the admin API means nothing with this configuration");
+            }
+        }
+    }
+    for (key, what) in now.displaced() {
+        if before.is_none_or(|before| before.displaced().get(key) != Some(what)) {
+            tracing::error!(%key, what, "a key of the admin API has the id of a key of the file");
+        }
+    }
+    if let Some(overlap) = &now.merged.overlap
+        && before.is_none_or(|before| before.merged.overlap.as_ref() != Some(overlap))
+    {
+        let why = overlap.sentence();
+        tracing::error!(%why, "such requests are refused: more limits than can be decided about together");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tollgate_limiter::{
-    Budgets, Charge, Circuit, Decision, MemoryStore, RedisOptions, RedisStore, ResilientOptions,
+    Budgets, Charge, Circuit, Decision, MemoryStore, Place, RedisOptions, RedisStore, ResilientOptions,
     ResilientStore, ServerInfo, Standing, Store, StoreError, Subject, SystemClock, Tls,
 };
 
@@ -85,6 +85,28 @@ impl Limits {
         match self {
             Self::Memory(store) => Ok(store.clear(subject)),
             Self::Redis(store) => store.clear(subject).await,
+        }
+    }
+
+    /// Some of the subjects that have counters, and where the next ones are; `None`: those were the last.
+    ///
+    /// # Errors
+    /// When the store does not answer, or does not allow it.
+    pub async fn walk(&self, from: Place) -> Result<(Vec<Subject>, Option<Place>), StoreError> {
+        match self {
+            Self::Memory(store) => Ok(store.walk(from)),
+            Self::Redis(store) => store.redis().walk(from).await,
+        }
+    }
+
+    /// The ids of the limits that have a counter of this subject.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn limits_of(&self, subject: &Subject) -> Result<Vec<String>, StoreError> {
+        match self {
+            Self::Memory(store) => Ok(store.limits_of(subject)),
+            Self::Redis(store) => store.redis().limits_of(subject).await,
         }
     }
 

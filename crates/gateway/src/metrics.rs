@@ -226,9 +226,9 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All series, registered under `tollgate_`.
-    pub fn new(log: crate::log::Log) -> Self {
-        let mut registry = Registry::with_prefix("tollgate");
+    /// All series, their names beginning with `prefix` and an underscore.
+    pub fn new(prefix: &str, log: crate::log::Log) -> Self {
+        let mut registry = Registry::with_prefix(prefix);
         let tokens = Family::<ByKind, Counter>::default();
         let settlements = Family::<ByOutcome, Counter>::default();
         let token = |kind| tokens.get_or_create_owned(&ByKind { kind });
@@ -691,7 +691,7 @@ mod tests {
 
     #[test]
     fn errors_of_estimates_are_shown_by_model() {
-        let metrics = Metrics::new(crate::log::Log::to(std::io::sink(), LogFormat::Json));
+        let metrics = Metrics::new("tollgate", crate::log::Log::to(std::io::sink(), LogFormat::Json));
         metrics.observe_estimate(&Name::from("chat"), 1.9);
         metrics.observe_estimate(&Name::from("chat"), 1e18);
         let text = metrics.encode();

@@ -51,6 +51,11 @@ pub struct Rate {
 }
 
 impl Rate {
+    /// What a limit says just now; `said`: by the store's clock.
+    pub fn of(standing: &Standing, said: Millis) -> Self {
+        Seen::new(standing, said, Instant::now()).shown(standing.subject.as_str())
+    }
+
     /// How full it is, millionths.
     pub fn fullness(&self) -> u64 {
         fullness(self.used, self.limit)
@@ -145,7 +150,7 @@ impl Rates {
             found.select_nth_unstable_by_key(count, |(_, seen)| std::cmp::Reverse(seen.fullness()));
             found.truncate(count);
         }
-        found.iter().map(|(whose, seen)| seen.shown(whose)).collect()
+        found.iter().map(|(whose, seen)| seen.shown(whose.0.as_str())).collect()
     }
 
     /// It was cleared.
@@ -239,9 +244,9 @@ impl Seen {
         if self.until <= now { 0 } else { self.fullness() }
     }
 
-    fn shown(&self, whose: &Whose) -> Rate {
+    fn shown(&self, subject: &str) -> Rate {
         Rate {
-            subject: whose.0.as_str().to_owned(),
+            subject: subject.to_owned(),
             rule: self.limit.id().to_owned(),
             unit: self.limit.unit().as_str().to_owned(),
             used: self.used,

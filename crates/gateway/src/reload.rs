@@ -58,6 +58,20 @@ impl Source {
         Ok((self.resolve(text?.as_deref())?, seen))
     }
 
+    /// Reads and resolves the configuration for a gateway that runs.
+    ///
+    /// # Errors
+    /// As [`Source::load`], and when it does not fit what operators have said.
+    pub fn load_for(&self, gateway: &Gateway) -> Result<Loaded, Refused> {
+        self.fits(gateway, self.load()?)
+    }
+
+    fn fits(&self, gateway: &Gateway, loaded: Loaded) -> Result<Loaded, Refused> {
+        let name =
+            self.file.as_ref().map_or_else(|| "environment".to_owned(), |file| file.display().to_string());
+        fits(gateway, &name, loaded).map_err(Refused::Faulty)
+    }
+
     /// The file's text.
     fn read(&self) -> Result<Option<String>, Refused> {
         let Some(path) = &self.file else { return Ok(None) };
@@ -98,6 +112,22 @@ impl std::fmt::Display for Refused {
     }
 }
 
+/// Refuses a configuration under which, with what operators have said, one request could meet too many limits; `file` is
+/// what it is called.
+///
+/// # Errors
+/// What such a request would meet, as a fault of the file.
+pub fn fits(gateway: &Gateway, file: &str, loaded: Loaded) -> Result<Loaded, Vec<Problem>> {
+    let (now, control) = (gateway.snapshot.load_full(), gateway.control.now());
+    match control::fits((&now.config, &control), (&loaded.config, &control)) {
+        Ok(()) => Ok(loaded),
+        Err(overlap) => {
+            let message = format!("with the limits and keys of the admin API, {overlap}");
+            Err(vec![Problem::of_whole(file, "limits", message, overlap.help())])
+        }
+    }
+}
+
 /// Swaps a configuration in. Requests under way keep the one they began with.
 pub fn apply(gateway: &Gateway, loaded: Loaded) {
     let before = gateway.snapshot.load_full();
@@ -116,6 +146,10 @@ pub fn apply(gateway: &Gateway, loaded: Loaded) {
         let (was, is) = (address(&before.config), address(config));
         tracing::warn!(%was, %is, "dependencies.redis takes effect at the next start");
     }
+    let (was, is) = (&before.config.telemetry.metrics_prefix, &config.telemetry.metrics_prefix);
+    if was != is {
+        tracing::warn!(%was, %is, "telemetry.metrics_prefix takes effect at the next start");
+    }
     let (was, is) = (&before.config.settings, &config.settings);
     if (&was.state, was.control_poll) != (&is.state, is.control_poll) {
         tracing::warn!("settings.state and settings.control_poll take effect at the next start");
@@ -132,7 +166,7 @@ pub async fn again(gateway: &Arc<Gateway>, source: &Source) -> Result<Vec<Proble
     // Reading and compiling are quick, but the disk may not be, nor are a hundred thousand keys.
     let (source, holder) = (source.clone(), gateway.clone());
     let work = move || {
-        let loaded = source.load()?;
+        let loaded = source.load_for(&holder)?;
         let warnings = loaded.warnings.clone();
         apply(&holder, loaded);
         Ok(warnings)
@@ -230,7 +264,7 @@ pub async fn run(gateway: Arc<Gateway>, source: Source, mut seen: Seen, watch: b
         }
         let (resolving, holder) = (source.clone(), gateway.clone());
         let result = tokio::task::spawn_blocking(move || {
-            let loaded = resolving.resolve(text?.as_deref())?;
+            let loaded = resolving.fits(&holder, resolving.resolve(text?.as_deref())?)?;
             let warnings = loaded.warnings.clone();
             apply(&holder, loaded);
             Ok(warnings)

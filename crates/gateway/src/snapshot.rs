@@ -2,14 +2,14 @@
 //!
 //! A request loads one snapshot and uses it from first byte to last, so a reload never shows it half of each.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use crate::admission::Plans;
 use crate::config::{Config, Count, Key, Rule, TokenWeights};
-use crate::control::{self, Bans, Control, Merged};
+use crate::control::{self, Bans, Control, Keys, Merged};
 use crate::estimate::Tokenizers;
 use crate::identity::Caller;
 use crate::metrics::{Metrics, Name};
@@ -32,7 +32,7 @@ pub struct Snapshot {
     pub merged: Merged,
     /// Who is let in no more.
     pub bans: Bans,
-    keys: HashMap<[u8; 32], Arc<Key>>,
+    keys: Keys,
     /// Names and aliases to models.
     models: HashMap<String, Arc<Model>>,
     /// What counts prompts of models that want it exact.
@@ -135,15 +135,20 @@ impl Snapshot {
 
     /// The key with this hash.
     pub fn key(&self, hash: &[u8; 32]) -> Option<&Arc<Key>> {
-        self.keys.get(hash)
+        self.keys.by_hash.get(hash)
     }
 
     /// The key with this id, of the file or of operators.
     pub fn key_of(&self, id: &str) -> Option<&Arc<Key>> {
-        match self.control.keys.get(id) {
+        match self.control.keys.get(id).filter(|_| !self.displaced().contains_key(id)) {
             Some(record) => self.key(&record.value.hash),
             None => self.config.keys.iter().find(|key| key.id == id).and_then(|key| self.key(&key.hash)),
         }
+    }
+
+    /// Ids of keys of operators in whose place the file has one, and what holds then.
+    pub fn displaced(&self) -> &BTreeMap<String, &'static str> {
+        &self.keys.displaced
     }
 
     /// The model of this name or alias.

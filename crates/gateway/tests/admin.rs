@@ -139,6 +139,78 @@ async fn stats_are_paged_the_fullest_first() {
     assert_eq!(admin(&gateway, "GET", "/admin/rate-limit/stats?cursor=eA", Value::Null).await.status, 422);
 }
 
+/// All pages of the statistics: names in the order in which they are told.
+async fn walked(gateway: &Tollgate, query: &str) -> Vec<String> {
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = told(gateway, &format!("/admin/rate-limit/stats?{query}&cursor={cursor}")).await;
+        let rates = page["stats"]["current_rates"].as_object().expect("rates").clone();
+        for (name, rate) in rates {
+            assert!(rate["current_count"].as_u64() > Some(0), "{name}: {rate}");
+            seen.push(name);
+        }
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = next.to_owned(),
+            None => return seen,
+        }
+    }
+}
+
+/// Instances tell of the fullest; what is beyond those is found in the store itself, also by who never saw it.
+async fn all_are_walked(redis: Option<&Redis>) {
+    let provider = provider().await;
+    let limits =
+        "[{ name: address, limit: 9/hour, per: ip }, { name: shade, limit: 1/hour, per: ip, shadow: true }]";
+    let text = config(&provider, redis, limits);
+    let server = "  trusted_proxies: [127.0.0.0/8]\n";
+    let gateway = Tollgate::start_with(server, &text, &[]).await;
+    const ADDRESSES: usize = 1_500;
+    for number in 0..ADDRESSES {
+        let ip = format!("198.51.{}.{}", number / 250, number % 250 + 1);
+        let headers = [("Authorization", "Bearer sk-alice"), ("X-Forwarded-For", ip.as_str())];
+        let body = question(false);
+        let ask = request("POST", "/v1/chat/completions", &headers, body.as_bytes());
+        assert_eq!(post(gateway.data, &ask).await.status, 200);
+    }
+    let newcomer = match redis {
+        Some(_) => Some(Tollgate::start_with(server, &text, &[]).await),
+        None => None,
+    };
+    for gateway in std::iter::once(&gateway).chain(&newcomer) {
+        let seen = walked(gateway, "limit=300").await;
+        let all: std::collections::BTreeSet<&String> = seen.iter().collect();
+        assert_eq!(all.len(), ADDRESSES, "of {} told", seen.len());
+        // A Redis that makes its table larger meanwhile may tell of some twice.
+        assert!(seen.len() == ADDRESSES || redis.is_some());
+    }
+    assert_eq!(walked(&gateway, "limit=7&prefix=198.51.3.").await.len(), 0);
+    let some: std::collections::BTreeSet<String> =
+        walked(&gateway, "limit=70&prefix=ip:198.51.3.").await.into_iter().collect();
+    assert_eq!(some.len(), 250);
+    for cursor in ["~1", "~a:0:0", "~0:0:0:0", "~9999:0:0", "~0:0:99999"] {
+        use base64::Engine;
+        let cursor = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(cursor);
+        let path = format!("/admin/rate-limit/stats?cursor={cursor}");
+        assert!(matches!(admin(&gateway, "GET", &path, Value::Null).await.status, 200 | 422), "{cursor}");
+    }
+}
+
+#[tokio::test]
+async fn every_subject_is_walked_in_memory() {
+    all_are_walked(None).await;
+}
+
+#[tokio::test]
+async fn every_subject_is_walked_on_redis() {
+    let redis = Redis::start();
+    // Things of somebody else, and a kind of key that is no hash.
+    for number in 0..100 {
+        redis.cli(&["SET", &format!("tollgate:{{x}}:rl:user:{number}:c"), "1"]);
+    }
+    all_are_walked(Some(&redis)).await;
+    assert!(!redis.cli(&["INFO", "commandstats"]).contains("cmdstat_keys:"), "never KEYS");
+}
+
 #[tokio::test]
 async fn totals_are_those_of_the_whole_fleet() {
     let (provider, redis) = (provider().await, Redis::start());
@@ -397,6 +469,41 @@ async fn guessing_admin_keys_is_limited() {
         assert!((1..=60).contains(&wait), "{wait}");
     }
     assert_eq!(get(gateway.admin, "/readyz").await.status, 200);
+}
+
+/// Without an admin key nothing but the address guards the API, and a browser on this machine may be told to ask anything.
+#[tokio::test]
+async fn pages_of_others_change_nothing_where_there_is_no_key() {
+    let provider = provider().await;
+    let gateway = Tollgate::start(&config(&provider, None, "[]")).await;
+    let host = gateway.admin.to_string();
+    let (own, local) = (format!("http://{host}"), format!("localhost:{}", gateway.admin.port()));
+    let ask = async |headers: &[(&str, &str)]| {
+        let named: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let ask = format!("POST /admin/keys?dry_run=true HTTP/1.1\r\n{named}content-length: 2\r\n\r\n{{}}");
+        post(gateway.admin, ask.as_bytes()).await
+    };
+    for (headers, status) in [
+        (vec![("Host", &*host)], 201),
+        (vec![("Host", &*local)], 201),
+        (vec![("Host", &*host), ("Origin", &*own)], 201),
+        (vec![("Host", &*host), ("Origin", "https://evil.example")], 403),
+        (vec![("Host", &*host), ("Origin", "null")], 403),
+        (vec![("Host", "evil.example:8081"), ("Origin", "http://evil.example:8081")], 403),
+        (vec![("Host", "evil.example:8081")], 403),
+    ] {
+        let answer = ask(&headers).await;
+        assert_eq!(answer.status, status, "{headers:?}: {}", answer.text());
+    }
+    let made = ask(&[("Host", &*host)]).await;
+    assert_eq!(made.header("cache-control"), Some("no-store"), "it has a key in it");
+    // A key is more than a browser knows.
+    let server = "  admin_key: root-key-1\n";
+    let guarded = Tollgate::start_with(server, &config(&provider, None, "[]"), &[]).await;
+    let headers = [("X-Admin-Key", "root-key-1"), ("Origin", "https://board.example")];
+    assert_eq!(post(guarded.admin, &request("GET", "/admin/keys", &headers, b"")).await.status, 200);
+    let wrong = get(gateway.admin, "/admin/keys/%ff").await;
+    assert_eq!((wrong.status, wrong.header("content-type")), (400, Some("application/problem+json")));
 }
 
 /// What is wrong with a value by a schema of the document: only what the document uses.

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the gateway and the floor each stands on. A module may name those of its own floor and below.
-const FLOORS: [(&str, u8); 31] = [
+const FLOORS: [(&str, u8); 32] = [
     ("cli", 5),
     ("edge", 5),
     ("admin", 5),
@@ -17,6 +17,7 @@ const FLOORS: [(&str, u8); 31] = [
     ("reload", 4),
     ("fleet", 4),
     ("live", 4),
+    ("usage", 4),
     ("snapshot", 3),
     ("control", 3),
     ("identity", 3),

@@ -425,6 +425,77 @@ async fn users_imports_lists_and_the_audit() {
     assert_eq!(more["data"].as_array().map(Vec::len), Some(1), "{more}");
 }
 
+/// The SHA-256 of a key, as files and imports have it, and its id.
+fn hash_of(secret: &str) -> (String, String) {
+    use sha2::Digest;
+    let digest: String = sha2::Sha256::digest(secret).iter().map(|byte| format!("{byte:02x}")).collect();
+    (format!("sha256:{digest}"), digest[..12].to_owned())
+}
+
+#[tokio::test]
+async fn no_key_comes_to_the_id_of_another() {
+    let provider = provider().await;
+    let gateway = Tollgate::start(&config(&provider, "")).await;
+    let (of_file, id_of_file) = hash_of("sk-alice");
+    let (taken, id) = hash_of("sk-imported");
+    let import = |hashes: &[&str]| {
+        let keys: Vec<Value> = hashes.iter().map(|hash| json!({ "hash": hash, "user": "alice" })).collect();
+        json!({ "keys": keys })
+    };
+    done(&gateway, "POST", "/admin/keys/import", import(&[&taken]), 201).await;
+    // The same beginning, another end: the id of a key that is there, of one of the file, of another in the same import.
+    let like = |id: &str, end: u8| format!("sha256:{id}{:052x}", end);
+    let (fresh, _) = hash_of("sk-fresh");
+    for (hashes, field) in [
+        ([&fresh, &like(&id, 1)], "keys[1].hash"),
+        ([&like(&id_of_file, 1), &fresh], "keys[0].hash"),
+        ([&like("00112233aabb", 1), &like("00112233aabb", 2)], "keys[1].hash"),
+        ([&of_file, &fresh], "keys[0].hash"),
+    ] {
+        let hashes: Vec<&str> = hashes.iter().map(|hash| hash.as_str()).collect();
+        let problem = done(&gateway, "POST", "/admin/keys/import", import(&hashes), 422).await;
+        assert_eq!(problem["errors"][0]["field"], field, "{problem}");
+        assert_eq!(problem["errors"].as_array().map(Vec::len), Some(1), "{problem}");
+    }
+    let keys = done(&gateway, "GET", "/admin/keys", Value::Null, 200).await;
+    assert_eq!(keys["data"].as_array().map(Vec::len), Some(1), "all or none: {keys}");
+    assert_eq!(chat(gateway.data, "sk-fresh").await.0, 401);
+    assert_eq!(chat(gateway.data, "sk-imported").await.0, 200);
+}
+
+/// A key that was taken in, and that the file has as well since: the file says what holds, but for one that is revoked.
+#[tokio::test]
+async fn a_key_of_the_file_that_operators_have_too() {
+    let provider = provider().await;
+    let gateway = Tollgate::start(&config(&provider, "")).await;
+    let (hash, id) = hash_of("sk-both");
+    let keys = json!({ "keys": [{ "hash": hash, "models": ["other"] }] });
+    done(&gateway, "POST", "/admin/keys/import", keys, 201).await;
+    assert_eq!(chat(gateway.data, "sk-both").await, (403, "model_not_allowed".into()));
+    let with_both = config(&provider, "").replace("keys: [sk-alice]", "keys: [sk-alice, sk-both]");
+    gateway.configure("", &with_both);
+    done(&gateway, "POST", "/admin/config/reload", Value::Null, 200).await;
+    gateway.logged(|line| line["level"] == "ERROR" && line["key"] == id).await;
+    let shown = done(&gateway, "GET", &format!("/admin/keys/{id}"), Value::Null, 200).await;
+    assert!(shown["displaced"].as_str().expect("what holds").contains("in the file"), "{shown}");
+    assert_eq!(chat(gateway.data, "sk-both").await.0, 200);
+    done(&gateway, "POST", &format!("/admin/keys/{id}/revoke"), Value::Null, 200).await;
+    assert_eq!(chat(gateway.data, "sk-both").await, (401, "invalid_api_key".into()));
+    // Another key of the file with its id: theirs would be one identity.
+    let (hash, id) = hash_of("sk-third");
+    done(&gateway, "POST", "/admin/keys/import", json!({ "keys": [{ "hash": hash }] }), 201).await;
+    assert_eq!(chat(gateway.data, "sk-third").await.0, 200);
+    let twin = format!("sha256:{id}{:052x}", 7);
+    let text = config(&provider, "").replace("keys: [sk-alice]", &format!("keys: [sk-alice, '{twin}']"));
+    gateway.configure("", &text);
+    done(&gateway, "POST", "/admin/config/reload", Value::Null, 200).await;
+    assert_eq!(chat(gateway.data, "sk-third").await, (401, "invalid_api_key".into()));
+    let twins = format!("'{twin}', 'sha256:{id}{:052x}'", 8);
+    gateway.configure("", &text.replace(&format!("'{twin}'"), &twins));
+    let refused = done(&gateway, "POST", "/admin/config/reload", Value::Null, 422).await;
+    assert!(refused["detail"].as_str().expect("a detail").contains("its id, 12 digits"), "{refused}");
+}
+
 async fn two_instances(arguments: &[&str]) {
     let (provider, redis) = (provider().await, Redis::start_with(arguments));
     let config = config(&provider, &with_redis(&redis, "none"));
@@ -593,7 +664,8 @@ async fn keys_of_other_teams_do_not_multiply_the_limits_of_their_user() {
     assert_eq!(chat(gateway.data, &other).await, (429, "rate_limit_exceeded".into()));
 }
 
-/// Kills the process right after an acknowledged write, again and again: all of them are there, and nothing is damaged.
+/// Kills the process at another point of its writes each time: those that were acknowledged are all there, and nothing is
+/// damaged.
 async fn killed(times: usize) {
     let provider = provider().await;
     let folder = tempfile::tempdir().expect("a folder");
@@ -602,17 +674,36 @@ async fn killed(times: usize) {
     let mut secrets: Vec<String> = Vec::new();
     for round in 0..times {
         let mut gateway = Tollgate::start(&config).await;
-        if let Some(last) = secrets.last() {
-            assert_eq!(chat(gateway.data, last).await.0, 200, "round {round}: an acknowledged key is gone");
+        let last = secrets.len().saturating_sub(20);
+        for secret in &secrets[last..] {
+            assert_eq!(chat(gateway.data, secret).await.0, 200, "round {round}: an acknowledged key is gone");
         }
-        // One under way when it dies may be there or not; the one before it must be.
-        let made = done(&gateway, "POST", "/admin/keys", json!({}), 201).await;
-        secrets.push(key_of(&made).1);
-        let under_way = request("POST", "/admin/keys", &[], b"{}");
-        let _half = support::Conn::ask(gateway.admin, &under_way).await;
+        let (made, mut acknowledged) = tokio::sync::mpsc::unbounded_channel();
+        let writers = (0..2).map(|_| {
+            let (admin, made) = (gateway.admin, made.clone());
+            tokio::spawn(async move {
+                // Until the process dies under it.
+                loop {
+                    let answer = post(admin, &request("POST", "/admin/keys", &[], b"{}")).await;
+                    assert_eq!(answer.status, 201, "{}", answer.text());
+                    made.send(key_of(&answer.json()).1).expect("somebody counts");
+                }
+            })
+        });
+        let writers: Vec<_> = writers.collect();
+        secrets.push(acknowledged.recv().await.expect("a write"));
+        // Where it dies is left to chance; that something was acknowledged before is not.
+        tokio::time::sleep(Duration::from_micros(fastrand::u64(..20_000))).await;
         gateway.signal(Signal::KILL);
         gateway.ended(support::SOON).await;
+        for writer in writers {
+            let _ = writer.await;
+        }
+        while let Ok(secret) = acknowledged.try_recv() {
+            secrets.push(secret);
+        }
     }
+    println!("{} writes were acknowledged, the process was killed {times} times", secrets.len());
     let gateway = Tollgate::start(&config).await;
     for secret in &secrets {
         assert_eq!(chat(gateway.data, secret).await.0, 200);

@@ -355,3 +355,27 @@ fn a_start_that_fails_says_why() {
         }
     }
 }
+
+#[tokio::test]
+async fn metrics_are_called_as_the_configuration_says() {
+    let models = "models: [{ name: chat, providers: [{ type: simulated }] }]\nauth: optional\n";
+    // An underscore follows, whether it is written or not.
+    for prefix in ["acme", "acme_"] {
+        let gateway = Tollgate::start(&format!("{models}telemetry: {{ metrics_prefix: {prefix} }}\n")).await;
+        let text = gateway.metrics().await.0;
+        let mut names = text.lines().filter(|line| !line.starts_with('#'));
+        let named = |line: &str| line.starts_with("acme_") || line.starts_with("process_");
+        assert!(names.all(named), "{text}");
+        for name in ["\nacme_build_info{", "\nacme_rate_limit_degraded 0", "\nprocess_threads "] {
+            assert!(text.contains(name), "no {name:?}:\n{text}");
+        }
+        gateway.configure("", models);
+        gateway.signal(rustix::process::Signal::HUP);
+        gateway
+            .logged(|line| {
+                line["message"] == "telemetry.metrics_prefix takes effect at the next start"
+                    && (&line["was"], &line["is"]) == (&"acme".into(), &"tollgate".into())
+            })
+            .await;
+    }
+}

@@ -176,6 +176,7 @@ async fn cut(redis: Option<Redis>, size: usize, callers: usize) {
     fleet.used_becomes(TOKENS, tokens_of(&lines)).await;
     fleet.used_becomes(REQUESTS, asked).await;
     fleet.used_becomes(UNDER_WAY, 0).await;
+    fleet.usage_becomes(lines.len() as u64, tokens_of(&lines)).await;
     assert_eq!(fleet.tokens_counted().await, tokens_of(&lines));
     assert_eq!(fleet.sum("rate_limit_tokens_total", r#"kind="used""#).await, tokens_of(&lines));
     let settled = fleet.sum("rate_limit_settlements_total", "").await;

@@ -233,6 +233,40 @@ async fn bans_are_added_listed_and_removed() {
 }
 
 #[tokio::test]
+async fn usage_is_told_as_columns_json_and_csv() {
+    let gateway = start().await;
+    for key in ["sk-alice", "sk-alice", "sk-nobody"] {
+        chat(gateway.data, key).await;
+    }
+    let logged = gateway.requests_logged(3).await;
+    let tokens = support::tokens_of(&logged);
+    let told = done(&gateway, &["usage"]).await;
+    assert!(told.out.starts_with("START") && told.out.lines().count() == 3, "{}", told.out);
+    let line = told.out.lines().find(|line| line.contains("alice")).expect("a line of hers");
+    let cells: Vec<&str> = line.split_whitespace().skip(2).collect();
+    assert_eq!((&cells[..3], cells[7]), (&["alice", "2", "0"][..], "0.000000"), "{line}");
+    assert_eq!(cells[6], tokens.to_string());
+    let nobody = told.out.lines().find(|line| line.contains(" - ")).expect("a line of nobody's");
+    assert!(nobody.contains("1         1"), "{nobody}");
+
+    let query = ["usage", "--by", "model", "--step", "hour", "--user", "alice", "--json"];
+    let listed = done(&gateway, &query).await.json();
+    assert_eq!(listed["data"].as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!((&listed["data"][0]["model"], &listed["data"][0]["requests"]), (&"chat".into(), &2.into()));
+
+    let csv =
+        done(&gateway, &["usage", "--csv", "--from", "2026-01-01", "--step", "day", "--team", ""]).await;
+    assert!(
+        csv.out.starts_with("start,end,user,requests,") && csv.out.ends_with("0.000000\r\n"),
+        "{:?}",
+        csv.out
+    );
+    assert_eq!(csv.out.lines().count(), 3, "{}", csv.out);
+    refused(&gateway, &["usage", "--from", "soon"], "from: `soon` is not a date").await;
+    refused(&gateway, &["usage", "--csv", "--to", "1999-01-01"], "from: ").await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_asked_is_69_and_says_what_to_look_at() {
     let gateway = start().await;
     let admin = format!("http://{}", gateway.admin);
@@ -281,6 +315,9 @@ async fn wrong_usage_is_2_before_anybody_is_asked() {
         &["bans", "add", "user:alice"],
         &["bans", "add", "alice", "--reason", "x"],
         &["bans", "remove", "ip:localhost"],
+        &["usage", "--by", "ip"],
+        &["usage", "--step", "week"],
+        &["usage", "--csv", "--json"],
     ] {
         let said = run(arguments, &[]).await;
         assert_eq!((said.code, said.out.as_str()), (Some(2), ""), "{arguments:?}: {}", said.err);

@@ -90,7 +90,7 @@ pub use reservation::{Decision, Denial, Reservation, Standing};
 pub use resilient::{Circuit, ResilientOptions, ResilientStore};
 pub use scope::{Dimension, Scope, Subject, SubjectError};
 pub use spec::{Correction, LEASE, Retry};
-pub use store::{Answer, Source, Store, StoreError};
+pub use store::{Answer, CHARGES_MAX, Place, Source, Store, StoreError};
 
 /// The README's code is compiled, too.
 #[cfg(all(doctest, feature = "tower"))]

@@ -11,7 +11,7 @@ use crate::limit::Charge;
 use crate::reservation::{Decision, Standing};
 use crate::scope::Subject;
 use crate::spec::Retry;
-use crate::store::{Answer, Store};
+use crate::store::{Answer, Place, Store};
 
 mod decision;
 mod key;
@@ -130,6 +130,24 @@ impl MemoryStore {
     /// The store's time.
     pub fn now(&self) -> Millis {
         self.0.clock.now()
+    }
+
+    /// Some of the subjects that have counters, in order of their names, and where the next ones are; `None`: those were
+    /// the last. Decisions about them wait for about a millisecond at most.
+    pub fn walk(&self, from: Place) -> (Vec<Subject>, Option<Place>) {
+        let Some(shard) = self.0.shards.get(from.shard) else { return (Vec::new(), None) };
+        let texts = lock(shard).texts();
+        let subjects = texts.into_iter().filter_map(|text| text.parse().ok());
+        let mut subjects: Vec<Subject> = subjects.collect();
+        subjects.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        let next = from.shard + 1;
+        (subjects, (next < self.0.shards.len()).then_some(Place { shard: next, cursor: 0 }))
+    }
+
+    /// The ids of the limits that have a counter of this subject.
+    pub fn limits_of(&self, subject: &Subject) -> Vec<String> {
+        let key = self.0.key(subject);
+        self.0.shard(&key).limits_of(&key)
     }
 
     /// How full it is.

@@ -49,6 +49,7 @@ mod status;
 #[cfg(feature = "redis-tls")]
 mod tls;
 mod underway;
+mod walk;
 
 pub use status::{ServerInfo, Status, Topology};
 #[cfg(feature = "redis-tls")]

@@ -155,6 +155,12 @@ impl Subject {
         Subject { tenant: Some(text.into()), ..self }
     }
 
+    /// The same with what keeps its counters together, as [`Subject::tag`] says it.
+    #[cfg(feature = "redis")]
+    pub(crate) fn tagged(self, tag: &str) -> Subject {
+        Subject { tenant: Some(tag.into()), ..self }
+    }
+
     /// What keeps counters together: the tenant; unless one was named, that of the subject itself: its team, user or
     /// key, else all of it.
     pub fn tag(&self) -> &str {

@@ -12,6 +12,19 @@ use crate::scope::Subject;
 /// An answer on its way.
 pub type Answer<'s, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 's>>;
 
+/// The most charges of one request: a shared store decides about no more together. Who compiles rules into limits sees to it
+/// that nobody meets more.
+pub const CHARGES_MAX: usize = 16;
+
+/// Where a walk over all subjects of a store goes on. The default: at the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Number of the server, or of the part of this process's memory.
+    pub shard: usize,
+    /// Within that.
+    pub cursor: u64,
+}
+
 /// Where counters are kept.
 ///
 /// A trait object rather than an enum: stores wrap stores (one that survives the failure of another, one that leases

@@ -152,6 +152,8 @@ fn is_refused(answer: &RedisResult<Value>) -> bool {
         "can't publish to the channel",
         "command not allowed. If the enable-",
         "not allowed from script",
+        // Redis 8 and Valkey, of what a script may not.
+        "ACL failure in script",
     ];
     answer.as_ref().is_err_and(|error| {
         error.code() == Some("NOPERM") || words.iter().any(|word| error.to_string().contains(word))

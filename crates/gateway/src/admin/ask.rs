@@ -3,13 +3,15 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::problem::{Fault, Problem};
@@ -51,10 +53,30 @@ impl<S: Send + Sync> FromRequest<S> for Ask {
     }
 }
 
+/// What is named in the path.
+pub(super) struct Path<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(head: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let named = axum::extract::Path::from_request_parts(head, state).await;
+        let wrong = |_| Problem::new(StatusCode::BAD_REQUEST, "a name in the path is no UTF-8");
+        named.map(|axum::extract::Path(named)| Self(named)).map_err(wrong)
+    }
+}
+
 impl Ask {
     /// A parameter of the query.
     pub(super) fn parameter(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether an answer of this content type is asked for by name.
+    pub(super) fn accepts(&self, kind: &str) -> bool {
+        let said = self.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let kinds = said.flat_map(|value| value.split(',')).filter_map(|kind| kind.split(';').next());
+        kinds.map(str::trim).any(|said| said.eq_ignore_ascii_case(kind))
     }
 
     /// Whether nothing is to be changed, only said what would be.
@@ -85,8 +107,7 @@ impl Ask {
                 let decoded =
                     URL_SAFE_NO_PAD.decode(&cursor.as_bytes()[..cursor.len().min(CURSOR_BYTES_MAX)]);
                 let text = decoded.ok().and_then(|bytes| String::from_utf8(bytes).ok());
-                let wrong = "is no cursor of ours; take `next_cursor` of the page before";
-                Some(text.ok_or_else(|| Problem::field("cursor", wrong))?)
+                Some(text.ok_or_else(no_cursor)?)
             }
         };
         Ok(Page { size, after })
@@ -94,13 +115,22 @@ impl Ask {
 
     /// Refuses what was decided on a version that is no more: `If-Match` (RFC 9110) against the record's `ETag`.
     pub(super) fn still<T>(&self, record: &Record<T>) -> Result<(), Problem> {
+        self.still_at(Some(record.version))
+    }
+
+    /// The same against the version that a record is at; `None`: there is none.
+    pub(super) fn still_at(&self, version: Option<u64>) -> Result<(), Problem> {
         let Some(wanted) = self.headers.get(header::IF_MATCH) else { return Ok(()) };
-        let current = etag(record.version);
+        let current = version.map(etag);
         let wanted = wanted.to_str().unwrap_or_default();
-        if wanted.split(',').map(str::trim).any(|tag| tag == "*" || tag == current) {
+        let is_it = |tag: &str| current.as_ref().is_some_and(|current| tag == "*" || tag == current);
+        if wanted.split(',').map(str::trim).any(is_it) {
             return Ok(());
         }
-        let detail = format!("it was changed meanwhile: it is {current} now");
+        let detail = match current {
+            Some(current) => format!("it was changed meanwhile: it is {current} now"),
+            None => "it is not there".to_owned(),
+        };
         Err(Problem::new(StatusCode::PRECONDITION_FAILED, detail))
     }
 }
@@ -123,7 +153,7 @@ impl Page {
             data.push(value);
             last = Some(place);
         }
-        let next = last.filter(|_| entries.peek().is_some()).map(|place| URL_SAFE_NO_PAD.encode(place));
+        let next = last.filter(|_| entries.peek().is_some()).map(cursor);
         json!({ "data": data, "next_cursor": next })
     }
 
@@ -176,9 +206,19 @@ pub(super) fn record(status: StatusCode, value: &Value, version: u64) -> Respons
     (status, content, value.to_string()).into_response()
 }
 
+/// Where a page ends, as it is told and sent back.
+pub(super) fn cursor(place: String) -> String {
+    URL_SAFE_NO_PAD.encode(place)
+}
+
 /// Nothing left.
 pub(super) fn gone() -> Response {
     StatusCode::NO_CONTENT.into_response()
+}
+
+/// What is wrong with a cursor.
+pub(super) fn no_cursor() -> Problem {
+    Problem::field("cursor", "is no cursor of ours; take `next_cursor` of the page before")
 }
 
 /// What faults there are, or nothing.

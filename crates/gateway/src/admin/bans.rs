@@ -1,11 +1,11 @@
 //! `/admin/bans`: who is let in no more, why, and until when.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::ask::{gone, json, record, write};
+use super::ask::{Path, gone, json, record, write};
 use super::fields::{Fields, sentence};
 use super::problem::Problem;
 use super::{Ask, Reply, Shared};
@@ -47,6 +47,7 @@ pub(super) async fn create(State(gateway): Shared, ask: Ask) -> Reply {
             return Err(Problem::new(StatusCode::BAD_REQUEST, "a subject and a reason are needed"));
         };
         let id = id_of(&subject);
+        now.bans.get(&id).map_or(Ok(()), |before| ask.still(before))?;
         let ban = Ban { subject, reason, until, created: Time::now() };
         let mut change = Change::default();
         let over = now.bans.iter().filter(|(there, ban)| **there != id && is_over(&ban.value));

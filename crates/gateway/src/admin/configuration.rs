@@ -22,12 +22,14 @@ pub(super) async fn show(State(gateway): Shared) -> Reply {
     Ok(json(StatusCode::OK, &answer))
 }
 
-/// `POST /admin/config/check` with a file as the body: what is wrong with it. Nothing is taken from it.
-pub(super) async fn check(ask: Ask) -> Reply {
+/// `POST /admin/config/check` with a file as the body: what is wrong with it, and with it under what operators have said.
+/// Nothing is taken from it.
+pub(super) async fn check(State(gateway): Shared, ask: Ask) -> Reply {
     let text = std::str::from_utf8(&ask.body)
         .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "the body is no UTF-8"))?
         .to_owned();
-    let checked = tokio::task::spawn_blocking(move || reload::check("body", &text)).await;
+    let look = move || reload::fits(&gateway, "body", reload::check("body", &text)?);
+    let checked = tokio::task::spawn_blocking(look).await;
     let checked =
         checked.map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let (ok, problems) = match checked {
@@ -44,7 +46,8 @@ pub(super) async fn reload(State(gateway): Shared, ask: Ask) -> Reply {
     };
     let done = match ask.is_dry_run()? {
         true => {
-            let loading = tokio::task::spawn_blocking(move || source.load()).await;
+            let holder = gateway.clone();
+            let loading = tokio::task::spawn_blocking(move || source.load_for(&holder)).await;
             let loading = loading
                 .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
             loading.map(|loaded| loaded.warnings)

@@ -90,8 +90,15 @@ pub(super) async fn gate(
     let server = &now.config.server;
     let address = client_address(&server.trusted_proxies, request.headers(), peer);
     let (name, role) = match known(server, request.headers()) {
-        // Without any key the listener is on a loopback address: the configuration refuses anything else.
-        _ if server.admin_key.is_none() && server.admin_keys.is_empty() => ("admin", Role::Admin),
+        // Without any key the listener is on a loopback address: the configuration refuses anything else. A browser there
+        // asks in the name of any page that it shows.
+        _ if server.admin_key.is_none() && server.admin_keys.is_empty() => {
+            if is_foreign(&request) {
+                let detail = "a page of somebody else asks: set server.admin_key, or ask by the address of this listener";
+                return Problem::new(StatusCode::FORBIDDEN, detail).into_response();
+            }
+            ("admin", Role::Admin)
+        }
         known => {
             if let Some(wait) = door.guesses.wait(address) {
                 let detail = "too many wrong admin keys came from this address";
@@ -119,7 +126,26 @@ pub(super) async fn gate(
         return Problem::new(StatusCode::FORBIDDEN, detail).into_response();
     }
     request.extensions_mut().insert(Author { name: name.to_owned(), address });
-    next.run(request).await
+    let mut answer = next.run(request).await;
+    // Some answers have a new key in them.
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}
+
+/// Whether a browser asks in the name of a page that is not ours: of another origin, or of a name that was made to lead here.
+fn is_foreign(request: &Request) -> bool {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = host.or_else(|| request.uri().authority().map(|authority| authority.as_str()));
+    let origin = request.headers().get(header::ORIGIN).map(|origin| origin.to_str().unwrap_or_default());
+    let same = |origin: &str| origin.split_once("://").is_some_and(|(_, authority)| Some(authority) == host);
+    let ours = |host: &str| {
+        let name = host.parse::<http::uri::Authority>();
+        let name = name.as_ref().map_or("", |authority| authority.host());
+        let ip = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        // Nobody outside has a name without a dot: `localhost`, or one of a container.
+        ip.is_ok() || !name.contains('.')
+    };
+    origin.is_some_and(|origin| !same(origin)) || host.is_some_and(|host| !ours(host))
 }
 
 /// Name and role of the key that was sent. Every key is compared, so that the time says nothing of which.

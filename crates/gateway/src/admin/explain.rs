@@ -8,7 +8,7 @@ use axum::extract::State;
 use http::header::HeaderValue;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
-use tollgate_limiter::{Charge, Retry, Standing};
+use tollgate_limiter::{CHARGES_MAX, Charge, Retry, Standing};
 
 use super::ask::json;
 use super::fields::Fields;
@@ -23,9 +23,6 @@ use crate::error::Error;
 use crate::identity::Caller;
 use crate::router::{self, Route};
 use crate::snapshot::{Model, Snapshot};
-
-/// Limits asked about with one call of the store.
-const CHARGES_MAX: usize = 16;
 
 /// `GET /admin/explain?user=|api_key=&model=&endpoint=&ip=`, or `POST` with the same in the body.
 pub(super) async fn explain(State(gateway): Shared, ask: Ask) -> Reply {

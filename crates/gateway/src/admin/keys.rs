@@ -2,18 +2,19 @@
 
 use std::collections::HashSet;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::ask::{gone, json, record, write};
+use super::ask::{Path, gone, json, record, write};
 use super::fields::{Fields, Given};
 use super::problem::{Fault, Problem};
 use super::{Ask, Reply, Shared};
 use crate::config::{self, Config, Known};
 use crate::control::{
-    self, Change, Control, KEY_RULE, KeyRecord, Minted, Previous, Record, Stored, Time, mint,
+    self, Change, Control, KEY_RULE, KeyRecord, Minted, Previous, Record, Room, Stored, Time, mint,
 };
+use crate::snapshot::Snapshot;
 
 /// Keys that can be kept.
 const KEYS_MAX: usize = 1_000_000;
@@ -26,13 +27,13 @@ const MODELS_MAX: usize = 1_000;
 
 /// `GET /admin/keys?user=&team=&limit=&cursor=`
 pub(super) async fn list(State(gateway): Shared, ask: Ask) -> Reply {
-    let control = gateway.control.now();
+    let (control, now) = (gateway.control.now(), gateway.snapshot.load_full());
     let wanted = |name: &str, value: &Option<String>| {
         ask.parameter(name).is_none_or(|wanted| value.as_deref() == Some(wanted))
     };
     let page = ask.page()?.of_table(&control.keys, |id, key| {
         let fits = wanted("user", &key.value.user) && wanted("team", &key.value.team);
-        fits.then(|| shown(id, &key.value, key.version))
+        fits.then(|| in_force(&now, id, key))
     });
     Ok(json(StatusCode::OK, &page))
 }
@@ -41,7 +42,7 @@ pub(super) async fn list(State(gateway): Shared, ask: Ask) -> Reply {
 pub(super) async fn show(State(gateway): Shared, Path(id): Path<String>) -> Reply {
     let control = gateway.control.now();
     let key = known(&control, &id)?;
-    Ok(record(StatusCode::OK, &shown(&id, &key.value, key.version), key.version))
+    Ok(record(StatusCode::OK, &in_force(&gateway.snapshot.load(), &id, key), key.version))
 }
 
 /// `POST /admin/keys`
@@ -55,6 +56,7 @@ pub(super) async fn create(State(gateway): Shared, ask: Ask) -> Reply {
         room(now, 1)?;
         let minted = unused(now)?;
         key.hash = minted.hash;
+        fits(&mut Room::under(config, now), &minted.id, None, &key)?;
         let mut change = Change::default();
         change.put("keys.create", now, &minted.id, &key);
         let version = now.version + 1;
@@ -68,12 +70,15 @@ pub(super) async fn create(State(gateway): Shared, ask: Ask) -> Reply {
 pub(super) async fn import(State(gateway): Shared, ask: Ask) -> Reply {
     let data = write(&gateway, &ask, |now| {
         let config = &gateway.snapshot.load().config;
-        let mut there: HashSet<[u8; 32]> = now.keys.values().map(|key| key.value.hash).collect();
-        there.extend(config.keys.iter().map(|key| key.hash));
-        let known = control::known(config, now);
+        let mut there = There::now(config, now);
+        let (known, mut rules) = (control::known(config, now), Room::under(config, now));
         let (mut change, mut data, mut faults) = (Change::default(), Vec::new(), Vec::new());
         for (index, entry) in entries(&ask)?.into_iter().enumerate() {
-            match imported(entry, config, &known, &mut there) {
+            let taken = imported(entry, config, &known, &mut there).and_then(|(id, key)| {
+                fits(&mut rules, &id, None, &key).map_err(Problem::into_faults)?;
+                Ok((id, key))
+            });
+            match taken {
                 Ok((id, key)) => {
                     change.put_unnoted(&id, &key);
                     data.push(shown(&id, &key, now.version + 1));
@@ -105,6 +110,7 @@ pub(super) async fn patch(State(gateway): Shared, Path(id): Path<String>, ask: A
         let mut key = before.value.clone();
         change(&mut fields, &mut key, config, &control::known(config, now));
         fields.finish()?;
+        fits(&mut Room::under(config, now), &id, Some(&before.value), &key)?;
         Ok(put("keys.patch", now, &id, &key))
     })
     .await?;
@@ -191,6 +197,15 @@ fn shown(id: &str, key: &KeyRecord, version: u64) -> Value {
     shown
 }
 
+/// The same, where it is known whether the file has a key in its place.
+fn in_force(now: &Snapshot, id: &str, key: &Record<KeyRecord>) -> Value {
+    let mut shown = shown(id, &key.value, key.version);
+    if let Some(what) = now.displaced().get(id) {
+        shown["displaced"] = (*what).into();
+    }
+    shown
+}
+
 fn with_secret(mut shown: Value, minted: &Minted) -> Value {
     shown["key"] = minted.secret.as_str().into();
     shown
@@ -238,6 +253,12 @@ fn room(now: &Control, more: usize) -> Result<(), Problem> {
     }
 }
 
+/// Refuses a key whose requests could meet too many limits.
+fn fits(room: &mut Room<'_>, id: &str, before: Option<&KeyRecord>, after: &KeyRecord) -> Result<(), Problem> {
+    let field = if after.limits.is_empty() { "user" } else { "limits" };
+    room.for_key(id, before, after).map_err(|overlap| Problem::overlap(field, &overlap))
+}
+
 /// A new key with an id that nobody has.
 fn unused(now: &Control) -> Result<Minted, Problem> {
     loop {
@@ -265,25 +286,52 @@ fn entries(ask: &Ask) -> Result<Vec<Map<String, Value>>, Problem> {
     entries.into_iter().enumerate().map(object).collect()
 }
 
+/// Keys that are known, with those of an import so far: nobody may come to another's id, or be a key twice.
+struct There {
+    hashes: HashSet<[u8; 32]>,
+    ids: HashSet<String>,
+}
+
+impl There {
+    fn now(config: &Config, now: &Control) -> Self {
+        let kept = now.keys.values().flat_map(|key| {
+            [Some(key.value.hash), key.value.previous.as_ref().map(|previous| previous.hash)]
+        });
+        let hashes = kept.flatten().chain(config.keys.iter().map(|key| key.hash)).collect();
+        let ids = now.keys.keys().chain(config.keys.iter().map(|key| &key.id)).cloned().collect();
+        Self { hashes, ids }
+    }
+
+    fn add(&mut self, hash: [u8; 32], id: &str) -> Result<(), String> {
+        if !self.hashes.insert(hash) {
+            return Err("this key is there already".to_owned());
+        }
+        match self.ids.insert(id.to_owned()) {
+            true => Ok(()),
+            false => Err(format!("another key has the id `{id}`, the first 12 hex digits of the hash")),
+        }
+    }
+}
+
 /// A key of which only the hash is known; its id is the first 12 hex digits of it, as for keys of the file.
 fn imported(
     entry: Map<String, Value>,
     config: &Config,
     known: &Known,
-    there: &mut HashSet<[u8; 32]>,
+    there: &mut There,
 ) -> Result<(String, KeyRecord), Vec<Fault>> {
     let mut fields = Fields::of_map(entry);
     let mut key = blank();
     let hash = fields.text("hash", config::sha256);
     let hash = fields.needed("hash", hash);
     change(&mut fields, &mut key, config, known);
+    let id: String = hash.unwrap_or_default().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     if let Some(hash) = hash {
         key.hash = hash;
-        if !there.insert(hash) {
-            let _: Given<()> = fields.wrong("hash", "this key is there already");
+        if let Err(why) = there.add(hash, &id) {
+            let _: Given<()> = fields.wrong("hash", why);
         }
     }
-    let id = key.hash.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     fields.finish().map_err(Problem::into_faults)?;
     Ok((id, key))
 }

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::ask::{gone, json, record, write};
+use super::ask::{Path, gone, json, record, write};
 use super::fields::{Fields, sentence};
 use super::problem::Problem;
 use super::{Ask, Reply, Shared};
@@ -32,6 +32,7 @@ pub(super) async fn drain(State(gateway): Shared, Path(names): Path<(String, Str
         let mut fields = Fields::of(&ask.body)?;
         let reason = fields.text("reason", sentence).value();
         fields.finish()?;
+        now.drains.get(&id).map_or(Ok(()), |before| ask.still(before))?;
         let drain = Drain { reason, created: Time::now() };
         let mut change = Change::default();
         change.put("drains.create", now, &id, &drain);

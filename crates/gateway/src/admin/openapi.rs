@@ -36,6 +36,7 @@ const SCHEMAS: &[Schema] = &[
             ("expires", "time?"),
             ("revoked", "time?"),
             ("previous", "object?"),
+            ("displaced", "string?"),
             ("version", "integer"),
         ],
     ),
@@ -109,6 +110,7 @@ const SCHEMAS: &[Schema] = &[
             ("created", "time?"),
             ("expires", "time?"),
             ("version", "integer?"),
+            ("aside", "object?"),
         ],
     ),
     ("CountedBy", &[("counted_by", "string"), ("since", "time"), ("fullest_of", "string")]),
@@ -147,6 +149,23 @@ const SCHEMAS: &[Schema] = &[
             ("expires", "time?"),
             ("expires_in", "string?"),
         ],
+    ),
+    (
+        "LimitVersion",
+        &[
+            ("version", "integer"),
+            ("time", "time"),
+            ("actor", "string"),
+            ("address", "string"),
+            ("action", "string"),
+            ("before", "object?"),
+            ("after", "object?"),
+        ],
+    ),
+    ("Rollback", &[("version", "integer")]),
+    (
+        "RolledBack",
+        &[("name", "string"), ("rolled_back_to", "integer"), ("version", "integer"), ("rule", "Rule?")],
     ),
     ("Statistics", &[("status", "string"), ("stats", "Totals"), ("next_cursor", "string?")]),
     (
@@ -403,6 +422,32 @@ const SCHEMAS: &[Schema] = &[
             ("control_version", "integer"),
         ],
     ),
+    (
+        "Usage",
+        &[
+            ("start", "time"),
+            ("end", "time"),
+            ("user", "string?"),
+            ("api_key", "string?"),
+            ("team", "string?"),
+            ("model", "string?"),
+            ("requests", "integer"),
+            ("refused", "integer"),
+            ("estimated", "integer"),
+            ("tokens", "Tokens"),
+            ("cost", "number"),
+        ],
+    ),
+    (
+        "Tokens",
+        &[
+            ("input", "integer"),
+            ("cached_input", "integer"),
+            ("output", "integer"),
+            ("reasoning", "integer"),
+            ("total", "integer"),
+        ],
+    ),
     ("Checked", &[("ok", "boolean"), ("problems", "object[]")]),
     ("Reloaded", &[("status", "string"), ("message", "string"), ("problems", "object[]")]),
 ];
@@ -462,6 +507,9 @@ fn operation(route: &Route) -> Value {
             });
             answer["content"] = content(page);
         }
+    }
+    if route.query.contains(&"format") {
+        answer["content"]["text/csv"] = json!({ "schema": { "type": "string" } });
     }
     let problem = json!({ "description": "What is wrong.",
                           "content": { "application/problem+json": { "schema": reference("Problem") } } });

@@ -48,6 +48,11 @@ impl Problem {
         Self::fields(vec![Fault { field: field.into(), detail: detail.into() }])
     }
 
+    /// 422: a field that makes a request meet more limits than it may.
+    pub(super) fn overlap(field: &str, overlap: &config::Overlap) -> Self {
+        Self::field(field, overlap.sentence())
+    }
+
     /// The fields that are wrong.
     pub(super) fn into_faults(self) -> Vec<Fault> {
         self.errors

@@ -51,7 +51,8 @@ pub(super) async fn configure(State(gateway): Shared, ask: Ask) -> Reply {
         ]
         .into_iter()
         .collect();
-        let (change, _) = limits::set(&gateway, &ask, now, &format!("endpoint:{route}"), spec, None)?;
+        let (change, _) =
+            limits::set(&gateway, &ask, now, ("endpoint", &format!("endpoint:{route}"), "put"), spec, None)?;
         Ok((change, (said, requests, window)))
     })
     .await?;

@@ -8,7 +8,7 @@ use http::StatusCode;
 
 use super::{
     Reply, audit, bans, configuration, events, explain, instances, keys, limits, models, openapi, rate_limit,
-    requests, stats, users,
+    requests, stats, usage, users,
 };
 use crate::Gateway;
 use crate::config::Role;
@@ -31,6 +31,8 @@ pub(super) struct Route {
     pub(super) status: StatusCode,
     /// The answer.
     pub(super) answer: Shape,
+    /// Where its handler is asked, which may be more than the path; `None`: the handler of another row sees to it.
+    pub(super) mount: Option<&'static str>,
     /// What answers.
     pub(super) handler: MethodRouter<Arc<Gateway>>,
 }
@@ -58,7 +60,7 @@ impl Route {
         let role = if method == "get" { Role::Viewer } else { Role::Operator };
         let (query, body, status) = (&[][..], None, StatusCode::OK);
         let status = if matches!(answer, Shape::Nothing) { StatusCode::NO_CONTENT } else { status };
-        Self { method, path, summary, role, query, body, status, answer, handler }
+        Self { method, path, summary, role, query, body, status, answer, mount: Some(path), handler }
     }
 
     fn get<H: Handler<T, Arc<Gateway>>, T: 'static>(
@@ -108,6 +110,10 @@ impl Route {
     /// Only for who may do everything.
     fn for_admins(self) -> Self {
         Self { role: Role::Admin, ..self }
+    }
+
+    fn mounted(self, mount: Option<&'static str>) -> Self {
+        Self { mount, ..self }
     }
 
     fn query(self, query: &'static [&'static str]) -> Self {
@@ -168,6 +174,22 @@ pub(super) fn all() -> Vec<Route> {
         R::put("/admin/limits/{*name}", limits::put, "Sets a rule over those of the file.", One("Rule"))
             .takes("RuleSettings"),
         R::delete("/admin/limits/{*name}", limits::delete, "The file's rule holds again."),
+        // The name of a rule may have slashes: what follows it is told apart by the handler.
+        R::get(
+            "/admin/limits/{name}/history",
+            limits::show,
+            "What operators made of a rule, the latest version first.",
+            Page("LimitVersion"),
+        )
+        .mounted(None),
+        R::post(
+            "/admin/limits/{name}/rollback",
+            limits::post,
+            "What a version made of a rule holds again.",
+            One("RolledBack"),
+        )
+        .mounted(Some("/admin/limits/{*name}"))
+        .takes("Rollback"),
         R::get("/admin/rate-limit/stats", stats::stats, "Totals, and the fullest limits.", One("Statistics"))
             .query(&["prefix", "limit", "cursor"]),
         R::put(
@@ -179,6 +201,8 @@ pub(super) fn all() -> Vec<Route> {
         .takes("EndpointLimit"),
         R::post("/admin/rate-limit/clear", rate_limit::clear, "Forgets what a subject used.", One("Cleared"))
             .query(&["key"]),
+        R::get("/admin/usage", usage::report, "What was used, by whom and when.", Page("Usage"))
+            .query(&["by", "from", "to", "step", "user", "api_key", "team", "model", "format"]),
         R::get("/admin/redis/status", stats::redis, "How the shared store does.", One("RedisStatus")),
         R::get(
             "/admin/explain",

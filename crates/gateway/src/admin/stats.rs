@@ -1,14 +1,16 @@
 //! `GET /admin/rate-limit/stats`, `GET /admin/redis/status`: what existing scripts and monitoring read.
 
 use std::cmp::Reverse;
+use std::collections::HashSet;
 
 use axum::extract::State;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 use tollgate_limiter::{Circuit, ResilientStore, ServerInfo};
 
-use super::ask::json;
+use super::ask::{self, json};
 use super::problem::Problem;
+use super::walk::{self, Step};
 use super::{Ask, Reply, Shared};
 use crate::config::Redis;
 use crate::control::Time;
@@ -17,31 +19,46 @@ use crate::limits::Limits;
 use crate::rates::{Rate, public_name};
 use crate::{Gateway, fleet};
 
-/// `GET /admin/rate-limit/stats?limit=&cursor=&prefix=`: totals of the fleet, and of each subject its fullest limit, the
-/// fullest first.
+/// `GET /admin/rate-limit/stats?limit=&cursor=&prefix=`: totals of the fleet, and of each subject its fullest limit: first
+/// those that instances say are fullest, in that order, then all others as the store comes upon them.
 pub(super) async fn stats(State(gateway): Shared, ask: Ask) -> Reply {
     let page = ask.page()?;
-    let after = page.after.as_deref().map(place_of).transpose()?;
+    let after = page.after.as_deref().map(After::read).transpose()?;
     let prefix = ask.parameter("prefix").unwrap_or_default();
     let Told { totals, rates, .. } = fleet::rates(&gateway).await;
     let wanted = |name: &str| {
         let key = name.strip_prefix("rate_limit:").unwrap_or(name);
         name.starts_with(prefix) || key.starts_with(prefix)
     };
-    let mut named: Vec<(Reverse<u64>, String, Rate)> = rates
+    let told: HashSet<String> = rates.iter().map(|rate| rate.subject.clone()).collect();
+    let mut fullest: Vec<(Reverse<u64>, String, Rate)> = rates
         .into_iter()
         .map(|rate| (Reverse(rate.fullness()), public_name(&rate.subject), rate))
         .filter(|(fullness, name, _)| {
-            wanted(name) && after.as_ref().is_none_or(|(full, last)| (fullness, name) > (full, last))
+            let later = match &after {
+                None => true,
+                Some(After::Fullest(full, last)) => (fullness, name) > (full, last),
+                Some(After::Walk(_)) => false,
+            };
+            wanted(name) && later
         })
         .collect();
-    named.sort_unstable_by(|one, other| (&one.0, &one.1).cmp(&(&other.0, &other.1)));
-    let entries = named.iter().map(|(Reverse(fullness), name, rate)| {
-        (format!("{fullness} {name}"), json!([json_key(name), shown(name, rate)]))
-    });
-    let mut listed = page.of(entries);
+    fullest.sort_unstable_by(|one, other| (&one.0, &one.1).cmp(&(&other.0, &other.1)));
+    let mut entries: Vec<(String, String, Rate)> = fullest
+        .into_iter()
+        .map(|(Reverse(full), name, rate)| (format!("{full} {name}"), name, rate))
+        .collect();
+    let mut next = entries.get(page.size).is_some().then(|| entries[page.size - 1].0.clone());
+    entries.truncate(page.size);
+    if next.is_none() {
+        let from = if let Some(After::Walk(step)) = after { step } else { Step::default() };
+        let others = |rate: &Rate| !told.contains(&rate.subject) && wanted(&public_name(&rate.subject));
+        let (found, goes_on) = walk::rates(&gateway, from, page.size - entries.len(), others).await;
+        entries.extend(found.into_iter().map(|rate| (String::new(), public_name(&rate.subject), rate)));
+        next = goes_on.map(|step| step.to_string());
+    }
     let rates: Map<String, Value> =
-        listed["data"].as_array_mut().map(std::mem::take).into_iter().flatten().filter_map(pair).collect();
+        entries.iter().map(|(_, name, rate)| (json_key(name).to_owned(), shown(name, rate))).collect();
     let stats = json!({
         "total_requests": totals.requests,
         "blocked_requests": totals.blocked,
@@ -49,8 +66,27 @@ pub(super) async fn stats(State(gateway): Shared, ask: Ask) -> Reply {
         "redis_connected": is_connected(&gateway),
         "last_update": Time::now(),
     });
-    let answer = json!({ "status": "success", "stats": stats, "next_cursor": listed["next_cursor"] });
-    Ok(json(StatusCode::OK, &answer))
+    let next = next.map(ask::cursor);
+    Ok(json(StatusCode::OK, &json!({ "status": "success", "stats": stats, "next_cursor": next })))
+}
+
+/// Where a page ends.
+enum After {
+    /// Among the fullest: fullness and name of the last.
+    Fullest(Reverse<u64>, String),
+    /// Among all others.
+    Walk(Step),
+}
+
+impl After {
+    fn read(text: &str) -> Result<Self, Problem> {
+        let wrong = || Problem::field("cursor", "is no cursor of this list");
+        if let Some(step) = Step::read(text) {
+            return Ok(Self::Walk(step));
+        }
+        let (full, name) = text.split_once(' ').ok_or_else(wrong)?;
+        Ok(Self::Fullest(Reverse(full.parse().map_err(|_| wrong())?), name.to_owned()))
+    }
 }
 
 /// `GET /admin/redis/status`
@@ -114,13 +150,6 @@ fn is_connected(gateway: &Gateway) -> bool {
     }
 }
 
-/// Where a page ends: fullness, a space, name.
-fn place_of(after: &str) -> Result<(Reverse<u64>, String), Problem> {
-    let parts = after.split_once(' ').and_then(|(full, name)| Some((full.parse().ok()?, name)));
-    let (full, name) = parts.ok_or_else(|| Problem::field("cursor", "is no cursor of this list"))?;
-    Ok((Reverse(full), name.to_owned()))
-}
-
 /// The name after `rate_limit:ip:`, for other scopes after `rate_limit:`.
 fn json_key(name: &str) -> &str {
     let short = name.strip_prefix("rate_limit:").unwrap_or(name);
@@ -141,13 +170,4 @@ fn shown(name: &str, rate: &Rate) -> Value {
         "rule": rate.rule,
         "unit": rate.unit,
     })
-}
-
-fn pair(entry: Value) -> Option<(String, Value)> {
-    let Value::Array(pair) = entry else { return None };
-    let mut pair = pair.into_iter();
-    match (pair.next(), pair.next()) {
-        (Some(Value::String(key)), Some(value)) => Some((key, value)),
-        _ => None,
-    }
 }

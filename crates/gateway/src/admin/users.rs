@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::ask::{gone, json, record, write};
+use super::ask::{Path, gone, json, record, write};
 use super::fields::Fields;
 use super::problem::Problem;
 use super::{Ask, Reply, Shared};
 use crate::config::{self, Config, User};
-use crate::control::{self, Change, Control, Record, Stored, UserRecord};
+use crate::control::{self, Change, Control, Record, Room, Stored, UserRecord};
 
 /// Users that can be kept beside those of the file.
 const USERS_MAX: usize = 100_000;
@@ -66,6 +66,7 @@ pub(super) async fn create(State(gateway): Shared, ask: Ask) -> Reply {
         if now.users.len() >= USERS_MAX {
             return Err(Problem::conflict(format!("there are {USERS_MAX} users at most")));
         }
+        fits(config, now, &name, &user)?;
         Ok(put("users.create", now, &name, user))
     })
     .await?;
@@ -82,6 +83,7 @@ pub(super) async fn patch(State(gateway): Shared, Path(name): Path<String>, ask:
         let mut user = before.value.clone();
         change(&mut fields, &mut user, config, now);
         fields.finish()?;
+        fits(config, now, &name, &user)?;
         Ok(put("users.patch", now, &name, user))
     })
     .await?;
@@ -129,6 +131,13 @@ fn change(fields: &mut Fields, user: &mut UserRecord, config: &Config, now: &Con
     user.tier = fields.text("tier", |name| known.tier(name)).or(user.tier.take());
     user.models = fields.texts("models", MODELS_MAX, |name| known.model(name)).or(user.models.take());
     user.metadata = fields.metadata().or(Some(std::mem::take(&mut user.metadata))).unwrap_or_default();
+}
+
+/// Refuses a user with whose keys requests could meet too many limits.
+fn fits(config: &Config, now: &Control, name: &str, user: &UserRecord) -> Result<(), Problem> {
+    let next = now.with_record(name, Some(user.clone()));
+    let fits = Room::under(config, &next).for_user(name, &mut Room::under(config, now));
+    fits.map_err(|overlap| Problem::overlap("tier", &overlap))
 }
 
 fn put(action: &'static str, now: &Control, name: &str, user: UserRecord) -> (Change, (Value, u64)) {

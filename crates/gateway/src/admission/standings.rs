@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tollgate_limiter::{Charge, Retry, Standing};
+use tollgate_limiter::{CHARGES_MAX, Charge, Retry, Standing};
 
 use super::{Demand, Plan, failed};
 use crate::error::Error;
@@ -12,8 +12,6 @@ use crate::limits::Limits;
 
 /// Counters told of at a time; a caller with more asks about one model.
 const STANDINGS_MAX: usize = 48;
-/// Counters asked about with one call of the store.
-const CHARGES_MAX: usize = 16;
 
 /// The counters that requests of some plans meet, each once.
 #[derive(Default)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, Request, StatusCode, Uri};
+use http::{Method, Request, StatusCode, Uri, response};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -115,6 +115,15 @@ impl Admin {
         self.json
     }
 
+    /// A document that is no JSON.
+    pub(super) fn text(&self, path: &[&str], query: &[(&str, &str)]) -> Result<String, Stopped> {
+        let (head, body) = self.exchange(&Method::GET, path, query, None)?;
+        if !head.status.is_success() {
+            self.judge(head.status, is_problem(&head.headers), &body)?;
+        }
+        String::from_utf8(body.into()).map_err(|_| self.strange("something that is no text"))
+    }
+
     /// All entries of a list, page after page.
     pub(super) fn list(&self, path: &[&str], filter: &[(&str, &str)]) -> Result<Vec<Value>, Stopped> {
         let mut all = Vec::new();
@@ -174,6 +183,17 @@ impl Admin {
         query: &[(&str, &str)],
         body: Option<&Value>,
     ) -> Result<Value, Stopped> {
+        let (head, body) = self.exchange(method, path, query, body)?;
+        self.judge(head.status, is_problem(&head.headers), &body)
+    }
+
+    fn exchange(
+        &self,
+        method: &Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<(response::Parts, Bytes), Stopped> {
         let request = self.request(method, path, query, body)?;
         let exchange = async {
             let sent = self.client.request(request).await;
@@ -187,15 +207,14 @@ impl Admin {
         };
         // The timer wants a runtime around it.
         let answered = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, exchange).await });
-        let (head, body) = match answered {
-            Ok(Ok(answer)) => answer,
-            Ok(Err((unsent, why))) => return Err(self.unreachable(unsent || method.is_safe(), &why)),
+        match answered {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err((unsent, why))) => Err(self.unreachable(unsent || method.is_safe(), &why)),
             Err(_) => {
                 let why = format!("no answer within {PATIENCE:?}");
-                return Err(self.unreachable(method.is_safe(), &why));
+                Err(self.unreachable(method.is_safe(), &why))
             }
-        };
-        self.judge(head.status, is_problem(&head.headers), &body)
+        }
     }
 
     fn request(

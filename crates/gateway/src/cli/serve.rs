@@ -16,7 +16,7 @@ use crate::config::{Loaded, LogFormat};
 use crate::edge::{Plane, accept, listen};
 use crate::log::Log;
 use crate::reload::{self, Refused, Source};
-use crate::{Gateway, control, fleet};
+use crate::{Gateway, control, fleet, usage};
 
 /// After the signal to end, new connections are still accepted for this long: load balancers need it to notice.
 const STILL_ACCEPTING: Duration = Duration::from_secs(5);
@@ -112,6 +112,7 @@ where
         tokio::spawn(watch_store(gateway.clone()));
         tokio::spawn(reload::follow(gateway.clone()));
         tokio::spawn(fleet::run(gateway.clone()));
+        tokio::spawn(usage::run(gateway.clone()));
         let holder = gateway.clone();
         tokio::spawn(async move { holder.control.follow(holder.ending.clone()).await });
         started(gateway.clone()).await;
@@ -126,8 +127,15 @@ where
         if tokio::time::timeout(LAST_WORDS, gateway.limits.flush()).await.is_err() {
             tracing::warn!("the store of limits does not answer: some estimates stand");
         }
-        // The last requests are in the totals of the fleet, if anybody hears it.
-        let _ = tokio::time::timeout(LAST_WORDS, fleet::tell(&gateway)).await;
+        // The last requests are in the totals of the fleet and in the usage, if anybody hears it.
+        let _ = tokio::time::timeout(LAST_WORDS, async {
+            tokio::join!(fleet::tell(&gateway), usage::flush_last(&gateway))
+        })
+        .await;
+        let rows = gateway.ledger.usage.waiting().await;
+        if rows > 0 {
+            tracing::warn!(rows, "usage of the last requests could not be written: it is lost");
+        }
     });
     runtime.shutdown_timeout(LAST_WORDS);
     last.flush(LOG_PATIENCE);

@@ -42,6 +42,7 @@ pub(super) fn text(kind: &Kind, text: &str) -> Result<(), Fault> {
         Kind::Username => redis_url::username(text),
         Kind::Password => redis_url::password(text),
         Kind::Prefix => redis_url::prefix(text),
+        Kind::MetricsPrefix => scalar::metrics_prefix(text).map(drop),
         Kind::File => scalar::name(text),
         Kind::Date => scalar::date(text).map(drop),
         Kind::Endpoint => scalar::endpoint(text),

@@ -24,6 +24,7 @@ pub(super) const ROOT: Section = Section {
         key("server", Kind::Map(&SERVER), WhenAbsent::Section, "Listeners and bounds on input."),
         key("dependencies", Kind::Map(&DEPENDENCIES), Nothing, "Servers that the gateway uses."),
         key("settings", Kind::Map(&SETTINGS), WhenAbsent::Section, "Behaviour that is not about one rule."),
+        key("telemetry", Kind::Map(&TELEMETRY), WhenAbsent::Section, "What is told to monitoring."),
         key(
             "tiers",
             Kind::Named { of: &TIER, max: RULES_MAX },
@@ -192,8 +193,31 @@ pub(super) const SETTINGS: Section = Section {
             Text("1s"),
             "At the latest after this time an instance knows what was changed on another.",
         ),
+        key(
+            "usage_hours",
+            Kind::Duration { min: 24 * HOUR, max: 400 * 24 * HOUR },
+            Text("35d"),
+            "How long it is kept what was used in each hour.",
+        ),
+        key(
+            "usage_days",
+            Kind::Duration { min: 24 * HOUR, max: 3_660 * 24 * HOUR },
+            Text("400d"),
+            "How long it is kept what was used on each day.",
+        ),
         key("log_format", Kind::OneOf(&["json", "text"]), Text("json"), "How log lines look."),
     ],
+};
+
+/// `telemetry`.
+pub(super) const TELEMETRY: Section = Section {
+    name: "telemetry",
+    keys: &[key(
+        "metrics_prefix",
+        Kind::MetricsPrefix,
+        Text("tollgate_"),
+        "What names of metrics begin with, but for process_*.",
+    )],
 };
 
 const WHEN_DOWN: Kind = Kind::OneOf(&["share", "open", "closed"]);

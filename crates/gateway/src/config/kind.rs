@@ -81,6 +81,8 @@ pub(super) enum Kind {
     Password,
     /// What keys begin with.
     Prefix,
+    /// What names of metrics begin with.
+    MetricsPrefix,
     /// The path of a file; read where it is needed.
     File,
     Date,

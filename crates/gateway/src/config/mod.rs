@@ -11,6 +11,7 @@ mod keys;
 mod kind;
 mod load;
 mod outside;
+mod overlap;
 mod parse;
 mod pem;
 mod problem;
@@ -33,6 +34,7 @@ pub use load::{Environment, Loaded, load};
 pub use outside::{
     Fault, Known, date, duration, key_limits, name, network, over_rule, sha256, table_of_names,
 };
+pub use overlap::{MET_MAX, Overlap, Overlaps, Who};
 pub use parse::FILE_BYTES_MAX;
 pub use problem::{Problem, Severity};
 pub use schema::schema;
@@ -54,6 +56,8 @@ pub struct Config {
     pub redis: Option<Redis>,
     /// Behaviour that is not about one rule.
     pub settings: Settings,
+    /// What is told to monitoring.
+    pub telemetry: Telemetry,
     /// Whether a caller needs a key.
     pub auth: Auth,
     /// Tiers and limits, in the order of the file, tiers first.
@@ -190,6 +194,24 @@ pub struct Settings {
     pub instances: u32,
     /// Refuses to start with a Redis that may evict counters.
     pub require_noeviction: bool,
+    /// How long it is known what was used.
+    pub usage: Retention,
+}
+
+/// How long it is kept what was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// By the hour.
+    pub hours: Duration,
+    /// By the day.
+    pub days: Duration,
+}
+
+/// `telemetry`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Telemetry {
+    /// What names of metrics begin with, without the underscore that follows it.
+    pub metrics_prefix: String,
 }
 
 /// `settings.state`; absent where the file says `none`, and without a file.
@@ -296,6 +318,13 @@ pub struct Key {
     pub user: Option<Arc<User>>,
     /// What it has beyond, or in place of, what its user has.
     pub own: Own,
+}
+
+impl Key {
+    /// Its team, else its user's.
+    pub fn team(&self) -> Option<&str> {
+        self.own.team.as_deref().or_else(|| self.user.as_ref()?.team.as_deref())
+    }
 }
 
 /// What a key has of its own. Only keys that the admin API made have any.

@@ -173,6 +173,10 @@ pub fn sha256(text: &str) -> Result<[u8; 32], Fault> {
 /// `endpoint:/v1/…`, which the fixed `PUT /admin/rate-limit/config` sets, or what the file allows.
 fn rule_name(name: &str) -> Result<(), scalar::Fault> {
     match name.strip_prefix("endpoint:") {
+        // The admin API has those two after names.
+        Some(path) if ["/history", "/rollback"].iter().any(|ending| path.ends_with(ending)) => {
+            scalar::fault("is no endpoint that is limited", "")
+        }
         Some(path) if name.len() <= 128 && !path.contains('"') => scalar::endpoint(path),
         Some(_) => scalar::fault("is too long or has quotes", "at most 128 bytes"),
         None => scalar::rule_name(name),

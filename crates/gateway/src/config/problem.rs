@@ -62,6 +62,14 @@ pub struct Problem {
     pub help: String,
 }
 
+impl Problem {
+    /// A fault of a file as a whole; `path`: what it is about.
+    pub fn of_whole(file: &str, path: &str, message: String, help: String) -> Self {
+        let (file, path, line, col) = (file.to_owned(), path.to_owned(), 1, 1);
+        Self { severity: Severity::Error, file, line, col, path, message, help }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.file)?;

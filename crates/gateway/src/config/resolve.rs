@@ -10,7 +10,7 @@ use super::problem::{Origin, Problems, quoted, suggest};
 use super::review::{self, Whole};
 use super::scalar::{self, Fault};
 use super::tree::{Node, Scalar, Value};
-use super::{AdminKey, Auth, Config, LogFormat, Role, Secret, Server, Settings, State};
+use super::{AdminKey, Auth, Config, LogFormat, Retention, Role, Secret, Server, Settings, State, Telemetry};
 use super::{resolve_models, resolve_redis, resolve_rules, resolve_users};
 
 /// What `settings.state` is where nothing is to be kept.
@@ -28,6 +28,7 @@ pub(super) fn resolve(root: &Node, api_keys: &[Node], problems: &mut Problems) -
     let redis = resolve_redis::redis(root, problems);
     let auth = auth(root);
     let settings = settings(root);
+    let telemetry = telemetry(root);
     let whole = Whole {
         root,
         rules: &rules,
@@ -44,6 +45,7 @@ pub(super) fn resolve(root: &Node, api_keys: &[Node], problems: &mut Problems) -
         server: server?,
         redis,
         settings: settings?,
+        telemetry: telemetry?,
         auth: auth?,
         rules,
         users: users.users,
@@ -273,6 +275,11 @@ fn auth(root: &Node) -> Option<Auth> {
     }
 }
 
+fn telemetry(root: &Node) -> Option<Telemetry> {
+    let prefix = |text: &str| scalar::metrics_prefix(text).map(str::to_owned);
+    Some(Telemetry { metrics_prefix: read(&root.get("telemetry")?.value, "metrics_prefix", prefix)? })
+}
+
 fn settings(root: &Node) -> Option<Settings> {
     let node = &root.get("settings")?.value;
     let log_format = match node.get("log_format")?.value.as_text()? {
@@ -290,5 +297,9 @@ fn settings(root: &Node) -> Option<Settings> {
         log_format,
         instances: u32::try_from(integer(node, SETTINGS.key("instances")?)?).ok()?,
         require_noeviction: read(node, "require_noeviction", scalar::boolean)?,
+        usage: Retention {
+            hours: duration(node, SETTINGS.key("usage_hours")?)?,
+            days: duration(node, SETTINGS.key("usage_days")?)?,
+        },
     })
 }

@@ -22,6 +22,8 @@ pub(super) struct Users {
     pub(super) teams: Index,
     /// Path of the first key with this hash.
     hashes: HashMap<[u8; 32], String>,
+    /// The same by id.
+    ids: HashMap<String, String>,
 }
 
 /// Reads `users`.
@@ -93,11 +95,16 @@ impl Users {
             };
             return problems.error(at, &path, message, "a key has one owner");
         }
-        self.hashes.insert(hash, path);
-        let digits = hash.iter().take(KEY_ID_DIGITS / 2).map(|byte| format!("{byte:02x}"));
+        let id: String = hash.iter().take(KEY_ID_DIGITS / 2).map(|byte| format!("{byte:02x}")).collect();
+        if let Some(first) = self.ids.get(&id) {
+            let message = format!("its id, {KEY_ID_DIGITS} digits of its hash, is that of {first}");
+            return problems.error(at.unwrap_or(node.at), &path, message, "make another key");
+        }
+        self.hashes.insert(hash, path.clone());
+        self.ids.insert(id.clone(), path);
         self.keys.push(Key {
             hash,
-            id: digits.collect(),
+            id,
             name: read(node, "name", |text| scalar::name(text).map(|()| text.to_owned())),
             expires: read(node, "expires", scalar::date),
             revoked: false,

@@ -10,6 +10,8 @@ use tollgate_limiter::{Algorithm, Dimension};
 
 /// Characters of a name.
 pub(super) const NAME_CHARS_MAX: usize = 128;
+/// The longest beginning of names of metrics.
+const METRICS_PREFIX_BYTES_MAX: usize = 64;
 /// Bytes of a key.
 const KEY_BYTES_MAX: usize = 512;
 /// Bytes of a URL.
@@ -195,6 +197,22 @@ pub(super) fn rule_name(text: &str) -> Result<(), Fault> {
         return fault("cannot name a rule or tier", "allowed: 1 to 64 of a-z A-Z 0-9 - _ .");
     }
     Ok(())
+}
+
+/// What names of metrics begin with, without the underscore that follows it: `tollgate` for `tollgate` and `tollgate_`.
+pub(super) fn metrics_prefix(text: &str) -> Result<&str, Fault> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
+    let prefix = text.trim_end_matches('_');
+    if prefix.is_empty()
+        || text.len() > METRICS_PREFIX_BYTES_MAX
+        || text.starts_with(|c: char| c.is_ascii_digit())
+        || !text.chars().all(fits)
+    {
+        let help =
+            format!("allowed: 1 to {METRICS_PREFIX_BYTES_MAX} of a-z A-Z 0-9 _ :, and no digit in front");
+        return fault("cannot begin names of metrics", help);
+    }
+    Ok(prefix)
 }
 
 /// A secret that travels in a header.

@@ -73,6 +73,7 @@ fn kind(of: &Kind, definitions: &mut Map<String, Json>) -> Json {
             json!({ "type": ["string", "number"] })
         }
         Kind::Url => text("^https?://"),
+        Kind::MetricsPrefix => text("^[a-zA-Z_:][a-zA-Z0-9_:]*$"),
         Kind::Date => text("^[0-9]{4}-[0-9]{2}-[0-9]{2}"),
         Kind::Endpoint => text("^/"),
         Kind::OneOf(words) => words_of(words.iter().copied()),

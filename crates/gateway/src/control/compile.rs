@@ -1,6 +1,6 @@
 //! Configuration and control data together: what holds for requests.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -10,41 +10,11 @@ use tollgate_limiter::Limit;
 use super::records::{Ban, BanSubject, KeyRecord, UserRecord};
 use super::time::Time;
 use super::value::{Control, Record};
-use crate::config::{self, Config, Key, Known, Own, Rule, User};
+use crate::config::{self, Config, Key, Known, Own, User};
 use crate::identity::Caller;
 
 /// The name under which limits are counted and reported that a key has of its own. No rule of a file can have it.
 pub const KEY_RULE: &str = "key:own";
-
-/// The rules that hold, and what is wrong with those that cannot.
-pub struct Merged {
-    /// In the order of the file; what operators added comes last.
-    pub rules: Vec<Rule>,
-    /// Rules of operators that mean nothing under this configuration: name, and why.
-    pub idle: Vec<(String, String)>,
-}
-
-/// The rules of the file with those over them that hold now.
-pub fn merged(config: &Config, control: &Control) -> Merged {
-    let mut merged = Merged { rules: config.rules.clone(), idle: Vec::new() };
-    if control.limits.is_empty() {
-        return merged;
-    }
-    let known = known(config, control);
-    for (name, record) in control.limits.iter().filter(|(_, record)| record.value.holds()) {
-        match config::over_rule(config, &known, name, &record.value.spec) {
-            Ok(rule) => match merged.rules.iter_mut().find(|there| there.name == *name) {
-                Some(there) => *there = rule,
-                None => merged.rules.push(rule),
-            },
-            Err(problems) => {
-                let why: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                merged.idle.push((name.clone(), why.join("\n")));
-            }
-        }
-    }
-    merged
-}
 
 /// Everything that rules, keys and users may refer to.
 pub fn known(config: &Config, control: &Control) -> Known {
@@ -57,9 +27,21 @@ pub fn known(config: &Config, control: &Control) -> Known {
     config::table_of_names(config, added.iter())
 }
 
-/// Every key by its hash: those of operators, and over them those of the file.
-pub fn keys(config: &Config, control: &Control) -> HashMap<[u8; 32], Arc<Key>> {
+/// Every key that is known.
+pub struct Keys {
+    /// By hash.
+    pub by_hash: HashMap<[u8; 32], Arc<Key>>,
+    /// Ids of keys of operators in whose place the file has one, and what holds then.
+    pub displaced: BTreeMap<String, &'static str>,
+}
+
+/// Every key: those of operators, and over them those of the file. A key of the file that operators have revoked stays so;
+/// and of two keys with one id only that of the file is accepted, or they would share limits and bans.
+pub fn keys(config: &Config, control: &Control) -> Keys {
     let mut keys = HashMap::with_capacity(config.keys.len() + control.keys.len());
+    let mut displaced = BTreeMap::new();
+    let of_file: HashMap<&str, &Key> = config.keys.iter().map(|key| (key.id.as_str(), key)).collect();
+    keys.extend(config.keys.iter().map(|key| (key.hash, Arc::new(key.clone()))));
     let models: HashMap<&str, &str> = config
         .models
         .iter()
@@ -73,20 +55,31 @@ pub fn keys(config: &Config, control: &Control) -> HashMap<[u8; 32], Arc<Key>> {
         config::key_limits(KEY_RULE, config.settings.defaults, quotas).unwrap_or_default()
     };
     for (id, record) in control.keys.iter() {
+        if let Some(theirs) = of_file.get(id.as_str()) {
+            let revoked = record.value.revoked.is_some();
+            let what = match theirs.hash == record.value.hash {
+                _ if revoked => "it is in the file too, and stays revoked",
+                true => "it is in the file too, which says what holds for it",
+                false => "another key with its id is in the file: it is refused",
+            };
+            displaced.insert(id.clone(), what);
+            if revoked {
+                keys.insert(theirs.hash, Arc::new(Key { revoked, ..(*theirs).clone() }));
+            }
+            continue;
+        }
         let quotas = record.value.limits.as_slice();
         let limits = match quotas {
             [] => Vec::new(),
             quotas => limits.entry(quotas).or_insert_with(|| read(quotas)).clone(),
         };
         let (key, previous) = key(&models, &users, limits, id, &record.value);
-        if let Some(previous) = previous {
-            keys.insert(previous.hash, Arc::new(previous));
+        // A key that was rotated has no longer the id that its hash would give: the file has the last word.
+        for key in previous.into_iter().chain([key]) {
+            keys.entry(key.hash).or_insert_with(|| Arc::new(key));
         }
-        keys.insert(key.hash, Arc::new(key));
     }
-    // The file has the last word.
-    keys.extend(config.keys.iter().map(|key| (key.hash, Arc::new(key.clone()))));
-    keys
+    Keys { by_hash: keys, displaced }
 }
 
 fn users<'a>(

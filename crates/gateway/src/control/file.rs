@@ -9,14 +9,20 @@ use redb::backends::InMemoryBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
 
 use super::NotePlace;
+use super::usage::{self, Batch, Bucket, Counts};
 use super::value::{Kind, Row};
+use crate::config::Retention;
 
-/// `format`, `version`, `epoch`.
+/// `format`, `version`, `epoch`; `usage`: writer and number of the last batch.
 const ABOUT: TableDefinition<'_, &str, &str> = TableDefinition::new("tollgate-control");
 /// Kind and id to version and JSON.
 const ROWS: TableDefinition<'_, (&str, &str), (u64, &str)> = TableDefinition::new("records");
 /// Version and place in it to JSON.
 const AUDIT: TableDefinition<'_, (u64, u64), &str> = TableDefinition::new("audit");
+/// Span, its start and row to counts. The row of no name has the number of the others.
+const USAGE: TableDefinition<'_, (&str, u64, &str), &str> = TableDefinition::new("usage");
+
+type UsageTable<'a> = redb::Table<'a, (&'static str, u64, &'static str), &'static str>;
 
 /// The form of what is in it. Another one is refused.
 const FORMAT: &str = "1";
@@ -144,6 +150,50 @@ impl File {
         })
     }
 
+    /// Adds a batch of usage, unless it was added before, and forgets what is older than `retention`.
+    pub(super) fn add_usage(&self, batch: &Batch, retention: &Retention) -> Result<(), String> {
+        let writer = format!("{} ", batch.writer);
+        self.written(|write| {
+            let last = write.open_table(ABOUT)?.get("usage")?.and_then(|last| {
+                last.value().strip_prefix(&writer).and_then(|number| number.parse::<u64>().ok())
+            });
+            if last.is_some_and(|last| batch.number <= last) {
+                return Ok(());
+            }
+            set(write, "usage", &format!("{writer}{}", batch.number))?;
+            let mut table = write.open_table(USAGE)?;
+            for bucket in batch.buckets() {
+                add(&mut table, bucket, batch)?;
+                let kept = bucket.span.kept(retention).as_secs() + bucket.span.seconds();
+                let (span, oldest) = (bucket.span.as_str(), bucket.start.saturating_sub(kept));
+                table.retain_in((span, 0, "")..(span, oldest, ""), |_, _| false)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Rows of one hour or day and their counts, in the order of rows.
+    pub(super) fn usage(&self, bucket: Bucket) -> Result<Vec<(String, String)>, String> {
+        self.read(|| {
+            let read = self.database.begin_read()?;
+            let table = match read.open_table(USAGE) {
+                // A file of an earlier version, to which nothing was added yet.
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                table => table?,
+            };
+            let Bucket { span, start } = bucket;
+            let rows = table.range((span.as_str(), start, "")..(span.as_str(), start + 1, ""))?;
+            let rows = rows.map(|entry| {
+                let (key, counts) = entry?;
+                Ok((key.value().2.to_owned(), counts.value().to_owned()))
+            });
+            let named = |entry: &Result<(String, String), redb::Error>| {
+                entry.as_ref().map_or(true, |(row, _)| !row.is_empty())
+            };
+            rows.filter(named).collect()
+        })
+    }
+
     fn read<T>(&self, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, String> {
         work().map_err(|error| format!("`{}` cannot be read: {error}", self.name))
     }
@@ -182,6 +232,29 @@ fn put(write: &WriteTransaction, rows: &[Row]) -> Result<(), redb::Error> {
             None => drop(table.remove(key)?),
         }
     }
+    Ok(())
+}
+
+fn add(table: &mut UsageTable<'_>, bucket: Bucket, batch: &Batch) -> Result<(), redb::Error> {
+    let (span, start) = (bucket.span.as_str(), bucket.start);
+    let number = table.get((span, start, ""))?;
+    let mut number: u64 = number.and_then(|number| number.value().parse().ok()).unwrap_or(0);
+    for (row, counts) in &batch.rows {
+        let mut row = row.text();
+        let there = |row: &str| -> Result<Option<Counts>, redb::Error> {
+            Ok(table.get((span, start, row))?.map(|counts| Counts::parse(counts.value())))
+        };
+        let mut before = there(&row)?;
+        if before.is_none() && number >= usage::ROWS_MAX {
+            row = usage::Row::other().text();
+            before = there(&row)?;
+        }
+        number += u64::from(before.is_none());
+        let mut sum = before.unwrap_or_default();
+        sum += *counts;
+        table.insert((span, start, row.as_str()), sum.text().as_str())?;
+    }
+    table.insert((span, start, ""), number.to_string().as_str())?;
     Ok(())
 }
 
@@ -249,5 +322,72 @@ fn refusal(name: &str, error: &redb::Error) -> FileError {
         )),
         redb::Error::Corrupted(why) => refused(format!("is damaged, or no file of ours: {why}")),
         other => refused(format!("cannot be opened: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::usage::{COUNT_MAX, Row as UsageRow, Span};
+    use super::*;
+
+    const HOUR: u64 = 3_600;
+    const DAY: u64 = 86_400;
+    const RETENTION: Retention =
+        Retention { hours: Duration::from_secs(2 * DAY), days: Duration::from_secs(10 * DAY) };
+
+    fn batch(number: u64, hour: u64, rows: &[(&str, u64)]) -> Batch {
+        let row = |user: &str| UsageRow { user: Some(user.to_owned()), ..UsageRow::default() };
+        let counts = |input| Counts { requests: 1, input, ..Counts::default() };
+        let rows = rows.iter().map(|(user, input)| (row(user), counts(*input))).collect();
+        Batch { writer: "w".to_owned(), number, hour, rows }
+    }
+
+    /// Tokens read in an hour or a day.
+    fn input(file: &File, span: Span, start: u64) -> u64 {
+        let rows = file.usage(Bucket { span, start }).unwrap();
+        rows.iter().map(|(_, counts)| Counts::parse(counts).input).sum()
+    }
+
+    #[test]
+    fn usage_goes_to_its_hour_and_its_day_once() {
+        let file = File::in_memory().unwrap();
+        let start = 20_000 * DAY;
+        assert_eq!(input(&file, Span::Day, start), 0);
+        for batch in [
+            batch(1, start, &[("alice", 1), ("bob", 2)]),
+            // Its acknowledgement was lost.
+            batch(1, start, &[("alice", 1), ("bob", 2)]),
+            batch(2, start + 23 * HOUR, &[("alice", 4)]),
+            batch(3, start + DAY, &[("alice", 8)]),
+            batch(2, start + 23 * HOUR, &[("alice", 4)]),
+            Batch { writer: "another".to_owned(), ..batch(1, start + DAY, &[("alice", COUNT_MAX)]) },
+        ] {
+            file.add_usage(&batch, &RETENTION).unwrap();
+        }
+        assert_eq!(input(&file, Span::Hour, start), 3);
+        assert_eq!(input(&file, Span::Hour, start + 23 * HOUR), 4);
+        assert_eq!(input(&file, Span::Day, start), 7);
+        assert_eq!(input(&file, Span::Day, start + DAY), COUNT_MAX);
+        assert_eq!(file.usage(Bucket { span: Span::Day, start }).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn usage_is_forgotten_when_its_time_is_over() {
+        let file = File::in_memory().unwrap();
+        for hour in 0..20 * 24 {
+            file.add_usage(&batch(hour + 1, hour * HOUR, &[("alice", 1)]), &RETENTION).unwrap();
+        }
+        let (now, today) = ((20 * 24 - 1) * HOUR, 19 * DAY);
+        for (ago, kept) in [(0, 1), (48, 1), (49, 1), (50, 0), (400, 0)] {
+            assert_eq!(input(&file, Span::Hour, now - ago * HOUR), kept, "{ago} hours ago");
+        }
+        for (ago, kept) in [(0, 24), (10, 24), (11, 24), (12, 0), (19, 0)] {
+            assert_eq!(input(&file, Span::Day, today - ago * DAY), kept, "{ago} days ago");
+        }
+        let read = file.database.begin_read().unwrap();
+        let rows = redb::ReadableTableMetadata::len(&read.open_table(USAGE).unwrap()).unwrap();
+        assert_eq!(rows, 2 * (50 + 12), "a row and how many there are, for each");
     }
 }

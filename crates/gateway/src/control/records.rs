@@ -23,6 +23,10 @@ pub trait Stored: Serialize + DeserializeOwned {
     fn table(control: &Control) -> &Table<Self>
     where
         Self: Sized;
+    /// The same, to be changed.
+    fn table_mut(control: &mut Control) -> &mut Table<Self>
+    where
+        Self: Sized;
     /// As operators and the audit see it: without what nobody needs to know.
     fn shown(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
@@ -84,6 +88,9 @@ impl Stored for KeyRecord {
     fn table(control: &Control) -> &Table<Self> {
         &control.keys
     }
+    fn table_mut(control: &mut Control) -> &mut Table<Self> {
+        &mut control.keys
+    }
     fn shown(&self) -> Value {
         let mut shown = serde_json::to_value(self).unwrap_or_default();
         if let Some(fields) = shown.as_object_mut() {
@@ -118,6 +125,9 @@ impl Stored for UserRecord {
     fn table(control: &Control) -> &Table<Self> {
         &control.users
     }
+    fn table_mut(control: &mut Control) -> &mut Table<Self> {
+        &mut control.users
+    }
 }
 
 /// Who is let in no more.
@@ -146,6 +156,9 @@ impl Stored for Ban {
     const KIND: Kind = Kind::Ban;
     fn table(control: &Control) -> &Table<Self> {
         &control.bans
+    }
+    fn table_mut(control: &mut Control) -> &mut Table<Self> {
+        &mut control.bans
     }
 }
 
@@ -233,6 +246,9 @@ impl Stored for LimitOverride {
     fn table(control: &Control) -> &Table<Self> {
         &control.limits
     }
+    fn table_mut(control: &mut Control) -> &mut Table<Self> {
+        &mut control.limits
+    }
 }
 
 impl LimitOverride {
@@ -257,6 +273,9 @@ impl Stored for Drain {
     fn table(control: &Control) -> &Table<Self> {
         &control.drains
     }
+    fn table_mut(control: &mut Control) -> &mut Table<Self> {
+        &mut control.drains
+    }
 }
 
 /// A subject whose counters were cleared. The id of the record is the subject; what it says is when. Instances forget what
@@ -271,6 +290,9 @@ impl Stored for Clear {
     const KIND: Kind = Kind::Clear;
     fn table(control: &Control) -> &Table<Self> {
         &control.clears
+    }
+    fn table_mut(control: &mut Control) -> &mut Table<Self> {
+        &mut control.clears
     }
 }
 

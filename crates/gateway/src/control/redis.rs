@@ -243,7 +243,16 @@ impl Redis {
 
     /// All keys are in one slot.
     pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Unavailable> {
-        self.dial.ask(&self.keys[0], command).await
+        self.ask_about(&self.keys[0], command).await
+    }
+
+    /// Asks the server that a key is on.
+    pub(super) async fn ask_about<T: FromRedisValue>(
+        &self,
+        key: &str,
+        command: &Cmd,
+    ) -> Result<T, Unavailable> {
+        self.dial.ask(key, command).await
     }
 }
 

@@ -23,6 +23,11 @@ impl Time {
         Self(since.as_secs() + u64::from(since.subsec_nanos() > 0))
     }
 
+    /// Since 1970.
+    pub fn unix_seconds(self) -> u64 {
+        self.0
+    }
+
     /// How long until then.
     pub fn wait(self) -> Duration {
         SystemTime::from(self).duration_since(SystemTime::now()).unwrap_or_default()

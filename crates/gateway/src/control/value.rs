@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::history::History;
 use super::records::{Ban, Clear, Drain, KeyRecord, LimitOverride, Stored, UserRecord};
 use super::time::Time;
 
@@ -24,11 +25,14 @@ pub enum Kind {
     Drain,
     /// [`Clear`]
     Clear,
+    /// [`History`]
+    History,
 }
 
 impl Kind {
     /// All of them, in the order in which stores number them.
-    pub const ALL: [Self; 6] = [Self::Key, Self::User, Self::Ban, Self::Limit, Self::Drain, Self::Clear];
+    pub const ALL: [Self; 7] =
+        [Self::Key, Self::User, Self::Ban, Self::Limit, Self::Drain, Self::Clear, Self::History];
 
     /// As in the names of stores and of the audit: `keys`.
     pub fn as_str(self) -> &'static str {
@@ -39,6 +43,7 @@ impl Kind {
             Self::Limit => "limits",
             Self::Drain => "drains",
             Self::Clear => "clears",
+            Self::History => "histories",
         }
     }
 
@@ -90,6 +95,8 @@ pub struct Control {
     pub drains: Table<Drain>,
     /// By subject; the latest ones.
     pub clears: Table<Clear>,
+    /// By name of the rule, of those that are gone, too.
+    pub histories: Table<History>,
 }
 
 impl Control {
@@ -110,6 +117,7 @@ impl Control {
                 Kind::Limit => put(&mut next.limits, row),
                 Kind::Drain => put(&mut next.drains, row),
                 Kind::Clear => put(&mut next.clears, row),
+                Kind::History => put(&mut next.histories, row),
             }
         }
         next
@@ -124,6 +132,7 @@ impl Control {
         add(&mut rows, &self.limits);
         add(&mut rows, &self.drains);
         add(&mut rows, &self.clears);
+        add(&mut rows, &self.histories);
         rows
     }
 }

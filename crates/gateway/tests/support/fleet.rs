@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{Provider, Redis, SOON, Tollgate, chat_config, openai, post, request};
+use super::{Provider, Redis, SOON, Tollgate, chat_config, get, openai, post, request};
 
 pub const CHAT: &str = "/v1/chat/completions";
 
@@ -88,6 +88,26 @@ impl Fleet {
             }
             assert!(started.elapsed() < SOON, "{limit}: used {used}, not {wanted}");
             tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Waits until every gateway tells of so many requests and tokens in all; of what another one has counted within the
+    /// last second it does not know yet.
+    pub async fn usage_becomes(&self, requests: u64, tokens: u64) {
+        for gateway in &self.gateways {
+            let started = Instant::now();
+            loop {
+                let said = get(gateway.admin, "/admin/usage?by=model").await.json();
+                let lines = said["data"].as_array().unwrap_or_else(|| panic!("{said}"));
+                let sum =
+                    |of: fn(&Value) -> &Value| lines.iter().filter_map(|line| of(line).as_u64()).sum::<u64>();
+                let told = (sum(|line| &line["requests"]), sum(|line| &line["tokens"]["total"]));
+                if told == (requests, tokens) {
+                    break;
+                }
+                assert!(started.elapsed() < SOON, "{told:?}, not {requests} requests and {tokens} tokens");
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
         }
     }
 

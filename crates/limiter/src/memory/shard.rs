@@ -191,6 +191,17 @@ impl Shard {
         }
     }
 
+    /// The names of all subjects.
+    pub(super) fn texts(&self) -> Vec<Arc<str>> {
+        self.subjects.keys().map(|key| key.text.clone()).collect()
+    }
+
+    /// The ids of the limits that a subject has counters of.
+    pub(super) fn limits_of(&self, key: &Key) -> Vec<String> {
+        let counters = self.subjects.get(key).into_iter().flat_map(|counters| &counters.list);
+        counters.map(|counter| counter.limit.id().to_owned()).collect()
+    }
+
     /// Subjects in both classes, and how many were forgotten with something in use.
     pub(super) fn occupancy(&self) -> Occupancy {
         Occupancy {

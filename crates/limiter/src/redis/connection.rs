@@ -277,6 +277,26 @@ impl Connection {
         Ok(all.unwrap_or_default())
     }
 
+    /// Sends a command to the master of this number, and says whether there is one after it; `None`: there is no such.
+    pub(super) async fn ask_one(
+        &self,
+        number: usize,
+        command: &Cmd,
+    ) -> Result<Option<(Value, bool)>, StoreError> {
+        let until = Instant::now() + self.deadline;
+        let nodes = match &self.home.servers {
+            Way::One(node) => vec![node.clone()],
+            Way::Cluster(cluster) => cluster.masters(until).await?,
+        };
+        let Some(node) = nodes.get(number).cloned() else { return Ok(None) };
+        let command = command.clone();
+        let asked = self
+            .runtime()
+            .spawn(async move { node.ask(until, Question::Command(&command), Slot::Owned).await });
+        let answer = asked.await.map_err(|_| StoreError::Lost)??;
+        Ok(Some((answer, number + 1 < nodes.len())))
+    }
+
     async fn ask_all(&self, command: &Cmd) -> Result<Vec<Value>, StoreError> {
         let until = Instant::now() + self.deadline;
         let nodes = match &self.home.servers {

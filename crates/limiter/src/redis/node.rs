@@ -184,7 +184,8 @@ impl Node {
                 self.0.changed(Some("it does not answer".to_string()));
             }
             if !link.answers() && self.0.is_current(link) {
-                self.0.reconnect();
+                // It may answer after all before there is another one; where somebody else helps out, nobody waits.
+                if self.0.ground.alone { self.0.reconnect() } else { self.0.lost(link) }
             }
             return Err(StoreError::Timeout);
         };

@@ -10,10 +10,7 @@ use crate::quota::Algorithm;
 use crate::reservation::Standing;
 use crate::scope::Subject;
 use crate::spec::Rate;
-use crate::store::StoreError;
-
-/// The most charges that one request may meet.
-pub(super) const CHARGES_MAX: usize = 64;
+use crate::store::{CHARGES_MAX, StoreError};
 
 /// Two requests with equal plans meet the same counters at the same terms: they differ in their amounts only.
 #[derive(Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use tollgate_limiter::{Limit, Unit};
 
 use super::super::problem::{Problems, quoted};
 use super::super::{Model, Rule};
-use super::{Whole, callers, is_for};
+use super::{Whole, callers};
 
 /// Callers looked at for all rules together; past that, every model counts as one they may use.
 const LOOKS_MAX: usize = 20_000_000;
@@ -52,9 +52,9 @@ fn met<'a>(
 ) -> BTreeSet<&'a str> {
     // What callers may use; `None`: everything.
     let mut allowed: Option<BTreeSet<&str>> = Some(BTreeSet::new());
-    for caller in callers(whole).filter(|caller| is_for(&rule.matches, caller)) {
+    for (_, models) in callers(whole).filter(|(who, _)| who.is_meant(&rule.matches)) {
         *budget = budget.saturating_sub(1);
-        match (caller.models, &mut allowed) {
+        match (models, &mut allowed) {
             (Some(models), Some(allowed)) if *budget > 0 => allowed.extend(models.iter().map(String::as_str)),
             _ => {
                 allowed = None;

@@ -175,6 +175,7 @@ fn the_schema_lists_every_key() {
         "redis",
         "redis_tls",
         "settings",
+        "telemetry",
         "tier",
         "limit",
         "match",

@@ -21,7 +21,7 @@ fn keys() {
         (
             "sever: {}\n",
             &[
-                "t.yml:1:1: sever: unknown key; did you mean `server`? allowed: server, dependencies, settings, tiers, limits, auth, users, models",
+                "t.yml:1:1: sever: unknown key; did you mean `server`? allowed: server, dependencies, settings, telemetry, tiers, limits, auth, users, models",
             ],
         ),
         ("server: []\n", &["t.yml:1:9: server: expected keys and values, found a list"]),
@@ -37,7 +37,7 @@ fn keys() {
         (
             "\"a\\e[31m\": 1\n",
             &[
-                "t.yml:1:1: a\\u{1b}[31m: unknown key; allowed: server, dependencies, settings, tiers, limits, auth, users, models",
+                "t.yml:1:1: a\\u{1b}[31m: unknown key; allowed: server, dependencies, settings, telemetry, tiers, limits, auth, users, models",
             ],
         ),
     ]);
@@ -443,4 +443,19 @@ fn environments() {
             "environment: TOLLGATE_ADMIN_KEY: the value is a well-known placeholder; make one with `openssl rand -hex 32`"
         ]
     );
+}
+
+#[test]
+fn names_of_metrics() {
+    let refused = |prefix: &str| said(&format!("telemetry: {{ metrics_prefix: '{prefix}' }}\n"));
+    let help = "allowed: 1 to 64 of a-z A-Z 0-9 _ :, and no digit in front";
+    for wrong in ["9lives", "a-b", "ü", "___", "a b"] {
+        let expected =
+            format!("t.yml:1:30: telemetry.metrics_prefix: `{wrong}` cannot begin names of metrics; {help}");
+        assert_eq!(refused(wrong), [expected]);
+    }
+    assert_eq!(refused(&"a".repeat(65)).len(), 1);
+    for right in ["acme", "acme_", "_a", "team:llm", &"a".repeat(64)] {
+        assert_eq!(refused(right), [""; 0], "{right}");
+    }
 }
