@@ -52,7 +52,7 @@ impl<B> Reply<B> {
     }
 }
 
-impl<B> From<Response<B>> for Reply<B> {
+impl<B: http_body::Body> From<Response<B>> for Reply<B> {
     fn from(response: Response<B>) -> Self {
         let (head, body) = response.into_parts();
         let of_connection =
@@ -60,6 +60,11 @@ impl<B> From<Response<B>> for Reply<B> {
         let mut fields = Lines::new();
         for (name, value) in head.headers.iter().filter(|(name, _)| !of_connection.contains(name)) {
             fields.add(name.as_str(), value.as_bytes());
+        }
+        // To a HEAD, without the body that it is about.
+        let length = head.headers.get(header::CONTENT_LENGTH).filter(|length| *length != "0");
+        if let (Some(length), Some(0)) = (length, body.size_hint().exact()) {
+            fields.add("content-length", length.as_bytes());
         }
         Self { status: head.status, fields, body }
     }

@@ -67,6 +67,8 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
                 before.extend_from_slice(b"content-length: 0\r\n");
             }
             _ if without_body(status) => {}
+            // The answer's own fields say how long it would be, if that is known.
+            (Some(0), _) if terms.head_only => {}
             (Some(length), _) => {
                 before.extend_from_slice(b"content-length: ");
                 before.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
