@@ -35,11 +35,11 @@ use axum::extract::State;
 use axum::middleware;
 use axum::response::{IntoResponse, Response as Answer};
 use axum::routing::{any, get};
+use bytes::Bytes;
 use http::header::{self, HeaderMap};
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tollgate_limiter::{Limit, WhenDown};
 use tower_service::Service;
 
@@ -48,7 +48,8 @@ use self::door::Door;
 use self::problem::Problem;
 use crate::Gateway;
 use crate::config::Role;
-use crate::relay::Body;
+use crate::error::BodyError;
+use crate::relay::{self, Body};
 
 /// What Prometheus sends its scrape's answer as.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -98,7 +99,10 @@ pub fn openapi() -> serde_json::Value {
 }
 
 /// Answers one request of an operator; `peer` is at the other end of its connection.
-pub async fn answer(mut router: Router, mut request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
+pub async fn answer<B>(mut router: Router, mut request: Request<B>, peer: IpAddr) -> relay::Reply
+where
+    B: http_body::Body<Data = Bytes, Error = BodyError> + Send + 'static,
+{
     request.extensions_mut().insert(Peer(peer));
     let answered = match router.call(request.map(axum::body::Body::new)).await {
         Ok(answered) => answered,
@@ -107,11 +111,11 @@ pub async fn answer(mut router: Router, mut request: Request<Incoming>, peer: Ip
     let (head, body) = answered.into_parts();
     if body.size_hint().exact().is_none() {
         // One that is told as it happens.
-        return Response::from_parts(head, Body::Open(Box::pin(body.map_err(io::Error::other))));
+        return Response::from_parts(head, Body::Open(Box::pin(body.map_err(io::Error::other)))).into();
     }
     // The others are whole, made in memory by the handlers above.
     let bytes = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    Response::from_parts(head, Body::plain(bytes))
+    Response::from_parts(head, Body::plain(bytes)).into()
 }
 
 /// Who is at the other end of a connection.

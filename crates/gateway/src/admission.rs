@@ -12,7 +12,6 @@ mod strangers;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::header::HeaderMap;
 use tollgate_limiter::{Decision, Reservation, Source, Standing, StoreError, Unit};
 
 pub use self::amounts::{Demand, Used, cost};
@@ -20,7 +19,7 @@ pub use self::counts::{Counts as LimitCounts, Said};
 pub use self::plan::{Plan, Plans};
 pub use self::standings::{Counters, shown};
 use crate::error::Error;
-use crate::headers;
+use crate::headers::{self, Lines};
 use crate::identity::Caller;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -40,7 +39,7 @@ pub async fn admit(
     plan: &Arc<Plan>,
     caller: &Caller,
     demand: Demand,
-) -> Result<(Admitted, HeaderMap), Error> {
+) -> Result<(Admitted, Lines), Error> {
     if let Some(rule) = plan.denied() {
         return Err(Error::Denied(rule.clone()));
     }

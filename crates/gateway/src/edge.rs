@@ -1,10 +1,12 @@
 //! Listeners, connections, drain: where sockets are.
 //!
-//! Our own accept loop on hyper, because the bounds that matter are per connection: how many, per address, how slow, how
+//! Our own accept loop, because the bounds that matter are per connection: how many, per address, how slow, how
 //! large. What happens inside a request is [`crate::pipeline`]'s.
 
 pub mod framing;
 pub mod guard;
+mod http1;
+mod rewound;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -16,13 +18,15 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::service::Service;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -30,13 +34,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::guard::{Exchanges, Guard, Held};
+use self::http1::Speaks;
+use self::rewound::Rewound;
 use crate::error::{BodyError, Error, raw_response};
-use crate::headers;
+use crate::headers::{self, Lines};
 use crate::identity::counted;
 use crate::ledger::{Entry, Outcome};
 use crate::metrics::{ByReason, OTHER};
 use crate::pipeline::Arrival;
-use crate::relay::Body;
+use crate::relay::{Body, Reply};
 use crate::upstream::Lane;
 use crate::{Gateway, admin, pipeline};
 
@@ -253,34 +259,43 @@ async fn serve(
         entry.outcome = Some(Outcome::Refused);
         raw_response(status, &violation.to_string(), &entry.request_id)
     });
-    let guard = Guard::new(socket, guard::Limits::default(), refuse);
+    let mut guard = Guard::new(socket, guard::Limits::default(), refuse);
     let closing = closing_of(&gateway, planes.plane);
-    let service =
-        Requests { gateway: gateway.clone(), exchanges: guard.exchanges(), peer: visit.peer, lane, planes };
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(WRITE_BYTES_MAX);
+    let requests = Requests { gateway, exchanges: guard.exchanges(), peer, lane, planes };
+    let mut received = BytesMut::new();
+    // How a connection ends is the caller's affair: requests ended with their entries.
+    match http1::greeting(&mut guard, &mut received, &closing).await {
+        Some(Speaks::Http1) => {
+            let _ = http1::serve(guard, received, closing, |request| requests.answer(request)).await;
+        }
+        Some(Speaks::Http2) => serve_http2(Rewound::new(received.freeze(), guard), closing, requests).await,
+        None => {}
+    }
+    drop(visit);
+}
+
+async fn serve_http2(socket: Rewound<Guard<TcpStream>>, closing: CancellationToken, requests: Requests) {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
-        .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(H2_STREAMS_MAX)
         .max_header_list_size(guard::Limits::default().head_bytes as u32)
         .max_send_buf_size(WRITE_BYTES_MAX)
         .keep_alive_interval(Duration::from_secs(30));
-    let connection = builder.serve_connection(TokioIo::new(guard), service);
-    tokio::pin!(connection);
-    let closing = closing.cancelled();
-    tokio::pin!(closing);
-    // How a connection ends is the caller's affair: requests ended with their entries.
+    let service = service_fn(|request: Request<Incoming>| {
+        let answering = requests.answer(request.map(|body| body.map_err(broken)));
+        answering.map(|reply| Ok::<_, Infallible>(Response::from(reply)))
+    });
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));
     let finished = tokio::select! {
         biased;
         _ = connection.as_mut() => true,
-        () = &mut closing => false,
+        () = closing.cancelled() => false,
     };
     if !finished {
         connection.as_mut().graceful_shutdown();
         let _ = connection.await;
     }
-    drop(visit);
 }
 
 /// The requests of one connection.
@@ -292,14 +307,14 @@ struct Requests {
     planes: Planes,
 }
 
-type Answering = Pin<Box<dyn Future<Output = Result<Response<Held<Body>>, Infallible>> + Send>>;
+type Answering = Pin<Box<dyn Future<Output = Reply<Held<Body>>> + Send>>;
 
-impl Service<Request<Incoming>> for Requests {
-    type Response = Response<Held<Body>>;
-    type Error = Infallible;
-    type Future = Answering;
-
-    fn call(&self, request: Request<Incoming>) -> Answering {
+impl Requests {
+    /// Answers one. To be called exactly once for each.
+    fn answer<B>(&self, request: Request<B>) -> Answering
+    where
+        B: HttpBody<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
+    {
         let (gateway, exchange) = (self.gateway.clone(), self.exchanges.begin());
         let request_id = headers::request_id(request.headers());
         let (peer, lane) = (self.peer, self.lane);
@@ -307,7 +322,6 @@ impl Service<Request<Incoming>> for Requests {
         Box::pin(async move {
             let answering = async {
                 let Some(admin) = admin else {
-                    let request = request.map(|body| body.map_err(broken));
                     let arrival = Arrival { request_id: request_id.clone(), peer, lane };
                     return pipeline::answer(&gateway, request, arrival).await;
                 };
@@ -319,24 +333,22 @@ impl Service<Request<Incoming>> for Requests {
             // A defect in one request is that request's: its entry has ended with the unwinding.
             let answered = AssertUnwindSafe(answering).catch_unwind().await;
             let response = answered.unwrap_or_else(|_| internal_error(&request_id));
-            if let Some(deadline) = response.body().deadline() {
+            if let Some(deadline) = response.body.deadline() {
                 exchange.until(deadline.into());
             }
-            Ok(response.map(|body| exchange.hold(body)))
+            response.map(|body| exchange.hold(body))
         })
     }
 }
 
-/// Why a request's body broke off.
-fn broken(error: hyper::Error) -> BodyError {
-    let violation = framing::Violation::at_root_of(&error);
-    violation.map_or(BodyError::Left, |violation| BodyError::Malformed(violation.to_string()))
+/// Why the body of a request in HTTP/2 broke off.
+fn broken(_: hyper::Error) -> BodyError {
+    BodyError::Left
 }
 
-fn internal_error(request_id: &str) -> Response<Body> {
-    let mut response = Response::new(Body::plain(Error::Internal.body()));
-    *response.status_mut() = Error::Internal.status();
-    headers::request(response.headers_mut(), request_id);
-    Error::Internal.headers(response.headers_mut());
-    response
+fn internal_error(request_id: &str) -> Reply {
+    let mut fields = Lines::new();
+    headers::request(&mut fields, request_id);
+    Error::Internal.headers(&mut fields);
+    Reply { status: Error::Internal.status(), fields, body: Body::plain(Error::Internal.body()) }
 }

@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use tollgate_limiter::{Denial, Retry, Source, Unit};
 
 use crate::call::CallError;
 use crate::dialect::openai;
-use crate::headers::Words;
+use crate::headers::{self, Lines, Words};
 use crate::metrics::Name;
 
 /// Why a request's body ends early.
@@ -25,6 +24,17 @@ pub enum BodyError {
     /// The caller went away.
     Left,
 }
+
+impl std::fmt::Display for BodyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Malformed(why) => why,
+            Self::Left => "the caller went away",
+        })
+    }
+}
+
+impl std::error::Error for BodyError {}
 
 /// Every way a request is refused or fails before its answer starts.
 #[derive(Debug)]
@@ -120,30 +130,28 @@ impl Error {
         let (_, kind, code) = self.row();
         let body = |extra: &[_]| openai::error_body(&self.message(), kind, self.param(), code, extra);
         match self {
-            Self::Limited(denial, _) => body(&crate::headers::denial_fields(denial)),
+            Self::Limited(denial, _) => body(&headers::denial_fields(denial)),
             _ => body(&[]),
         }
         .into()
     }
 
     /// Headers beyond those that every answer has.
-    pub fn headers(&self, headers: &mut HeaderMap) {
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    pub fn headers(&self, lines: &mut Lines) {
+        lines.add("content-type", b"application/json");
         if let Some(wait) = self.retry_after() {
-            crate::headers::retry_after(headers, Some(wait));
+            headers::retry_after(lines, Some(wait));
         }
         match self {
-            Self::Limited(denial, words) => crate::headers::denial(headers, denial, words),
-            Self::LimiterUnavailable(_) => crate::headers::source(headers, Source::Closed),
-            Self::MethodNotSupported(_, allow) => {
-                headers.insert(header::ALLOW, HeaderValue::from_static(allow));
-            }
+            Self::Limited(denial, words) => headers::denial(lines, denial, words),
+            Self::LimiterUnavailable(_) => headers::source(lines, Source::Closed),
+            Self::MethodNotSupported(_, allow) => lines.add("allow", allow.as_bytes()),
             Self::MissingKey | Self::UnknownKey | Self::ExpiredKey | Self::RevokedKey => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                lines.add("www-authenticate", b"Bearer");
             }
             Self::Call(_) | Self::ModelNotFound(_) | Self::ModelNotAllowed(_) | Self::Banned(..) => {
                 // The official SDKs retry on some statuses; these never change by waiting.
-                headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
+                lines.add(headers::SHOULD_RETRY, b"false");
             }
             _ => {}
         }
@@ -247,7 +255,7 @@ impl Error {
                 "Compressed request bodies are not accepted. Send the body without Content-Encoding.".into()
             }
             Self::Denied(rule) => format!("The rule `{rule}` does not allow this request."),
-            Self::Limited(denial, _) => crate::headers::denial_sentence(denial),
+            Self::Limited(denial, _) => headers::denial_sentence(denial),
             Self::LimiterUnavailable(_) => {
                 "The counters of a limit that may not be passed uncounted cannot be reached. Try again."
                     .into()

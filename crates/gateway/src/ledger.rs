@@ -379,11 +379,11 @@ impl Entry {
     /// A request's line in the log. No prompt, no answer, no secret: only what is listed here.
     fn write(&self, line: &mut Line<'_>, status: u16, outcome: Outcome, latency: Duration) {
         line.text("request_id", &self.request_id);
-        line.text("trace_id", &self.trace_id);
-        line.text("method", self.method);
+        line.word("trace_id", &self.trace_id);
+        line.word("method", self.method);
         line.text("endpoint", self.route.endpoint);
         line.number("status", u64::from(status));
-        line.text("outcome", outcome.as_str());
+        line.word("outcome", outcome.as_str());
         let key = self.key.as_deref();
         for (name, value) in [
             ("code", self.code),
@@ -396,7 +396,7 @@ impl Entry {
                 line.text(name, value);
             }
         }
-        line.display("ip", &self.address);
+        line.address("ip", self.address);
         if let Some(asked) = &self.attempts.asked {
             line.text("provider", &asked.label.provider);
             if self.model.as_ref() != Some(&asked.label.model) {

@@ -8,7 +8,7 @@
 //! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] [`fleet`] [`live`] [`usage`] |
 //! | 3 one outside world each | [`snapshot`] [`control`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] [`rates`] |
 //! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] [`recent`] [`journal`] |
-//! | 1 bytes and values | [`call`] [`dialect`] [`sse`] |
+//! | 1 bytes and values | [`call`] [`dialect`] [`http1`] [`sse`] |
 //! | 0 the engine | [`tollgate_limiter`] |
 
 pub mod admin;
@@ -23,6 +23,7 @@ pub mod error;
 pub mod estimate;
 pub mod fleet;
 pub mod headers;
+pub mod http1;
 pub mod identity;
 pub mod journal;
 pub mod ledger;

@@ -5,6 +5,7 @@
 //! lines are dropped and counted, not waited for.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -72,7 +73,7 @@ impl Log {
         let mut bytes = Vec::with_capacity(640);
         let mut line = Line { bytes: &mut bytes, format: self.format };
         line.display("timestamp", &Timestamp::now());
-        line.text("level", level);
+        line.word("level", level);
         line.text("message", message);
         fields(&mut line);
         bytes.extend_from_slice(if self.format == LogFormat::Json { b"}\n" } else { b"\n" });
@@ -154,7 +155,30 @@ impl Line<'_> {
         }
     }
 
-    /// What is written without anything that needs escaping: an address, a time.
+    /// A word of ours: letters, digits, `_`, `-`, `/` and `.` only.
+    pub fn word(&mut self, name: &'static str, value: &str) {
+        self.name(name);
+        let quote: &[u8] = if self.format == LogFormat::Json { b"\"" } else { b"" };
+        for part in [quote, value.as_bytes(), quote] {
+            self.bytes.extend_from_slice(part);
+        }
+    }
+
+    /// An address.
+    pub fn address(&mut self, name: &'static str, value: IpAddr) {
+        let IpAddr::V4(address) = value else { return self.display(name, &value) };
+        let mut text = [0; "255.255.255.255".len()];
+        let mut length = 0;
+        for (index, octet) in address.octets().into_iter().enumerate() {
+            for part in [if index > 0 { "." } else { "" }, itoa::Buffer::new().format(octet)] {
+                text[length..length + part.len()].copy_from_slice(part.as_bytes());
+                length += part.len();
+            }
+        }
+        self.word(name, std::str::from_utf8(&text[..length]).unwrap_or_default());
+    }
+
+    /// What is written without anything that needs escaping: a time.
     pub fn display(&mut self, name: &'static str, value: &impl std::fmt::Display) {
         self.name(name);
         let quote: &[u8] = if self.format == LogFormat::Json { b"\"" } else { b"" };
@@ -278,6 +302,9 @@ mod tests {
     fn values_are_escaped() {
         let fields = |line: &mut Line<'_>| {
             line.text("a", "x");
+            line.word("z", "v1/x");
+            line.address("y", "203.0.113.7".parse().unwrap());
+            line.address("x", "2001:db8::1".parse().unwrap());
             line.text("b", "two words");
             line.text("c", "a=\"b\"\n\\");
             line.text("d", "");
@@ -288,10 +315,13 @@ mod tests {
         let json: serde_json::Value =
             serde_json::from_str(&(written(LogFormat::Json, fields) + "}")).unwrap();
         let expected = serde_json::json!({
-            "a": "x", "b": "two words", "c": "a=\"b\"\n\\", "d": "", "e": 7, "f": true, "g": 1.02 });
+            "a": "x", "z": "v1/x", "y": "203.0.113.7", "x": "2001:db8::1", "b": "two words", "c": "a=\"b\"\n\\", "d": "", "e": 7, "f": true, "g": 1.02 });
         assert_eq!(json, expected);
         let text = written(LogFormat::Text, fields);
-        assert_eq!(text, r#"a=x b="two words" c="a=\"b\"\n\\" d="" e=7 f=true g=1.020"#);
+        assert_eq!(
+            text,
+            r#"a=x z=v1/x y=203.0.113.7 x=2001:db8::1 b="two words" c="a=\"b\"\n\\" d="" e=7 f=true g=1.020"#
+        );
     }
 
     #[test]

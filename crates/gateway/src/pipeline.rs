@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderValue};
-use http::{Request, Response, StatusCode, request};
+use http::header::{self, HeaderMap};
+use http::{Request, StatusCode, request};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use serde_json::json;
@@ -20,10 +20,11 @@ use crate::call::{Call, Endpoint, Form};
 use crate::config::Count;
 use crate::dialect::Usage;
 use crate::error::{BodyError, Error};
+use crate::headers::Lines;
 use crate::identity::{Caller, client_address, identify};
 use crate::ledger::{Entry, Outcome};
 use crate::metrics::{Name, OTHER};
-use crate::relay::{Basis, Body, Relay, Terms, tokens_of_answer};
+use crate::relay::{Basis, Body, Relay, Reply, Terms, tokens_of_answer};
 use crate::router::{self, Route};
 use crate::snapshot::{EVERY_MODEL, Model, Snapshot};
 use crate::upstream::{Answer, AnswerBody, Deployment, Lane, Question, is_event_stream};
@@ -44,7 +45,7 @@ pub struct Arrival {
 }
 
 /// Answers one request. Never fails: every error is an answer too.
-pub async fn answer<B>(gateway: &Gateway, request: Request<B>, arrival: Arrival) -> Response<Body>
+pub async fn answer<B>(gateway: &Gateway, request: Request<B>, arrival: Arrival) -> Reply
 where
     B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
 {
@@ -65,7 +66,7 @@ where
         Err(error) => Err(error),
     };
     match answered {
-        Ok(answered) => answered.into_response(entry, gateway),
+        Ok(answered) => answered.into_reply(entry, gateway),
         Err(error) => refuse(entry, &error),
     }
 }
@@ -162,7 +163,7 @@ struct Theirs {
     deployment: Arc<Deployment>,
     answer: Answer,
     /// What the limits said: headers.
-    said: HeaderMap,
+    said: Lines,
     limit_took: Duration,
 }
 
@@ -171,28 +172,25 @@ impl Answered {
         Self::Ours(value.to_string().into())
     }
 
-    fn into_response(self, mut entry: Box<Entry>, gateway: &Gateway) -> Response<Body> {
-        let mut response = Response::new(Body::plain(Bytes::new()));
-        let out = response.headers_mut();
+    fn into_reply(self, mut entry: Box<Entry>, gateway: &Gateway) -> Reply {
         match self {
             Self::Ours(json) => {
-                headers::request(out, &entry.request_id);
-                out.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                let mut fields = Lines::new();
+                headers::request(&mut fields, &entry.request_id);
+                fields.add("content-type", b"application/json");
                 entry.answer_starts(StatusCode::OK);
-                *response.body_mut() = Body::whole(json, entry);
+                Reply { status: StatusCode::OK, fields, body: Body::whole(json, entry) }
             }
             Self::Theirs(theirs) => {
-                let Theirs { call, deployment, answer, said, limit_took } = *theirs;
-                *out = said;
-                headers::request(out, &entry.request_id);
-                headers::from_provider(out, &answer.headers);
-                headers::provider(out, &deployment.name, limit_took, entry.attempts.waited);
-                *response.status_mut() = answer.status;
-                entry.answer_starts(answer.status);
-                *response.body_mut() = relay(&call, deployment, answer, entry, gateway);
+                let Theirs { call, deployment, answer, said: mut fields, limit_took } = *theirs;
+                headers::request(&mut fields, &entry.request_id);
+                headers::from_provider(&mut fields, answer.head.fields.iter());
+                headers::provider(&mut fields, &deployment.name, limit_took, entry.attempts.waited);
+                let status = answer.head.status;
+                entry.answer_starts(status);
+                Reply { status, fields, body: relay(&call, deployment, answer, entry, gateway) }
             }
         }
-        response
     }
 }
 
@@ -203,7 +201,7 @@ fn relay(
     mut entry: Box<Entry>,
     gateway: &Gateway,
 ) -> Body {
-    let events = is_event_stream(&answer.headers);
+    let events = is_event_stream(&answer.head.fields);
     let waited = entry.attempts.last_asked.elapsed();
     deployment.series.duration.observe(waited.as_secs_f64());
     deployment.latency.add(waited);
@@ -215,7 +213,7 @@ fn relay(
     let basis = Basis { prompt: entry.expected_prompt(), counts_deltas: deployment.counts_deltas() };
     match answer.body {
         AnswerBody::Whole(bytes) => {
-            if answer.status.is_success() {
+            if answer.head.status.is_success() {
                 entry.tokens = tokens_of_answer(basis, &bytes, |bytes| entry.tokens_of_text(bytes));
             }
             Body::whole(bytes, entry)
@@ -228,12 +226,11 @@ fn relay(
     }
 }
 
-fn refuse(mut entry: Box<Entry>, error: &Error) -> Response<Body> {
+fn refuse(mut entry: Box<Entry>, error: &Error) -> Reply {
     let status = error.status();
-    let mut response = Response::new(Body::plain(Bytes::new()));
-    *response.status_mut() = status;
-    headers::request(response.headers_mut(), &entry.request_id);
-    error.headers(response.headers_mut());
+    let mut fields = Lines::new();
+    headers::request(&mut fields, &entry.request_id);
+    error.headers(&mut fields);
     match error {
         Error::Limited(denial, _) => entry.limited(denial),
         Error::Denied(rule) => entry.rule = Some(rule.clone()),
@@ -247,8 +244,7 @@ fn refuse(mut entry: Box<Entry>, error: &Error) -> Response<Body> {
         _ => Outcome::Refused,
     });
     entry.answer_starts(status);
-    *response.body_mut() = Body::whole(error.body(), entry);
-    response
+    Reply { status, fields, body: Body::whole(error.body(), entry) }
 }
 
 /// What a call will use, and what that may cost at the dearest provider that could answer it.

@@ -14,6 +14,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -22,6 +24,7 @@ use self::meter::Meter;
 pub use self::meter::{Basis, tokens_of_answer};
 use crate::call::Call;
 use crate::dialect::openai;
+use crate::headers::Lines;
 use crate::ledger::{Entry, Outcome};
 use crate::upstream::{Deployment, Source};
 
@@ -30,6 +33,55 @@ const GATHERED_BYTES_MAX: usize = 16 << 10;
 
 /// After a stream has said that it is complete, its provider has this long to end it: then the connection can be used again.
 const DRAIN: Duration = Duration::from_millis(250);
+
+/// An answer to a caller.
+#[derive(Debug)]
+pub struct Reply<B = Body> {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its header fields, without those about its length and its connection.
+    pub fields: Lines,
+    /// Its body.
+    pub body: B,
+}
+
+impl<B> Reply<B> {
+    /// The same with another body.
+    pub fn map<T>(self, change: impl FnOnce(B) -> T) -> Reply<T> {
+        Reply { status: self.status, fields: self.fields, body: change(self.body) }
+    }
+}
+
+impl<B: http_body::Body> From<Response<B>> for Reply<B> {
+    fn from(response: Response<B>) -> Self {
+        let (head, body) = response.into_parts();
+        let of_connection =
+            [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::DATE];
+        let mut fields = Lines::new();
+        for (name, value) in head.headers.iter().filter(|(name, _)| !of_connection.contains(name)) {
+            fields.add(name.as_str(), value.as_bytes());
+        }
+        // To a HEAD, without the body that it is about.
+        let length = head.headers.get(header::CONTENT_LENGTH).filter(|length| *length != "0");
+        if let (Some(length), Some(0)) = (length, body.size_hint().exact()) {
+            fields.add("content-length", length.as_bytes());
+        }
+        Self { status: head.status, fields, body }
+    }
+}
+
+impl<B> From<Reply<B>> for Response<B> {
+    fn from(reply: Reply<B>) -> Self {
+        let mut response = Response::new(reply.body);
+        *response.status_mut() = reply.status;
+        for (name, value) in reply.fields.iter() {
+            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+                response.headers_mut().append(name, value);
+            }
+        }
+        response
+    }
+}
 
 /// A response body.
 pub enum Body {
@@ -50,7 +102,7 @@ impl Body {
     /// A body that ends its request when it is sent.
     pub fn whole(bytes: Bytes, mut entry: Box<Entry>) -> Self {
         if bytes.is_empty() {
-            // hyper asks a body of no length for nothing.
+            // A server may ask a body of no length for nothing.
             entry.outcome.get_or_insert(Outcome::Done);
         }
         Self::Whole(Some(bytes), Some(entry))
@@ -88,7 +140,7 @@ impl http_body::Body for Body {
         }
     }
 
-    /// Never true while an entry is held: hyper then polls to the end and the request ends as done.
+    /// Never true while an entry is held: the server then polls to the end and the request ends as done.
     fn is_end_stream(&self) -> bool {
         matches!(self, Self::Whole(None, None))
     }
@@ -189,12 +241,10 @@ impl Relay {
                 self.meter.take(chunk, &mut self.ready);
                 continue;
             }
-            match self.source.poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
+            match self.source.poll_chunk(cx) {
+                Poll::Ready(Some(Ok(chunk))) => {
                     self.last_read = Instant::now();
-                    if let Ok(chunk) = frame.into_data() {
-                        self.meter.take(chunk, &mut self.ready);
-                    }
+                    self.meter.take(chunk, &mut self.ready);
                 }
                 Poll::Ready(Some(Err(_))) if self.meter.finished() => self.end(Outcome::Done),
                 Poll::Ready(Some(Err(_))) => self.end(Outcome::UpstreamDied),

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::call::{Call, Endpoint};
 use crate::config::ProviderKind;
-use crate::upstream::{Source, local_response};
+use crate::upstream::{Head, Source, local_answer};
 
 /// Longest answer, tokens.
 const TOKENS_MAX: u64 = 100_000;
@@ -66,7 +66,7 @@ impl Simulated {
     }
 
     /// Answers after the configured latency.
-    pub async fn ask(&self, call: &Call) -> Response<Source> {
+    pub async fn ask(&self, call: &Call) -> (Head, Source) {
         let tokens = call.output_max().unwrap_or(TOKENS_MAX).min(u64::from(self.completion_tokens));
         let writing =
             if call.streamed() { Duration::ZERO } else { self.per_token.saturating_mul(tokens as u32) };
@@ -81,7 +81,7 @@ impl Simulated {
         let answer = Answer { chat: call.endpoint() == Endpoint::ChatCompletions, call, tokens };
         match call.endpoint() {
             Endpoint::ChatCompletions | Endpoint::Completions if call.streamed() => {
-                local_response(StatusCode::OK, "text/event-stream", answer.stream(self.per_token))
+                local_answer(StatusCode::OK, "text/event-stream", answer.stream(self.per_token))
             }
             Endpoint::ChatCompletions | Endpoint::Completions => whole(StatusCode::OK, &answer.whole()),
             Endpoint::Embeddings => whole(StatusCode::OK, &answer.embedding()),
@@ -197,8 +197,8 @@ impl EmbeddingInput {
     }
 }
 
-fn whole(status: StatusCode, body: &Value) -> Response<Source> {
-    local_response(status, "application/json", Simulation::whole(body.to_string().into()))
+fn whole(status: StatusCode, body: &Value) -> (Head, Source) {
+    local_answer(status, "application/json", Simulation::whole(body.to_string().into()))
 }
 
 /// The body of a simulated answer.
@@ -217,7 +217,7 @@ impl Simulation {
     }
 
     /// The next chunk: a token in its time, then the end, then none.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if self.left == 0 {
             let end = std::mem::take(&mut self.end);
             return Poll::Ready(Some(end).filter(|end| !end.is_empty()));

@@ -43,7 +43,11 @@ pub struct Event {
     pub raw: Bytes,
     oversize: bool,
     fields_at: usize,
+    /// It is nothing but one `data:` field, ended by LF twice: this long, its name included.
+    one_field: Option<usize>,
 }
+
+const DATA: &[u8] = b"data:";
 
 impl Splitter {
     /// At the beginning of a stream.
@@ -78,6 +82,9 @@ impl Splitter {
 
     fn next_event(&mut self) -> Option<Event> {
         while !self.chunk.is_empty() {
+            if let Some(event) = self.usual_event() {
+                return Some(event);
+            }
             let Some(end) = self.line.end_of_event(&self.chunk) else {
                 return self.hold();
             };
@@ -95,6 +102,20 @@ impl Splitter {
             }
         }
         None
+    }
+
+    /// The next event where it is one `data:` field that lies within the chunk, which is the rule.
+    fn usual_event(&mut self) -> Option<Event> {
+        let between = self.line == Line::Start && self.held.is_empty() && !self.oversize && self.begun;
+        if !between || !self.chunk.starts_with(DATA) {
+            return None;
+        }
+        let length = memchr2(b'\n', b'\r', &self.chunk)?;
+        if length + 2 > EVENT_BYTES_MAX || !self.chunk[length..].starts_with(b"\n\n") {
+            return None;
+        }
+        let raw = self.chunk.split_to(length + 2);
+        Some(Event { raw, oversize: false, fields_at: 0, one_field: Some(length) })
     }
 
     /// Keeps a chunk without an end of event, or gives it out when that would be too much.
@@ -116,7 +137,10 @@ impl Splitter {
     fn event(&mut self, raw: Bytes, oversize: bool) -> Event {
         let first = !std::mem::replace(&mut self.begun, true);
         let fields_at = if first && raw.starts_with(BOM) { BOM.len() } else { 0 };
-        Event { oversize: oversize || raw.len() > EVENT_BYTES_MAX, raw, fields_at }
+        let oversize = oversize || raw.len() > EVENT_BYTES_MAX;
+        let field = if oversize || !raw.starts_with(DATA) { None } else { memchr2(b'\n', b'\r', &raw) };
+        let one_field = field.filter(|length| raw[*length..] == *b"\n\n");
+        Event { raw, oversize, fields_at, one_field }
     }
 }
 
@@ -132,6 +156,10 @@ impl Event {
     /// The `data:` fields joined by LF; `None` without one, or when the event is too long to be read. One field, the
     /// usual case, is borrowed.
     pub fn data(&self) -> Option<Cow<'_, [u8]>> {
+        if let Some(length) = self.one_field {
+            let value = &self.raw[DATA.len()..length];
+            return Some(Cow::Borrowed(value.strip_prefix(b" ").unwrap_or(value)));
+        }
         let mut data: Option<Cow<'_, [u8]>> = None;
         for value in self.values(b"data") {
             match &mut data {

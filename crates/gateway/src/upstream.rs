@@ -4,6 +4,8 @@
 //! its first event. Until then nothing was sent to the caller and the next provider may be asked.
 
 mod connect;
+mod connection;
+mod head;
 mod health;
 mod in_flight;
 mod models;
@@ -17,13 +19,13 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Uri};
-use http_body::Frame;
-use http_body_util::Full;
+use http::StatusCode;
+use http::header::{HeaderMap, HeaderValue};
 use tokio::time::timeout_at;
 
 pub use self::connect::{Connector, Trust, connector};
+use self::connection::Outgoing;
+pub use self::head::{Fields, Head};
 use self::health::Health;
 pub use self::in_flight::{Flight, InFlight};
 pub use self::models::probe;
@@ -73,7 +75,6 @@ enum Link {
 /// A server that speaks OpenAI's HTTP API.
 struct Http {
     client: Client,
-    base: Uri,
     authorization: Option<HeaderValue>,
     stream_usage: bool,
 }
@@ -94,10 +95,8 @@ pub struct Question<'a> {
 
 /// What a provider answered, with a status that is the caller's business (2xx, and 4xx about the request).
 pub struct Answer {
-    /// Its status.
-    pub status: StatusCode,
-    /// All of its headers.
-    pub headers: HeaderMap,
+    /// Its status and header fields.
+    pub head: Head,
     /// Its body.
     pub body: AnswerBody,
 }
@@ -162,13 +161,11 @@ pub enum Source {
 }
 
 impl Source {
-    /// The next frame.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    /// The next bytes; `None` behind the last.
+    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
         match self {
-            Self::Http(flow) => flow.poll_frame(cx),
-            Self::Simulated(simulation) => {
-                simulation.poll_frame(cx).map(|chunk| chunk.map(|c| Ok(Frame::data(c))))
-            }
+            Self::Http(flow) => flow.poll_chunk(cx),
+            Self::Simulated(simulation) => simulation.poll_chunk(cx).map(|chunk| chunk.map(Ok)),
         }
     }
 
@@ -186,19 +183,6 @@ impl Source {
             Self::Simulated(_) => false,
         }
     }
-
-    async fn chunk(&mut self) -> Option<Result<Bytes, hyper::Error>> {
-        loop {
-            match poll_fn(|cx| self.poll_frame(cx)).await? {
-                // Trailers carry nothing that callers of these APIs expect.
-                Ok(frame) => match frame.into_data() {
-                    Ok(data) => return Some(Ok(data)),
-                    Err(_trailers) => continue,
-                },
-                Err(error) => return Some(Err(error)),
-            }
-        }
-    }
 }
 
 impl Deployment {
@@ -208,7 +192,6 @@ impl Deployment {
         let link = match &provider.kind {
             ProviderKind::Openai { base, key, stream_usage } => Link::Http(Box::new(Http {
                 client: Client::new(base, connector(base, trust, provider.deadlines.connect)),
-                base: base.clone(),
                 authorization: key.as_ref().and_then(authorization),
                 stream_usage: *stream_usage,
             })),
@@ -297,12 +280,13 @@ impl Deployment {
             _ => ("answer", deadlines.total, total),
         };
         let by = tokio::time::Instant::from_std(head_by);
-        let response = match &self.link {
+        let (head, body) = match &self.link {
             Link::Http(http) => {
                 let body = question.call.render(self.provider.model_name.as_deref(), http.stream_usage);
-                let request = http.request(question, body)?;
+                let request = http.request(question, body);
                 let sent = timeout_at(by, http.client.send(request, question.lane, reached)).await;
-                sent.map_err(|_| Failure::TimedOut(what, bound))??.map(Source::Http)
+                let (head, flow) = sent.map_err(|_| Failure::TimedOut(what, bound))??;
+                (head, Source::Http(flow))
             }
             Link::Simulated(simulated) => {
                 reached.store(true, Ordering::Relaxed);
@@ -310,17 +294,16 @@ impl Deployment {
                 answer.map_err(|_| Failure::TimedOut(what, bound))?
             }
         };
-        let (head, body) = response.into_parts();
-        if let Err(failure) = acceptable(head.status, &head.headers) {
+        if let Err(failure) = acceptable(&head) {
             body.discard();
             return Err(failure);
         }
         let mut reading = Reading::of(body);
-        let body = if is_event_stream(&head.headers) {
+        let body = if is_event_stream(&head.fields) {
             let first = timeout_at(by, reading.until_first_event()).await;
             first.map_err(|_| Failure::TimedOut("first token", bound))??;
             AnswerBody::Open { head: reading.head, rest: reading.source }
-        } else if is_json(&head.headers) {
+        } else if is_json(&head.fields) {
             reading.whole(deadlines.idle, deadlines.total, total).await?
         } else if reading.source.is_empty() {
             reading.source.discard();
@@ -328,7 +311,7 @@ impl Deployment {
         } else {
             AnswerBody::Open { head: reading.head, rest: reading.source }
         };
-        Ok(Answer { status: head.status, headers: head.headers, body })
+        Ok(Answer { head, body })
     }
 }
 
@@ -343,7 +326,7 @@ impl Asking<'_> {
     fn ended(&mut self, result: &Result<Answer, Failure>) {
         self.ended = true;
         self.count(&match result {
-            Ok(answer) => Name::from(answer.status.as_str()),
+            Ok(answer) => Name::from(answer.head.status.as_str()),
             Err(failure) => failure.code(),
         });
         match result {
@@ -386,7 +369,7 @@ impl Reading {
     }
 
     async fn more(&mut self) -> Result<Option<Bytes>, Failure> {
-        match self.source.chunk().await {
+        match poll_fn(|cx| self.source.poll_chunk(cx)).await {
             None => Ok(None),
             Some(Err(_)) => Err(Failure::Broken("connection closed in the middle of the answer".into())),
             Some(Ok(chunk)) => {
@@ -446,20 +429,19 @@ impl Reading {
 }
 
 impl Http {
-    fn request(&self, question: &Question<'_>, body: Bytes) -> Result<Request<Full<Bytes>>, Failure> {
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = under(&self.base, question.call.endpoint().upstream_path())?;
-        *request.headers_mut() = headers::to_provider(question.sent, question.trace, question.request_id);
+    fn request(&self, question: &Question<'_>, body: Bytes) -> Outgoing {
+        let mut head = self.client.head("POST", question.call.endpoint().upstream_path());
         if let Some(authorization) = &self.authorization {
-            request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+            headers::line(&mut head, "authorization", &[authorization.as_bytes()]);
         }
-        Ok(request)
+        headers::to_provider(&mut head, question.sent, question.trace, question.request_id);
+        Outgoing::new(head, body)
     }
 }
 
 /// Whether an answer is about the request (2xx, most of 4xx) or about the provider.
-fn acceptable(status: StatusCode, headers: &HeaderMap) -> Result<(), Failure> {
+fn acceptable(Head { status, fields }: &Head) -> Result<(), Failure> {
+    let status = *status;
     let about_the_provider = match status {
         // Ours is the credential it refuses, not the caller's.
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::PROXY_AUTHENTICATION_REQUIRED => true,
@@ -467,10 +449,10 @@ fn acceptable(status: StatusCode, headers: &HeaderMap) -> Result<(), Failure> {
         _ => !(status.is_success() || status.is_client_error()),
     };
     if about_the_provider {
-        return Err(Failure::Status(status, retry_after(headers)));
+        return Err(Failure::Status(status, retry_after(fields)));
     }
-    match headers.get(header::CONTENT_ENCODING) {
-        Some(encoding) if encoding != "identity" => {
+    match fields.get("content-encoding") {
+        Some(encoding) if encoding != b"identity" => {
             Err(Failure::Broken("compressed answer to a request for an uncompressed one".into()))
         }
         _ => Ok(()),
@@ -478,43 +460,34 @@ fn acceptable(status: StatusCode, headers: &HeaderMap) -> Result<(), Failure> {
 }
 
 /// `Retry-After` in seconds, or `retry-after-ms`; dates (RFC 9110 10.2.3) are not sent by these APIs.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let number = |name: HeaderName| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
-    let seconds = number(HeaderName::from_static("retry-after-ms")).map(|ms| ms / 1e3);
-    Duration::try_from_secs_f64(seconds.or_else(|| number(header::RETRY_AFTER))?).ok()
+fn retry_after(fields: &Fields) -> Option<Duration> {
+    let number = |name| std::str::from_utf8(fields.get(name)?).ok()?.trim().parse::<f64>().ok();
+    let seconds = number("retry-after-ms").map(|ms| ms / 1e3);
+    Duration::try_from_secs_f64(seconds.or_else(|| number("retry-after"))?).ok()
 }
 
 /// Whether the body is server-sent events.
-pub fn is_event_stream(headers: &HeaderMap) -> bool {
-    content_type_is(headers, "text/event-stream")
+pub fn is_event_stream(fields: &Fields) -> bool {
+    content_type_is(fields, "text/event-stream")
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
-    content_type_is(headers, "application/json")
+fn is_json(fields: &Fields) -> bool {
+    content_type_is(fields, "application/json")
 }
 
-fn content_type_is(headers: &HeaderMap, wanted: &str) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes()).unwrap_or_default();
+fn content_type_is(fields: &Fields, wanted: &str) -> bool {
+    let value = fields.get("content-type").unwrap_or_default();
     let essence = value.split(|&byte| byte == b';').next().unwrap_or_default();
     essence.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes())
 }
 
 /// An answer of ours as if it had come over HTTP.
-pub fn local_response(status: StatusCode, content_type: &'static str, body: Simulation) -> Response<Source> {
-    let mut response = Response::new(Source::Simulated(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
+pub fn local_answer(status: StatusCode, content_type: &'static str, body: Simulation) -> (Head, Source) {
+    (Head { status, fields: Fields::of_content_type(content_type) }, Source::Simulated(body))
 }
 
 fn authorization(key: &Secret) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose())).ok()?;
     value.set_sensitive(true);
     Some(value)
-}
-
-/// The target of a request: the path of a base URL with another one behind it.
-fn under(base: &Uri, path: &str) -> Result<Uri, Failure> {
-    let target = format!("{}{path}", base.path().trim_end_matches('/'));
-    target.try_into().map_err(|_| Failure::Broken("the provider's URL takes no path".into()))
 }

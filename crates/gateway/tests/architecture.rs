@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the gateway and the floor each stands on. A module may name those of its own floor and below.
-const FLOORS: [(&str, u8); 31] = [
+const FLOORS: [(&str, u8); 32] = [
     ("cli", 5),
     ("edge", 5),
     ("admin", 5),
@@ -38,16 +38,19 @@ const FLOORS: [(&str, u8); 31] = [
     ("estimate", 2),
     ("call", 1),
     ("dialect", 1),
+    ("http1", 1),
 ];
 
 /// The files through which each outside crate comes in.
-const DOORS: [(&str, &[&str]); 17] = [
+const DOORS: [(&str, &[&str]); 19] = [
     ("axum", &["admin.rs", "admin/", "edge.rs"]),
     ("clap", &["cli.rs", "cli/"]),
     ("granit_parser", &["config/parse.rs"]),
+    ("httparse", &["upstream/head.rs", "edge/http1.rs"]),
+    ("httpdate", &["edge/http1/sending.rs"]),
     ("hyper_rustls", &["upstream/connect.rs"]),
     ("hyper_util::client", &["upstream/connect.rs", "cli/"]),
-    ("hyper_util::server", &["edge.rs"]),
+    ("hyper::server", &["edge.rs"]),
     ("getrandom", &["control/mint.rs"]),
     ("jiff", &["config/", "control/time.rs", "log.rs"]),
     ("notify", &["reload.rs"]),

@@ -53,7 +53,7 @@ async fn ask(gateway: &Gateway, method: Method, path: &str, body: &str) -> http:
     let request = Request::builder().method(method).uri(path).header("authorization", "Bearer sk-alice");
     let request = request.body(body).expect("a request");
     let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    answer(gateway, request, Arrival { request_id: "r-1".into(), peer, lane: Lane::default() }).await
+    answer(gateway, request, Arrival { request_id: "r-1".into(), peer, lane: Lane::default() }).await.into()
 }
 
 async fn used(gateway: &Gateway) -> Vec<u64> {

@@ -3,7 +3,10 @@
 //!
 //! Providers are not trusted to be right: what cannot be read counts as saying nothing, and is relayed all the same.
 
+mod skim;
+
 use std::fmt;
+use std::ops::Range;
 
 use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -16,26 +19,71 @@ use crate::call::{Part, text_bytes};
 /// Most tokens that one answer can have used; a provider that says more is not believed.
 pub const TOKENS_MAX: u64 = 1 << 40;
 
+/// Longest event that the next one is compared with, bytes.
+const REMEMBERED_BYTES_MAX: usize = 4 << 10;
+
 /// The `data` of a stream's last event.
 const DONE: &[u8] = b"[DONE]";
 
 /// Reads the `data` of one event of a stream.
 pub fn read_event(data: &[u8]) -> Delta {
-    if data.trim_ascii() == DONE {
-        return Delta { done: true, ..Delta::default() };
+    Events::default().read(data)
+}
+
+/// Reads the events of a stream, one after the other.
+///
+/// Most are the one before with another piece of text between the same bytes. Those are not parsed again: what was
+/// valid JSON around one plain string is so around another.
+#[derive(Default)]
+pub struct Events {
+    /// The last one that was parsed and holds one plain text; empty: there is none.
+    last: Vec<u8>,
+    /// Where that text is written.
+    text: Range<usize>,
+    /// What else it says.
+    delta: Delta,
+}
+
+impl Events {
+    /// Reads the `data` of the next one.
+    pub fn read(&mut self, data: &[u8]) -> Delta {
+        if let Some(delta) = self.like_the_last(data) {
+            return delta;
+        }
+        if data.trim_ascii() == DONE {
+            return Delta { done: true, ..Delta::default() };
+        }
+        let Some((delta, text)) = skim::delta(data) else {
+            return parsed(data).unwrap_or_default();
+        };
+        if let Some(text) = text.filter(|_| data.len() <= REMEMBERED_BYTES_MAX) {
+            self.last.clear();
+            self.last.extend_from_slice(data);
+            (self.text, self.delta) = (text, delta);
+        }
+        delta
     }
-    let Ok(answer) = serde_json::from_slice::<Answer<'_>>(data) else {
-        return Delta::default();
-    };
+
+    fn like_the_last(&self, data: &[u8]) -> Option<Delta> {
+        let (before, after) = (&self.last[..self.text.start], &self.last[self.text.end..]);
+        let text = data.strip_prefix(before)?.strip_suffix(after)?;
+        let same = !self.last.is_empty() && skim::is_plain(text);
+        same.then_some(Delta { content_bytes: text.len() as u64, ..self.delta })
+    }
+}
+
+/// [`read_event`] by serde_json; `None`: it is no JSON, or none of an answer.
+fn parsed(data: &[u8]) -> Option<Delta> {
+    let answer = serde_json::from_slice::<Answer<'_>>(data).ok()?;
     let no_choices = answer.choices.as_ref().is_some_and(|choices| choices.items == 0);
-    Delta {
+    Some(Delta {
         content_bytes: answer.content_bytes(),
         has_choices: answer.choices.as_ref().is_some_and(|choices| choices.items > 0),
-        usage: answer.usage.and_then(usage),
+        usage: answer.usage.map(RawValue::get).and_then(usage),
         usage_only: no_choices && answer.usage.is_some_and(|usage| usage.get().starts_with('{')),
         error: answer.error.is_some() || answer.object.is_some_and(|object| object.get() == r#""error""#),
         done: false,
-    }
+    })
 }
 
 /// The usage that a whole answer reports; `None` when it reports none, or one that cannot be.
@@ -46,17 +94,11 @@ pub fn usage_of_answer(body: &[u8]) -> Option<Usage> {
         #[serde(borrow)]
         usage: Option<&'a RawValue>,
     }
-    // It is near the end, as a rule. What stands from there on is the rest of an object only where the member belongs to
-    // the answer itself: of a nested one too many braces are left over.
-    let tail = memchr::memmem::rfind(body, br#""usage""#).map(|at| [b"{", &body[at..]].concat());
-    let read = |tail: &[u8]| serde_json::from_slice::<OnlyUsage<'_>>(tail).ok()?.usage.and_then(usage);
-    match tail.as_deref().and_then(read) {
-        Some(usage) => Some(usage),
-        None => {
-            let answer: OnlyUsage<'_> = serde_json::from_str(std::str::from_utf8(body).ok()?).ok()?;
-            usage(answer.usage?)
-        }
+    if let Some(usage) = skim::usage_at_end(body).and_then(usage) {
+        return Some(usage);
     }
+    let answer: OnlyUsage<'_> = serde_json::from_str(std::str::from_utf8(body).ok()?).ok()?;
+    usage(answer.usage?.get())
 }
 
 /// Generated text in a whole answer, bytes of UTF-8: for one that reports no usage.
@@ -82,21 +124,38 @@ pub fn error_body(
 ) -> Vec<u8> {
     let mut body = Vec::with_capacity(512);
     body.extend_from_slice(b"{\"error\":{\"message\":");
-    push(&mut body, &message);
+    push_text(&mut body, message);
     for (name, value) in [("type", Some(kind)), ("param", param), ("code", code)] {
         body.extend_from_slice(b",\"");
         body.extend_from_slice(name.as_bytes());
         body.extend_from_slice(b"\":");
-        push(&mut body, &value);
+        match value {
+            Some(value) => push_text(&mut body, value),
+            None => body.extend_from_slice(b"null"),
+        }
     }
     for (name, value) in extra {
         body.push(b',');
-        push(&mut body, name);
+        push_text(&mut body, name);
         body.push(b':');
-        push(&mut body, value);
+        match value {
+            Value::String(value) => push_text(&mut body, value),
+            value => push(&mut body, value),
+        }
     }
     body.extend_from_slice(b"}}");
     body
+}
+
+/// Most texts need no escapes, which is seen many bytes at a time.
+fn push_text(out: &mut Vec<u8>, text: &str) {
+    let special = |byte: u8| !matches!(byte, b' ' | b'!' | b'#'..=b'[' | b']'..=b'~');
+    if text.bytes().fold(false, |found, byte| found | special(byte)) {
+        return push(out, &text);
+    }
+    out.push(b'"');
+    out.extend_from_slice(text.as_bytes());
+    out.push(b'"');
 }
 
 fn push(out: &mut Vec<u8>, value: &impl serde::Serialize) {
@@ -180,7 +239,12 @@ impl Message<'_> {
 
 /// A string, or the text in a list of parts or tool calls.
 fn text_of(value: &RawValue) -> u64 {
-    text_bytes(value.get(), |name| match name {
+    text_in(value.get())
+}
+
+/// The same of a value as it is written.
+fn text_in(value: &str) -> u64 {
+    text_bytes(value, |name| match name {
         "id" | "type" | "index" | "signature" => Part::Nothing,
         _ => Part::Text,
     })
@@ -219,8 +283,13 @@ impl<'de> Visitor<'de> for ChoicesVisitor {
 }
 
 /// Reads a `usage` object under the names of any endpoint. `None` without a count, or with one that is no count.
-fn usage(written: &RawValue) -> Option<Usage> {
-    let counts: Counts = serde_json::from_str(written.get()).ok()?;
+fn usage(written: &str) -> Option<Usage> {
+    skim::usual_usage(written).or_else(|| counted(written))
+}
+
+/// [`usage`] by serde_json.
+fn counted(written: &str) -> Option<Usage> {
+    let counts: Counts = serde_json::from_str(written).ok()?;
     let completion = counts.completion.unwrap_or(0);
     let prompt = match (counts.prompt, counts.total) {
         (Some(prompt), _) => prompt,

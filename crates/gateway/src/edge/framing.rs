@@ -70,9 +70,9 @@ pub struct Scanner {
 /// The longest field name that matters, `transfer-encoding`.
 const NAME_MAX: usize = 17;
 const EMPTY_LINES_MAX: u8 = 4;
-/// All chunk extensions of one body together. hyper refuses 16 KiB.
+/// All chunk extensions of one body together. Servers refuse 16 KiB.
 const EXTENSION_BYTES_MAX: usize = 8 * 1024;
-/// hyper refuses 16 KiB of trailers.
+/// Servers refuse 16 KiB of trailers.
 const TRAILER_BYTES_MAX: usize = 8 * 1024;
 const TRAILER_FIELDS_MAX: usize = 32;
 const CHUNK_SIZE_DIGITS_MAX: u8 = 16;

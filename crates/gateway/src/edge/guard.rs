@@ -1,6 +1,6 @@
 //! The socket of one client, watched: strict HTTP/1.x framing, the timers of the connection, and a lingering close.
 //!
-//! hyper reads and writes through a [`Guard`]. Every byte it is about to read goes past a
+//! The server reads and writes through a [`Guard`]. Every byte it is about to read goes past a
 //! [`Scanner`] first; on a violation it sees nothing of the offending request, and the guard
 //! answers instead. HTTP/2 connections pass through; only the timers stay.
 //!
@@ -35,10 +35,10 @@ use super::framing::{Cut, Position, Refusal, Scanner, Violation};
 /// What a connection may take, in bytes, lines and time.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// A request head, from the first byte of its method to its last CRLF. At most 64 KiB make sense: hyper
-    /// refuses longer targets.
+    /// A request head, from the first byte of its method to its last CRLF. At most 64 KiB make sense:
+    /// longer targets are no URI to us.
     pub head_bytes: usize,
-    /// Field lines in a head. hyper refuses more than 100.
+    /// Field lines in a head, at most 100: the server has no room for more.
     pub head_fields: usize,
     /// Silence on a new connection: closed without an answer.
     pub first_byte: Duration,
@@ -76,7 +76,7 @@ impl Default for Limits {
 /// that is answered, so it may count too.
 pub type Answer = Arc<dyn Fn(&Violation) -> Bytes + Send + Sync>;
 
-/// A socket that hyper may be given. See the [module](self).
+/// A socket that a server may be given. See the [module](self).
 pub struct Guard<S> {
     socket: S,
     limits: Limits,
@@ -97,7 +97,7 @@ pub struct Guard<S> {
 
 enum Phase {
     Open,
-    /// A request was refused before it reached hyper; the answer waits for those before it.
+    /// A request was refused before it reached the server; the answer waits for those before it.
     Refused(Violation),
     /// A request that is in service was refused: its body fails.
     BodyFailed(Violation),
@@ -154,6 +154,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
     /// Where the service of this connection counts its requests.
     pub fn exchanges(&self) -> Exchanges {
         self.exchanges.clone()
+    }
+
+    /// How many heads of requests were complete in what was read.
+    pub fn heads(&self) -> u64 {
+        self.scanner.heads()
     }
 
     /// An answer is owed or not wholly written.
@@ -275,16 +280,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
             let _ = self.poll_due(cx);
             return Poll::Pending;
         }
-        let mut answer = (self.answer)(&violation);
-        while !answer.is_empty() {
-            match Pin::new(&mut self.socket).poll_write(cx, &answer) {
-                Poll::Ready(Ok(written)) if written > 0 => answer.advance(written),
-                _ => break,
-            }
-        }
-        self.begin_close(true);
         // The connection ends here whether or not the socket could be shut down.
-        self.poll_close(cx).map(|_| Ok(()))
+        self.poll_refuse_last(cx, violation).map(|_| Ok(()))
+    }
+
+    /// Answers a refusal and closes; every answer before was written.
+    pub(super) fn poll_refuse_last(
+        &mut self,
+        cx: &mut Context<'_>,
+        violation: Violation,
+    ) -> Poll<io::Result<()>> {
+        if !self.is_closing() {
+            let mut answer = (self.answer)(&violation);
+            while !answer.is_empty() {
+                match Pin::new(&mut self.socket).poll_write(cx, &answer) {
+                    Poll::Ready(Ok(written)) if written > 0 => answer.advance(written),
+                    _ => break,
+                }
+            }
+            self.begin_close(true);
+        }
+        self.poll_close(cx)
     }
 
     fn begin_close(&mut self, linger: bool) {
@@ -344,8 +360,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
             return Poll::Ready(result);
         }
         let due = *self.write_due.get_or_insert_with(|| Instant::now() + self.limits.write);
+        // While an answer is written nothing is read, and what was waited for before is over.
+        self.observe();
         let now = ready!(self.poll_due(cx));
-        // hyper need not read while it writes: here is the only look at a client that takes its answer in drops.
+        // Who writes need not read: here is the only look at a client that takes its answer in drops.
         self.not_overdue(now)?;
         if now < due {
             return Poll::Pending;
@@ -402,7 +420,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
         self.socket.is_write_vectored()
     }
 
-    /// hyper flushes when it has written all it has, and drops a response body before the last flush: this is
+    /// A server flushes when it has written all it has, and drops a response body before the last flush: this is
     /// where the end of an answer is noticed.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.is_closing() {
@@ -412,7 +430,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
         self.unflushed = false;
         if !self.is_busy() {
             match self.phase {
-                // hyper may be waiting for a read that is to answer now.
+                // The server may be waiting for a read that is to answer now.
                 Phase::Refused(_) => cx.waker().wake_by_ref(),
                 _ => {
                     self.observe();

@@ -24,8 +24,15 @@ impl Answers {
     /// One more answer.
     pub(super) fn add(&mut self, tokens: u64) {
         let tokens = saturated(tokens);
-        self.latest[(self.seen % ANSWERS as u64) as usize] = tokens;
+        let place = &mut self.latest[(self.seen % ANSWERS as u64) as usize];
+        let forgotten = std::mem::replace(place, tokens);
+        let full = self.seen >= ANSWERS as u64;
         self.seen = self.seen.saturating_add(1);
+        // One for another on the same side of the percentile: it stays where it is.
+        let (low, high) = (tokens.min(forgotten), tokens.max(forgotten));
+        if full && (low == high || high < self.high || low > self.high) {
+            return;
+        }
         let known = self.seen.min(ANSWERS as u64) as usize;
         self.high = match known {
             0..ANSWERS_MIN => self.high.max(tokens),

@@ -301,6 +301,19 @@ fn many_threads_learn_at_once() {
 
 proptest! {
     #[test]
+    fn the_percentile_is_that_of_the_last_64(seen in prop::collection::vec(0u64..20, 64..200)) {
+        let mut answers = Answers::new(512);
+        for (index, tokens) in seen.iter().enumerate() {
+            answers.add(*tokens);
+            if index >= 63 {
+                let mut last = seen[index - 63..=index].to_vec();
+                last.sort_unstable();
+                prop_assert_eq!(answers.high(), last[60]);
+            }
+        }
+    }
+
+    #[test]
     fn whatever_is_learned_stays_within_bounds(
         taught in prop::collection::vec((0u64..1 << 41, 0u64..1 << 41, 0u64..5, 0u64..1 << 30), 1..200),
         keys in 1usize..20,

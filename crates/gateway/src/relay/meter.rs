@@ -32,11 +32,12 @@ pub fn tokens_of_answer(basis: Basis, answer: &[u8], per_text: impl Fn(u64) -> u
 
 /// Looks at an answer while it passes.
 pub(super) enum Meter {
-    Events { splitter: sse::Splitter, counted: Counted, open: bool },
+    Events { splitter: sse::Splitter, counted: Box<Counted>, open: bool },
     Plain { kept: Vec<u8>, too_long: bool, counting: Counting },
 }
 
 pub(super) struct Counted {
+    events: openai::Events,
     hide_usage: bool,
     done: bool,
     usage: Option<Usage>,
@@ -50,8 +51,9 @@ impl Meter {
             return Self::Plain { kept: Vec::new(), too_long: false, counting };
         }
         let hide_usage = call.endpoint().streams() && !call.usage_asked();
-        let counted = Counted { hide_usage, done: false, usage: None, counting };
-        Self::Events { splitter: sse::Splitter::new(), counted, open: false }
+        let counted =
+            Counted { events: openai::Events::default(), hide_usage, done: false, usage: None, counting };
+        Self::Events { splitter: sse::Splitter::new(), counted: Box::new(counted), open: false }
     }
 
     pub(super) fn is_events(&self) -> bool {
@@ -137,7 +139,7 @@ impl Counted {
     /// Counts an event and says whether the caller gets it: all but the `usage` that only we asked for.
     fn passes(&mut self, event: &sse::Event) -> bool {
         let Some(data) = event.data() else { return true };
-        let delta = openai::read_event(&data);
+        let delta = self.events.read(&data);
         self.done |= delta.done;
         self.usage = delta.usage.or(self.usage);
         self.counting.add(delta.content_bytes);

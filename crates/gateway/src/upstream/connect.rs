@@ -1,6 +1,7 @@
 //! Reaching a provider: TCP and TLS under one connect deadline, and what their errors mean.
 
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use http::Uri;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tower_service::Service;
 
@@ -18,7 +20,68 @@ use super::Failure;
 pub type Connector = WithDeadline<HttpsConnector<HttpConnector>>;
 
 /// An open connection.
-pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Tls(Box<dyn Socket>),
+}
+
+/// What a connection is read from and written to.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
+
+impl Stream {
+    /// What a [`Connector`] opened, without what it is wrapped in.
+    pub(super) fn of(opened: MaybeHttpsStream<TokioIo<TcpStream>>) -> Self {
+        match opened {
+            MaybeHttpsStream::Http(tcp) => Self::Tcp(tcp.into_inner()),
+            MaybeHttpsStream::Https(tls) => Self::Tls(Box::new(tls.into_inner())),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
 
 /// A connector for a base URL.
 pub fn connector(base: &Uri, trust: &mut Trust, bound: Duration) -> Connector {
@@ -30,14 +93,9 @@ pub fn connector(base: &Uri, trust: &mut Trust, bound: Duration) -> Connector {
     WithDeadline { inner: builder.https_or_http().enable_http1().wrap_connector(tcp), bound }
 }
 
-/// What an error of a connection means for the attempt.
+/// What an error of a [`Connector`] means for the attempt.
 pub(super) fn failure(error: &(dyn std::error::Error + 'static)) -> Failure {
-    if let Some(failure) = told(error) {
-        return failure;
-    }
-    let why = root_cause(error);
-    // An error of hyper's comes from a connection that stood.
-    if error.is::<hyper::Error>() { Failure::Broken(why) } else { Failure::Unreachable(why) }
+    told(error).unwrap_or_else(|| Failure::Unreachable(root_cause(error)))
 }
 
 /// Whom TLS connections trust. The system's anchors are read once, and only when a provider needs them.

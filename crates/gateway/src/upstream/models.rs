@@ -4,15 +4,14 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, StatusCode, Uri, header};
-use http_body_util::Full;
+use http::{HeaderValue, StatusCode, Uri};
 
 use super::connect::connector;
+use super::connection::Outgoing;
 use super::pool::{Client, Lane};
-use super::{
-    AnswerBody, Deployment, Failure, Link, Reading, Source, Trust, acceptable, authorization, under,
-};
+use super::{AnswerBody, Deployment, Failure, Link, Reading, Source, Trust, acceptable, authorization};
 use crate::config::Secret;
+use crate::headers;
 
 /// Longest wait for a list.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -23,11 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// When there is no answer at all.
 pub async fn probe(base: &Uri, key: Option<&Secret>, connect: Duration) -> Result<StatusCode, Failure> {
     let client = Client::new(base, connector(base, &mut Trust::default(), connect));
-    let mut request = question(base)?;
-    if let Some(authorization) = key.and_then(authorization) {
-        request.headers_mut().insert(header::AUTHORIZATION, authorization);
-    }
-    Ok(client.send(request, Lane::default(), &AtomicBool::default()).await?.status())
+    let request = question(&client, key.and_then(authorization).as_ref());
+    Ok(client.send(request, Lane::default(), &AtomicBool::default()).await?.0.status)
 }
 
 impl Deployment {
@@ -37,15 +33,12 @@ impl Deployment {
     /// When it does not answer in time, or not with a list of reasonable size.
     pub async fn models(&self, lane: Lane) -> Result<Option<Bytes>, Failure> {
         let Link::Http(http) = &self.link else { return Ok(None) };
-        let mut request = question(&http.base)?;
-        if let Some(authorization) = &http.authorization {
-            request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
-        }
+        let request = question(&http.client, http.authorization.as_ref());
         let by = Instant::now() + PATIENCE;
         let sent =
             tokio::time::timeout_at(by.into(), http.client.send(request, lane, &AtomicBool::default())).await;
-        let (head, body) = sent.map_err(|_| Failure::TimedOut("list of models", PATIENCE))??.into_parts();
-        acceptable(head.status, &head.headers)?;
+        let (head, body) = sent.map_err(|_| Failure::TimedOut("list of models", PATIENCE))??;
+        acceptable(&head)?;
         if !head.status.is_success() {
             return Err(Failure::Status(head.status, None));
         }
@@ -56,7 +49,11 @@ impl Deployment {
     }
 }
 
-fn question(base: &Uri) -> Result<Request<Full<Bytes>>, Failure> {
-    let request = Request::get(under(base, "/models")?).header(header::ACCEPT_ENCODING, "identity");
-    request.body(Full::default()).map_err(|error| Failure::Broken(error.to_string()))
+fn question(client: &Client, authorization: Option<&HeaderValue>) -> Outgoing {
+    let mut head = client.head("GET", "/models");
+    if let Some(authorization) = authorization {
+        headers::line(&mut head, "authorization", &[authorization.as_bytes()]);
+    }
+    headers::line(&mut head, "accept-encoding", &[b"identity"]);
+    Outgoing::new(head, Bytes::new())
 }

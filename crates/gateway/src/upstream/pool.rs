@@ -2,43 +2,31 @@
 //!
 //! A pooled connection usually runs as a task of its own, and every chunk crosses a channel and two task switches on its way
 //! to the caller. Here the request's own task moves the connection's bytes: what a provider sent at once is taken over in one
-//! poll, and leaving a request closes its connection at once. docs/decisions/0005 has the figures.
+//! poll, and leaving a request closes its connection at once. docs/decisions/0005 and 0007 have the figures.
 
 use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
-use futures_util::task::AtomicWaker;
-use http::{HeaderValue, Request, Response, Uri, header};
-use http_body::{Body as _, Frame};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use tokio::task::unconstrained;
+use bytes::{Bytes, BytesMut};
+use http::Uri;
 use tower_service::Service;
 
 use super::Failure;
 use super::connect::{Connector, Stream, failure};
-
-/// A connection is used no longer than this, so that a name that moved is looked up again.
-const AGE_MAX: Duration = Duration::from_secs(300);
-
-/// Idle connections are closed before the usual 60 s of servers and balancers run out.
-const IDLE_MAX: Duration = Duration::from_secs(30);
+use super::connection::{Connection, Outgoing, Unanswered};
+use super::head::{HEAD_BYTES_MAX, Head};
 
 /// Idle connections of one worker to one provider.
 const IDLE_CONNECTIONS_MAX: usize = 512;
 
-/// What is buffered of an answer, its head included.
-const BUFFER_BYTES_MAX: usize = 32 << 10;
+/// What of an answer that nobody wants is taken, so that its connection can be used again.
+const DISCARDED_BYTES_MAX: usize = HEAD_BYTES_MAX;
 
-/// How often a connection is polled in a row because it called for it; then others have a turn.
-const TURNS_MAX: usize = 8;
+/// Room for the head of a request as most are.
+const REQUEST_BYTES: usize = 2 << 10;
 
 /// A worker thread: connections wait for the next request where their socket is watched. More workers share.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,8 +38,6 @@ const LANES: usize = 16;
 /// The connections to one provider.
 pub(super) struct Client {
     connector: Connector,
-    /// As in `Host`.
-    host: HeaderValue,
     base: Uri,
     idle: Arc<Idle>,
 }
@@ -66,93 +52,24 @@ impl Idle {
     }
 }
 
-/// One connection. Boxed: it is large, and moves with the request that uses it.
+/// Boxed: it is large, and moves with the request that uses it.
 type Link = Box<Connection>;
-
-struct Connection {
-    sender: http1::SendRequest<Full<Bytes>>,
-    /// `None` once it has ended. Dropped then: only that gives a request back that it never took over.
-    driver: Option<http1::Connection<Stream, Full<Bytes>>>,
-    bell: Arc<Bell>,
-    opened: Instant,
-    used: Instant,
-}
-
-/// The waker of one connection. Polling it wakes whoever polls: what it reads it hands over through channels, to the same
-/// task. That is noted, and looked at before the poll ends, instead of running the whole task once more for nothing.
-#[derive(Default)]
-struct Bell {
-    task: AtomicWaker,
-    polled: AtomicBool,
-    rung: AtomicBool,
-}
-
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if self.polled.load(Ordering::SeqCst) {
-            self.rung.store(true, Ordering::SeqCst);
-        } else {
-            self.task.wake();
-        }
-    }
-}
-
-impl Bell {
-    /// Polls until nothing that was done calls for more.
-    fn quieten<T>(
-        self: &Arc<Self>,
-        cx: &Context<'_>,
-        mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
-    ) -> Poll<T> {
-        self.task.register(cx.waker());
-        let own = Waker::from(self.clone());
-        self.polled.store(true, Ordering::SeqCst);
-        let mut polled = Poll::Pending;
-        for _ in 0..TURNS_MAX {
-            self.rung.store(false, Ordering::SeqCst);
-            polled = poll(&mut Context::from_waker(&own));
-            if polled.is_ready() || !self.rung.load(Ordering::SeqCst) {
-                break;
-            }
-        }
-        self.polled.store(false, Ordering::SeqCst);
-        // Rung after all, it must not be lost. Ready, the caller comes back by itself.
-        if polled.is_pending() && self.rung.load(Ordering::SeqCst) {
-            self.task.wake();
-        }
-        polled
-    }
-}
-
-impl Connection {
-    /// Moves bytes; whether the connection has ended.
-    fn drive(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.driver.as_mut().is_some_and(|driver| Pin::new(driver).poll(cx).is_ready()) {
-            self.driver = None;
-        }
-        self.driver.is_none()
-    }
-
-    /// Whether another request can be sent on it. Nobody is woken for what this finds out.
-    fn is_usable(&mut self) -> bool {
-        // Outside of the task's budget, or a closed connection could not say so behind many others.
-        let look = pin!(unconstrained(poll_fn(|cx| Poll::Ready(self.drive(cx)))));
-        let closed = matches!(look.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(true));
-        let young = self.used.elapsed() < IDLE_MAX && self.opened.elapsed() < AGE_MAX;
-        !closed && young && self.sender.is_ready()
-    }
-}
 
 impl Client {
     /// A client for one base URL. Opens nothing yet.
     pub(super) fn new(base: &Uri, connector: Connector) -> Self {
-        let authority = base.authority().map(|authority| HeaderValue::from_str(authority.as_str()));
-        let host = authority.and_then(Result::ok).unwrap_or(HeaderValue::from_static(""));
-        Self { connector, host, base: base.clone(), idle: Arc::default() }
+        Self { connector, base: base.clone(), idle: Arc::default() }
+    }
+
+    /// The head of a request with this method and the path of the base URL with this one behind it, up to its `Host`.
+    pub(super) fn head(&self, method: &str, path: &str) -> BytesMut {
+        let mut head = BytesMut::with_capacity(REQUEST_BYTES);
+        let host = self.base.authority().map_or("", |authority| authority.as_str());
+        let base = self.base.path().trim_end_matches('/');
+        for part in [method, " ", base, path, " HTTP/1.1\r\nhost: ", host, "\r\n"] {
+            head.extend_from_slice(part.as_bytes());
+        }
+        head
     }
 
     /// Sends a request and waits for the head of its answer. Dropped, the connection closes. `reached` becomes true when
@@ -164,11 +81,10 @@ impl Client {
     /// When there is no connection, or it breaks before the head has come.
     pub(super) async fn send(
         &self,
-        mut request: Request<Full<Bytes>>,
+        mut request: Outgoing,
         lane: Lane,
         reached: &AtomicBool,
-    ) -> Result<Response<Flow>, Failure> {
-        request.headers_mut().insert(header::HOST, self.host.clone());
+    ) -> Result<(Head, Flow), Failure> {
         loop {
             let kept = self.keep(lane);
             let reused = kept.is_some();
@@ -177,15 +93,11 @@ impl Client {
                 None => Box::pin(self.connect()).await?,
             };
             reached.store(true, Ordering::Relaxed);
-            match exchange(&mut link, request).await {
-                Ok(response) => {
-                    let home = self.idle.clone();
-                    return Ok(response.map(|body| Flow { body, link: Some(link), home, lane }));
-                }
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) if reused => request = unsent,
-                    _ => return Err(failure(&error.into_error())),
-                },
+            link.begin(request);
+            match poll_fn(|cx| link.poll_head(cx)).await {
+                Ok(head) => return Ok((head, Flow { link: Some(link), home: self.idle.clone(), lane })),
+                Err(Unanswered::Unsent(unsent, _)) if reused => request = unsent,
+                Err(Unanswered::Unsent(_, failure) | Unanswered::Failed(failure)) => return Err(failure),
             }
         }
     }
@@ -214,62 +126,27 @@ impl Client {
     async fn connect(&self) -> Result<Link, Failure> {
         let stream = self.connector.clone().call(self.base.clone()).await;
         let stream = stream.map_err(|error| failure(error.as_ref()))?;
-        let shaken = http1::Builder::new().max_buf_size(BUFFER_BYTES_MAX).handshake(stream).await;
-        let (sender, driver) = shaken.map_err(|error| failure(&error))?;
-        let now = Instant::now();
-        let bell = Arc::default();
-        Ok(Box::new(Connection { sender, driver: Some(driver), bell, opened: now, used: now }))
+        Ok(Box::new(Connection::new(Stream::of(stream))))
     }
-}
-
-/// Sends on a connection and moves its bytes until the head of the answer has come.
-async fn exchange(
-    link: &mut Link,
-    request: Request<Full<Bytes>>,
-) -> Result<Response<Incoming>, hyper::client::conn::TrySendError<Request<Full<Bytes>>>> {
-    let mut sending = pin!(link.sender.try_send_request(request));
-    let bell = link.bell.clone();
-    poll_fn(|cx| {
-        bell.quieten(cx, |cx| {
-            // That it ended, and why, the request hears through `sending`.
-            link.drive(cx);
-            sending.as_mut().poll(cx)
-        })
-    })
-    .await
 }
 
 /// The body of an answer, with the connection it comes from. Dropped before its end, the connection closes.
 pub struct Flow {
-    body: Incoming,
+    /// `None`: nothing will come any more.
     link: Option<Link>,
     home: Arc<Idle>,
     lane: Lane,
 }
 
 impl Flow {
-    /// The next frame. Behind the last one the connection is free for others.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let body = &mut self.body;
-        let polled = match &mut self.link {
-            None => Pin::new(body).poll_frame(cx),
-            Some(link) => {
-                let (bell, mut ended) = (link.bell.clone(), false);
-                let polled = bell.quieten(cx, |cx| match Pin::new(&mut *body).poll_frame(cx) {
-                    Poll::Pending => {
-                        ended |= link.drive(cx);
-                        Pin::new(&mut *body).poll_frame(cx)
-                    }
-                    ready => ready,
-                });
-                if ended {
-                    self.link = None;
-                }
-                polled
-            }
-        };
-        if let Poll::Ready(None) = polled {
-            self.release();
+    /// The next bytes. With the last ones the connection becomes free for others.
+    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        let Some(link) = &mut self.link else { return Poll::Ready(None) };
+        let polled = link.poll_chunk(cx);
+        match &polled {
+            Poll::Ready(Some(Err(_))) => self.link = None,
+            Poll::Ready(_) if link.is_ended() => self.release(),
+            _ => {}
         }
         polled
     }
@@ -278,9 +155,9 @@ impl Flow {
     pub fn discard(mut self) {
         let mut bytes = 0;
         let mut cx = Context::from_waker(Waker::noop());
-        while let Poll::Ready(Some(Ok(frame))) = self.poll_frame(&mut cx) {
-            bytes += frame.data_ref().map_or(0, Bytes::len);
-            if bytes > BUFFER_BYTES_MAX {
+        while let Poll::Ready(Some(Ok(chunk))) = self.poll_chunk(&mut cx) {
+            bytes += chunk.len();
+            if bytes > DISCARDED_BYTES_MAX {
                 return;
             }
         }
@@ -288,13 +165,12 @@ impl Flow {
 
     /// Whether it is known that nothing will come.
     pub fn is_empty(&self) -> bool {
-        self.body.is_end_stream()
+        self.link.as_ref().is_none_or(|link| link.is_ended())
     }
 
     fn release(&mut self) {
         let Some(mut link) = self.link.take() else { return };
-        link.used = Instant::now();
-        if link.is_usable() {
+        if link.rest() {
             let mut idle = self.home.of(self.lane);
             idle.push_back(link);
             let surplus = if idle.len() > IDLE_CONNECTIONS_MAX { idle.pop_front() } else { None };

@@ -185,6 +185,21 @@ proptest! {
     }
 
     #[test]
+    fn an_event_says_the_same_whatever_came_before(
+        from in 0..CHUNK.len(), length in 0..8_usize, with in "[a-z\"\\\\é\n{},:]{0,8}", cut in 0..CHUNK.len(),
+    ) {
+        let mut events = Events::default();
+        for data in [CHUNK, &CHUNK.replace("world", "you\\n"), &CHUNK.replace("world", "é")] {
+            let mut changed = data.as_bytes().to_vec();
+            let from = from.min(data.len());
+            changed.splice(from..(from + length).min(data.len()), with.bytes());
+            for data in [data.as_bytes(), &changed, &changed[..cut.min(changed.len())], data.as_bytes()] {
+                prop_assert_eq!(events.read(data), parsed(data).unwrap_or_default());
+            }
+        }
+    }
+
+    #[test]
     fn content_is_counted_as_it_decodes(text in any::<String>()) {
         let data = serde_json::json!({ "choices": [{ "delta": { "content": text } }] }).to_string();
         prop_assert_eq!(read(&data), bytes(text.len() as u64));

@@ -76,7 +76,7 @@ impl Drop for Exchange {
     }
 }
 
-/// A response body that ends its [`Exchange`] when hyper drops it.
+/// A response body that ends its [`Exchange`] when the server drops it.
 #[derive(Debug)]
 pub struct Held<B> {
     body: B,

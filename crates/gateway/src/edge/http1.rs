@@ -1,0 +1,376 @@
+//! HTTP/1.1 with one caller: requests in, answers out, one after the other (RFC 9112).
+//!
+//! Where each request ends the guard's scanner has decided before a byte of it is seen here, and what it lets pass can be
+//! read in one way only. What is left is to take the bytes apart, to hand the request on, and to write what comes back.
+//!
+//! A request is served by the task of its connection: while it is, the caller's end is watched, and a caller that leaves
+//! drops everything done for it.
+
+mod sending;
+#[cfg(test)]
+mod tests;
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Uri, Version};
+use http_body::{Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
+use tokio_util::sync::CancellationToken;
+
+use self::sending::Sending;
+use super::framing::Violation;
+use super::guard::Guard;
+use crate::error::BodyError;
+use crate::http1::Body;
+use crate::relay::Reply;
+
+/// What is read at once, of a head and of a body that is still to come.
+const READ_BYTES: usize = 8 << 10;
+const READ_BODY_BYTES: usize = 64 << 10;
+
+/// What of a body that nobody wants is taken for the sake of the connection.
+const DISCARDED_BYTES_MAX: usize = 64 << 10;
+
+/// The guard refuses more.
+const FIELDS_MAX: usize = 100;
+
+/// What one read brought, before it is known what the caller speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaks {
+    /// HTTP/1.x, or nothing that is one.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+}
+
+/// Reads until it is known what the caller speaks; `None`: it left before, or `closing` was cancelled.
+pub(super) async fn greeting<S>(
+    guard: &mut Guard<S>,
+    received: &mut BytesMut,
+    closing: &CancellationToken,
+) -> Option<Speaks>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let mut closed = pin!(closing.cancelled());
+    loop {
+        received.reserve(READ_BYTES);
+        let read = poll_fn(|cx| match poll_read_buf(Pin::new(&mut *guard), cx, received) {
+            Poll::Pending => closed.as_mut().poll(cx).map(|()| None),
+            Poll::Ready(read) => Poll::Ready(read.ok().filter(|bytes| *bytes > 0)),
+        });
+        read.await?;
+        if received.starts_with(PREFACE) {
+            return Some(Speaks::Http2);
+        }
+        if !PREFACE.starts_with(received) {
+            return Some(Speaks::Http1);
+        }
+    }
+}
+
+/// Serves a connection of which `received` was read already, until it ends, or until the answer under way has when
+/// `closing` is cancelled.
+///
+/// # Errors
+/// When the connection breaks. Whatever was being done for it is dropped then.
+pub(super) async fn serve<S, A, F, B>(
+    guard: Guard<S>,
+    received: BytesMut,
+    closing: CancellationToken,
+    answer: A,
+) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    A: Fn(Request<RequestBody<S>>) -> F,
+    F: Future<Output = Reply<B>>,
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    let shared = Arc::new(Mutex::new(Connection::new(guard, received)));
+    let mut closed = pin!(closing.cancelled());
+    loop {
+        let next = poll_fn(|cx| match lock(&shared).poll_request(cx) {
+            // Whoever has not sent a whole head is not waited for.
+            Poll::Pending => closed.as_mut().poll(cx).map(|()| Ok(None)),
+            ready => ready,
+        });
+        let (request, terms) = match next.await? {
+            Some(Ok(asked)) => asked,
+            Some(Err(violation)) => {
+                return poll_fn(|cx| lock(&shared).guard.poll_refuse_last(cx, violation)).await;
+            }
+            None => break,
+        };
+        let body = |whole| RequestBody { whole, rest: shared.clone() };
+        let mut answering = pin!(answer(request.map(body)));
+        let answered = poll_fn(|cx| match answering.as_mut().poll(cx) {
+            Poll::Ready(reply) => Poll::Ready(Ok(reply)),
+            Poll::Pending => lock(&shared).poll_left(cx).map(Err),
+        });
+        let reply = answered.await?;
+        let wanted = terms.persists && !closing.is_cancelled();
+        let persists = poll_fn(|cx| Poll::Ready(wanted && lock(&shared).discard(cx))).await;
+        let mut sending = Sending::new(reply, &terms, persists);
+        poll_fn(|cx| lock(&shared).poll_answer(cx, &mut sending)).await?;
+        if !sending.persists() {
+            break;
+        }
+    }
+    poll_fn(|cx| Pin::new(&mut lock(&shared).guard).poll_shutdown(cx)).await
+}
+
+/// A request, with what has come of its body if that is all of it.
+type Asked = (Request<Option<Bytes>>, Terms);
+
+/// What a request says about its answer.
+struct Terms {
+    /// HTTP/1.1: it knows chunks.
+    http_1_1: bool,
+    /// It is asked for the head of an answer only.
+    head_only: bool,
+    /// Another request may follow.
+    persists: bool,
+}
+
+/// One caller's connection. Shared between its task and the body of the request that is being served, which the task
+/// polls too: nobody ever waits for the lock.
+struct Connection<S> {
+    guard: Guard<S>,
+    /// Received and not looked at.
+    received: BytesMut,
+    /// Requests taken out of it.
+    requests: u64,
+    /// What of the last one's body is still to come.
+    body: Body,
+    /// It waits to be told that its body is wanted (RFC 9110, 10.1.1): what of that is still to be said.
+    invitation: &'static [u8],
+}
+
+/// The whole of it, as the caller is told.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+fn lock<S>(shared: &Mutex<Connection<S>>) -> MutexGuard<'_, Connection<S>> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    fn new(guard: Guard<S>, received: BytesMut) -> Self {
+        Self { guard, received, requests: 0, body: Body::Ended, invitation: &[] }
+    }
+
+    /// The next request; `None`: there will be none.
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Result<Asked, Violation>>>> {
+        while self.guard.heads() <= self.requests {
+            if ready!(self.poll_read(cx, READ_BYTES))? == 0 {
+                return Poll::Ready(Ok(None));
+            }
+        }
+        self.requests += 1;
+        Poll::Ready(Ok(Some(self.take_request().ok_or(Violation::RequestLine))))
+    }
+
+    /// Takes the head at the beginning apart. `None`: the scanner let it pass, but it is no request.
+    fn take_request(&mut self) -> Option<Asked> {
+        let text = self.received.split().freeze();
+        let mut space = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+        let mut head = httparse::Request::new(&mut []);
+        let httparse::Status::Complete(bytes) = head.parse_with_uninit_headers(&text, &mut space).ok()?
+        else {
+            return None;
+        };
+        let mut request = Request::new(None);
+        *request.method_mut() = Method::from_bytes(head.method?.as_bytes()).ok()?;
+        *request.uri_mut() = Uri::from_maybe_shared(text.slice_ref(head.path?.as_bytes())).ok()?;
+        let http_1_1 = head.version == Some(1);
+        *request.version_mut() = if http_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
+        let mut fields = Fields::default();
+        let mut headers = HeaderMap::with_capacity(head.headers.len());
+        for field in head.headers.iter() {
+            let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+            fields.note(name.as_str(), field.value)?;
+            headers.append(name, HeaderValue::from_maybe_shared(text.slice_ref(field.value)).ok()?);
+        }
+        *request.headers_mut() = headers;
+        let rest = text.slice(bytes..);
+        let whole = fields.length.map_or(Some(0), |length| usize::try_from(length).ok());
+        match whole.filter(|length| !fields.chunked && *length <= rest.len()) {
+            Some(length) => {
+                self.body = Body::Ended;
+                *request.body_mut() = Some(rest.slice(..length));
+                self.received.extend_from_slice(&rest[length..]);
+            }
+            None => {
+                self.body = if fields.chunked { Body::chunked() } else { Body::of_length(fields.length?) };
+                self.received.extend_from_slice(&rest);
+            }
+        }
+        // HTTP/1.0 knows no such thing; whoever has sent all of it waits for nothing.
+        self.invitation = if fields.expects && http_1_1 && !self.body.is_ended() { CONTINUE } else { &[] };
+        let head_only = *request.method() == Method::HEAD;
+        let persists = !fields.closes && (http_1_1 || fields.keeps);
+        Some((request, Terms { http_1_1, head_only, persists }))
+    }
+
+    /// More of the body of the request being served.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        loop {
+            match self.body.take(&mut self.received) {
+                Ok(data) if !data.is_empty() => return Poll::Ready(Some(Ok(data))),
+                Ok(_) if self.body.is_ended() => return Poll::Ready(None),
+                Ok(_) => {}
+                // The scanner says so first, and better.
+                Err(_) => return Poll::Ready(Some(Err(BodyError::Malformed(Violation::Chunk.to_string())))),
+            }
+            if let Err(error) = ready!(self.poll_invite(cx)) {
+                return Poll::Ready(Some(Err(broken(&error))));
+            }
+            match ready!(self.poll_read(cx, READ_BODY_BYTES)) {
+                Ok(0) => return Poll::Ready(Some(Err(BodyError::Left))),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Some(Err(broken(&error)))),
+            }
+        }
+    }
+
+    fn poll_invite(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.invitation.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while !self.invitation.is_empty() {
+            let written = ready!(Pin::new(&mut self.guard).poll_write(cx, self.invitation))?;
+            self.invitation = &self.invitation[written..];
+        }
+        Pin::new(&mut self.guard).poll_flush(cx)
+    }
+
+    /// Ready when the caller is gone, which nobody else would notice while its request is served.
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        // Behind a body that is still to come, or before another request, only who reads those gets to know.
+        while self.body.is_ended() && self.received.is_empty() {
+            match ready!(self.poll_read(cx, READ_BYTES)) {
+                Ok(0) => return Poll::Ready(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(error),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Takes what is here of a body that nobody took; whether that is all of it, so that another request can follow.
+    fn discard(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut taken = 0;
+        // Whoever waits to be invited may send its body or leave it: what comes next is not known.
+        while !self.body.is_ended() && self.invitation.len() < CONTINUE.len() && taken <= DISCARDED_BYTES_MAX
+        {
+            match self.body.take(&mut self.received) {
+                Ok(data) if !data.is_empty() => taken += data.len(),
+                Ok(_) if self.body.is_ended() => {}
+                Ok(_) => match self.poll_read(cx, READ_BYTES) {
+                    Poll::Ready(Ok(bytes)) if bytes > 0 => {}
+                    _ => return false,
+                },
+                Err(_) => return false,
+            }
+        }
+        self.body.is_ended()
+    }
+
+    /// Writes an answer to its end.
+    fn poll_answer<B>(&mut self, cx: &mut Context<'_>, answer: &mut Sending<B>) -> Poll<io::Result<()>>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+    {
+        // Half an invitation cannot be taken back.
+        if self.invitation.len() < CONTINUE.len() {
+            ready!(self.poll_invite(cx))?;
+        }
+        self.invitation = &[];
+        match answer.poll(cx, &mut self.guard) {
+            Poll::Pending if answer.waits() => self.poll_left(cx).map(Err),
+            polled => polled,
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, bytes: usize) -> Poll<io::Result<usize>> {
+        if self.received.capacity() - self.received.len() < bytes / 4 {
+            self.received.reserve(bytes);
+        }
+        poll_read_buf(Pin::new(&mut self.guard), cx, &mut self.received)
+    }
+}
+
+/// Why a request's body broke off.
+fn broken(error: &io::Error) -> BodyError {
+    let violation = Violation::at_root_of(error);
+    violation.map_or(BodyError::Left, |violation| BodyError::Malformed(violation.to_string()))
+}
+
+/// What header fields say about a request's body and what follows it.
+#[derive(Default)]
+struct Fields {
+    length: Option<u64>,
+    chunked: bool,
+    expects: bool,
+    closes: bool,
+    keeps: bool,
+}
+
+impl Fields {
+    /// `None`: what the scanner never lets pass.
+    fn note(&mut self, name: &str, value: &[u8]) -> Option<()> {
+        match name {
+            "content-length" => self.length = Some(std::str::from_utf8(value).ok()?.trim().parse().ok()?),
+            "transfer-encoding" => self.chunked = true,
+            "expect" => self.expects |= value.eq_ignore_ascii_case(b"100-continue"),
+            "connection" => {
+                for option in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                    self.closes |= option.eq_ignore_ascii_case(b"close");
+                    self.keeps |= option.eq_ignore_ascii_case(b"keep-alive");
+                }
+            }
+            _ => {}
+        }
+        Some(())
+    }
+}
+
+/// The body of a request.
+pub(super) struct RequestBody<S> {
+    /// All of it, where it came with the head.
+    whole: Option<Bytes>,
+    /// Where the rest comes from.
+    rest: Arc<Mutex<Connection<S>>>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> http_body::Body for RequestBody<S> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.whole.take() {
+            Some(whole) if !whole.is_empty() => Poll::Ready(Some(Ok(Frame::data(whole)))),
+            Some(_) => Poll::Ready(None),
+            None => lock(&self.rest).poll_body(cx).map(|data| data.map(|data| data.map(Frame::data))),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match (&self.whole, &lock(&self.rest).body) {
+            (Some(whole), _) => SizeHint::with_exact(whole.len() as u64),
+            (None, Body::Length(length)) => SizeHint::with_exact(*length),
+            (None, _) => SizeHint::default(),
+        }
+    }
+}
