@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::config::{self, Config, Loaded, Problem};
+use crate::config::{self, Config, Loaded, Problem, Withheld};
 use crate::{Gateway, control};
 
 /// Editors and ConfigMaps change a file in several steps; it is read when they have been quiet this long.
@@ -117,7 +117,7 @@ impl std::fmt::Display for Refused {
 ///
 /// # Errors
 /// What such a request would meet, as a fault of the file.
-pub fn fits(gateway: &Gateway, file: &str, loaded: Loaded) -> Result<Loaded, Vec<Problem>> {
+fn fits(gateway: &Gateway, file: &str, loaded: Loaded) -> Result<Loaded, Vec<Problem>> {
     let (now, control) = (gateway.snapshot.load_full(), gateway.control.now());
     match control::fits((&now.config, &control), (&loaded.config, &control)) {
         Ok(()) => Ok(loaded),
@@ -178,12 +178,19 @@ pub async fn again(gateway: &Arc<Gateway>, source: &Source) -> Result<Vec<Proble
     result
 }
 
-/// Looks at a configuration, given as its text, without taking it.
+/// Looks at a configuration, given as its text, without taking it. Gives back the warnings. What variables hold is in no
+/// message: who may ask this may not know it.
 ///
 /// # Errors
-/// Everything that is wrong with it.
-pub fn check(name: &str, text: &str) -> Result<Loaded, Vec<Problem>> {
-    config::load(Some((name, text)), &|name| std::env::var(name).ok())
+/// Everything that is wrong with it, and with it under what operators have said.
+pub fn check(gateway: &Gateway, name: &str, text: &str) -> Result<Vec<Problem>, Vec<Problem>> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let withheld = Withheld::new(&environment);
+    let loaded = config::load(Some((name, text)), &|name| withheld.get(name));
+    let mut checked = loaded.and_then(|loaded| fits(gateway, name, loaded)).map(|loaded| loaded.warnings);
+    let (Ok(problems) | Err(problems)) = &mut checked;
+    withheld.mask(text, problems);
+    checked
 }
 
 /// Puts in force what operators change, here or elsewhere, and what ends by itself, until the process closes.

@@ -451,6 +451,39 @@ async fn each_role_may_do_what_it_may() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_checked_tells_nothing_of_the_environment() {
+    let provider = provider().await;
+    let server =
+        "  admin_key: ${THE_KEY}\n  admin_keys:\n    - { name: olga, key: oper-key-3, role: operator }\n";
+    let secret = "a-canary-nobody-may-see-0123456789";
+    let environment = [("THE_KEY", secret), ("TOLLGATE_ADMIN_KEY", secret)];
+    let gateway = Tollgate::start_in(&environment, server, &config(&provider, None, "[]"), &[]).await;
+    for (file, told) in [
+        ("users: [{ name: '${THE_KEY}' }, { name: '${THE_KEY}' }]", "a second user is called `***`"),
+        ("tiers: { gold: {} }\nusers: [{ name: a, tier: '${THE_KEY}' }]", ""),
+        ("limits: [{ name: '${THE_KEY}', per: user, limit: 1/x }]", ""),
+        ("limits: [{ name: a, per: '${THE_KEY}', limit: '${THE_KEY}' }]", ""),
+        (
+            "models: [{ name: '${THE_KEY}', aliases: ['${THE_KEY}'], providers: [{ type: '${THE_KEY}' }] }]",
+            "",
+        ),
+        (
+            "models: [{ name: a, fallback: ['${THE_KEY}'], providers: [{ type: openai, url: '${THE_KEY}' }] }]",
+            "",
+        ),
+        ("users: [{ name: '${THE_KEY}' }]\nlimits: [{ match: { user: a-canary }, limit: 1/day }]", ""),
+    ] {
+        let headers = [("X-Admin-Key", "oper-key-3")];
+        let asked = request("POST", "/admin/config/check", &headers, file.as_bytes());
+        let answer = post(gateway.admin, &asked).await;
+        assert_eq!((answer.status, &answer.json()["ok"]), (200, &json!(false)), "{file}");
+        let text = answer.text();
+        assert!(!text.contains("canary-nobody") && !text.contains("0123456789"), "{file}: {text}");
+        assert!(text.contains(told), "{file}: {text}");
+    }
+}
+
+#[tokio::test]
 async fn guessing_admin_keys_is_limited() {
     let provider = provider().await;
     let gateway =

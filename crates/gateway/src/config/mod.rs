@@ -26,6 +26,7 @@ mod scalar;
 mod schema;
 mod substitute;
 mod tree;
+mod withheld;
 
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ pub use overlap::{MET_MAX, Overlap, Overlaps, Who};
 pub use parse::FILE_BYTES_MAX;
 pub use problem::{Problem, Severity};
 pub use schema::schema;
+pub use withheld::Withheld;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

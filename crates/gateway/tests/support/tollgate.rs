@@ -40,11 +40,21 @@ impl Tollgate {
 
     /// Starts one with more lines in `server` (indented by two spaces) and more arguments.
     pub async fn start_with(server: &str, config: &str, arguments: &[&str]) -> Self {
+        Self::start_in(&[], server, config, arguments).await
+    }
+
+    /// The same, with these variables in its environment.
+    pub async fn start_in(
+        environment: &[(&str, &str)],
+        server: &str,
+        config: &str,
+        arguments: &[&str],
+    ) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("tollgate.yml");
         std::fs::write(&path, with_server(server, config)).expect("the configuration is written");
         let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-        command.env_clear().current_dir(dir.path());
+        command.env_clear().envs(environment.iter().copied()).current_dir(dir.path());
         command.arg("serve").arg("-c").arg(&path).args(arguments);
         let mut child = command
             .stdin(Stdio::null())
