@@ -10,6 +10,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::MutexGuard;
 use tollgate_limiter::Cost;
 
 use crate::Gateway;
@@ -79,15 +80,15 @@ impl Usage {
         }
     }
 
-    /// Hands over all there is, and comes back when the store has it.
+    /// Hands over all there is now, and comes back when the store has it.
     ///
     /// # Errors
     /// When the store does not answer: what it has not acknowledged is sent again the next time.
     pub async fn flush(&self, store: &control::Store, retention: Retention) -> Result<(), Unavailable> {
-        let mut handed = self.handed.lock().await;
-        while let Some(batch) = self.next(&mut handed) {
+        let mut round = self.round(self.handed.lock().await);
+        while let Some(batch) = round.next() {
             store.add_usage(&batch, retention).await?;
-            handed.batches.pop_front();
+            round.acknowledged();
         }
         Ok(())
     }
@@ -98,13 +99,31 @@ impl Usage {
         handed + self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// The first batch that is not acknowledged; made of what was used since where there is none.
-    fn next(&self, handed: &mut Handed) -> Option<Arc<Batch>> {
-        if handed.batches.is_empty() {
-            let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
-            handed.make(&self.writer, open);
+    fn round<'a>(&'a self, handed: MutexGuard<'a, Handed>) -> Round<'a> {
+        Round { usage: self, handed, taken: false }
+    }
+}
+
+/// One handing over: of what is left of those before, then of what was used until then. What is used meanwhile is for the
+/// next: while requests keep ending, a round that waited for it would have no end.
+struct Round<'a> {
+    usage: &'a Usage,
+    handed: MutexGuard<'a, Handed>,
+    taken: bool,
+}
+
+impl Round<'_> {
+    /// The batch to be sent next; the same one until it is acknowledged.
+    fn next(&mut self) -> Option<Arc<Batch>> {
+        if self.handed.batches.is_empty() && !std::mem::replace(&mut self.taken, true) {
+            let open = std::mem::take(&mut *self.usage.open.lock().unwrap_or_else(PoisonError::into_inner));
+            self.handed.make(&self.usage.writer, open);
         }
-        handed.batches.front().cloned()
+        self.handed.batches.front().cloned()
+    }
+
+    fn acknowledged(&mut self) {
+        self.handed.batches.pop_front();
     }
 }
 
@@ -273,12 +292,12 @@ mod tests {
 
     /// As a store does it that answers what `send` says.
     fn hand_over(usage: &Usage, send: impl Fn(Arc<Batch>) -> bool) -> bool {
-        let mut handed = usage.handed.try_lock().expect("nobody else hands over");
-        while let Some(batch) = usage.next(&mut handed) {
+        let mut round = usage.round(usage.handed.try_lock().expect("nobody else hands over"));
+        while let Some(batch) = round.next() {
             if !send(batch) {
                 return false;
             }
-            handed.batches.pop_front();
+            round.acknowledged();
         }
         true
     }
@@ -323,6 +342,25 @@ mod tests {
         }
         let sent = hand_over(&usage, |batch| added.add(&batch));
         assert_eq!((sent, added.input(), usage.waiting().await), (true, noted, 0));
+    }
+
+    #[tokio::test]
+    async fn a_round_ends_while_requests_do() {
+        let usage = Usage::default();
+        let note = || usage.note(at(0), ended(key("a", None), 1));
+        let (added, sent) = (Added::default(), std::cell::Cell::new(0));
+        note();
+        let lost = hand_over(&usage, |_| false);
+        note();
+        let whole = hand_over(&usage, |batch| {
+            sent.set(sent.get() + 1);
+            assert!(sent.get() <= 2, "it goes on");
+            // One ends while each batch is sent.
+            note();
+            added.add(&batch)
+        });
+        // What was left over; what there was when that was sent. The last is for the next.
+        assert_eq!((lost, whole, sent.get(), added.input(), usage.waiting().await), (false, true, 2, 3, 1));
     }
 
     #[tokio::test]
