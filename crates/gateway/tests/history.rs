@@ -175,6 +175,15 @@ async fn what_is_wrong_with_a_rollback_is_said() {
     }
     let problem = done(&gateway, "POST", path, json!({ "version": version }), 422).await;
     assert!(problem["detail"].as_str().expect("text").contains("was to end at"), "{problem}");
+    // It is the file's again: there is nothing of operators to take away, and its version is the one that is shown.
+    done(&gateway, "DELETE", "/admin/limits/all", Value::Null, 409).await;
+    let shown = ask(&gateway, "GET", "/admin/limits/all", &[], Value::Null).await;
+    let etag = shown.header("etag").expect("an etag").to_owned();
+    let path_of_all = "/admin/limits/all?dry_run=true";
+    for (etag, status) in [(&*etag, 200), (&*format!("\"{version}\""), 412)] {
+        let put = ask(&gateway, "PUT", path_of_all, &[("If-Match", etag)], json!({ "limit": "2/day" })).await;
+        assert_eq!(put.status, status, "{etag}: {}", put.text());
+    }
     let viewer = [("X-Admin-Key", "key-of-view")];
     let look = post(gateway.admin, &request("GET", "/admin/limits/all/history", &viewer, b"")).await;
     let change = post(gateway.admin, &request("POST", path, &viewer, br#"{"version":1}"#)).await;

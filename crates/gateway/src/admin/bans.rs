@@ -11,9 +11,9 @@ use super::problem::Problem;
 use super::{Ask, Reply, Shared};
 use crate::control::{Ban, BanSubject, Change, Control, Record, Stored, Time};
 
-/// Bans that can be kept.
+/// Bans that can hold at once.
 const BANS_MAX: usize = 100_000;
-/// Bans that are over, forgotten with one that is set.
+/// Bans that are over, forgotten with one that is set: more at once than can be added, so that they become fewer.
 const FORGOTTEN_MAX: usize = 100;
 
 /// `GET /admin/bans?subject=&limit=&cursor=`
@@ -54,7 +54,7 @@ pub(super) async fn create(State(gateway): Shared, ask: Ask) -> Reply {
         over.take(FORGOTTEN_MAX).for_each(|(id, _)| change.forget::<Ban>(id));
         let status = match now.bans.contains_key(&id) {
             true => StatusCode::OK,
-            false if now.bans.len() >= BANS_MAX => {
+            false if now.bans.values().filter(|ban| !is_over(&ban.value)).count() >= BANS_MAX => {
                 return Err(Problem::conflict(format!("there are {BANS_MAX} bans at most: ban networks")));
             }
             false => StatusCode::CREATED,

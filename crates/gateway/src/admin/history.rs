@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::ask::{json, write};
 use super::fields::Fields;
-use super::limits::{in_force, set, take_away};
+use super::limits::{in_force, over, set, take_away};
 use super::problem::Problem;
 use super::{Ask, Reply};
 use crate::Gateway;
@@ -61,7 +61,7 @@ pub(super) async fn rollback(gateway: &Arc<Gateway>, path: &str, ask: &Ask) -> R
             Problem::field("version", "is no version of this limit that is remembered; see its history")
         })?;
         match &wanted.after {
-            None if !now.limits.contains_key(name) => Err(Problem::conflict(format!(
+            None if over(now, name).is_none() => Err(Problem::conflict(format!(
                 "version {number} took the limit away, and it is away: there is nothing to go back to"
             ))),
             None => Ok((take_away(gateway, ask, now, (name, "rollback"))?, (number, now.version + 1, None))),

@@ -21,7 +21,7 @@ use crate::fleet::{self, Instance};
 use crate::rates::{Rate, unix_millis};
 use crate::snapshot::Snapshot;
 
-/// Rules that can be kept over those of the file.
+/// Rules that can hold over those of the file at once.
 const OVERRIDES_MAX: usize = 1_000;
 
 /// `GET /admin/limits?limit=&cursor=`: by name; those of operators that are not in force, too.
@@ -88,7 +88,7 @@ pub(super) fn take_away(
     (name, action): (&str, &'static str),
 ) -> Result<Change, Problem> {
     let config = &gateway.snapshot.load().config;
-    let Some(over) = now.limits.get(name) else {
+    let Some(over) = over(now, name) else {
         return Err(match config.rules.iter().any(|rule| rule.name == name) {
             true => Problem::conflict(format!("the rule `{name}` is in the file: change it there")),
             false => Problem::absent("limit", name),
@@ -122,13 +122,15 @@ pub(super) fn set(
     expires: Option<Time>,
 ) -> Result<(Change, (Value, u64)), Problem> {
     let config = &gateway.snapshot.load().config;
-    if let Some(before) = now.limits.get(name) {
+    let before = over(now, name);
+    if let Some(before) = before {
         ask.still(before)?;
     } else {
         // Of a rule of the file the version is 0.
         ask.still_at(config.rules.iter().any(|rule| rule.name == name).then_some(0))?;
     }
-    if !now.limits.contains_key(name) && now.limits.len() >= OVERRIDES_MAX {
+    let held = now.limits.values().filter(|over| over.value.holds()).count();
+    if before.is_none() && held >= OVERRIDES_MAX {
         return Err(Problem::conflict(format!("there are {OVERRIDES_MAX} limits of operators at most")));
     }
     let spec = Value::Object(spec);
@@ -200,7 +202,7 @@ impl<'a> Live<'a> {
 }
 
 /// The rule of an operator that holds under a name.
-fn over<'a>(control: &'a Control, name: &str) -> Option<&'a Record<LimitOverride>> {
+pub(super) fn over<'a>(control: &'a Control, name: &str) -> Option<&'a Record<LimitOverride>> {
     control.limits.get(name).map(|over| &**over).filter(|over| over.value.holds())
 }
 
