@@ -70,14 +70,14 @@ pub fn is_admin_path(path: &str) -> bool {
 /// All of it.
 pub fn router(gateway: Arc<Gateway>) -> Router {
     let door = Door::new(gateway.clone());
-    let api = routes::all().into_iter().fold(Router::new(), |api, route| match route.mount {
-        Some(path) => {
-            let gate = middleware::from_fn_with_state((door.clone(), route.role), door::gate);
-            api.route(path, route.handler.route_layer(gate))
-        }
-        None => api,
+    let routes = routes::all();
+    let asked = routes::asked(&routes);
+    let mounted = routes.into_iter().filter_map(|route| Some((route.mount?, route.role, route.handler)));
+    let api = mounted.zip(asked).fold(Router::new(), |api, ((path, role, handler), asked)| {
+        let gate = middleware::from_fn_with_state((door.clone(), role, Some(asked)), door::gate);
+        api.route(path, handler.route_layer(gate))
     });
-    let gate = middleware::from_fn_with_state((door, Role::Viewer), door::gate);
+    let gate = middleware::from_fn_with_state((door, Role::Viewer, None), door::gate);
     let nowhere = Router::new().route("/admin", any(nothing)).route("/admin/{*rest}", any(nothing));
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))

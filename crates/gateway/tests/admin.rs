@@ -638,3 +638,33 @@ async fn what_is_answered_is_what_is_described() {
         assert_eq!(fault(&document, &schema, &problem, path), None);
     }
 }
+
+#[tokio::test]
+async fn a_parameter_that_is_not_understood_changes_nothing() {
+    let provider = provider().await;
+    let gateway = Tollgate::start(&config(&provider, None, "[]")).await;
+    let ban = json!({ "subject": "ip:192.0.2.1", "reason": "Noise" });
+    let made = admin(&gateway, "POST", "/admin/bans", ban).await.json();
+    let ban = format!("/admin/bans/{}", made["id"].as_str().expect("an id"));
+    for (method, path, said) in [
+        ("DELETE", format!("{ban}?dryRun=true"), "dryRun: is no parameter of this; did you mean `dry_run`?"),
+        ("DELETE", format!("{ban}?dry_run=true&dry_run=false"), "dry_run: is there more than once"),
+        ("DELETE", format!("{ban}?dry_run=true&%0a=1"), "allowed: dry_run"),
+        ("GET", format!("{ban}?limit=1"), "limit: is no parameter of this; there is none"),
+        (
+            "GET",
+            "/admin/bans?subjekt=x".to_owned(),
+            "did you mean `subject`? allowed: subject, limit, cursor",
+        ),
+        ("GET", "/admin/limits/a/history?limit=1&page=2".to_owned(), "allowed: limit, cursor"),
+        ("POST", "/admin/rate-limit/clear?kei=ip:192.0.2.1".to_owned(), "allowed: key, dry_run"),
+    ] {
+        let answer = admin(&gateway, method, &path, Value::Null).await;
+        assert_eq!(answer.status, 422, "{method} {path}: {}", answer.text());
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+        let problem = answer.json();
+        assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains(said)), "{path}: {problem}");
+    }
+    assert_eq!(admin(&gateway, "DELETE", &format!("{ban}?dry_run"), Value::Null).await.status, 204);
+    assert_eq!(told(&gateway, &ban).await["reason"], "Noise");
+}

@@ -1,5 +1,6 @@
 //! One request to the admin API, read: who asks, its query, its body; and how it changes something.
 
+use std::borrow::Cow;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::problem::{Fault, Problem};
 use crate::control::{Author, Change, Control, Record, Table, WriteError};
-use crate::{Gateway, reload};
+use crate::{Gateway, config, reload};
 
 /// The largest body.
 const BODY_BYTES_MAX: usize = 4 << 20;
@@ -219,6 +220,24 @@ pub(super) fn gone() -> Response {
 /// What is wrong with a cursor.
 pub(super) fn no_cursor() -> Problem {
     Problem::field("cursor", "is no cursor of ours; take `next_cursor` of the page before")
+}
+
+/// Refuses a query with a parameter that is not among those allowed, or is there twice: what is not understood must not
+/// pass for what was not said, least of all a dry run.
+pub(super) fn only(query: Option<&str>, allowed: &[&str]) -> Result<(), Problem> {
+    let mut given: Vec<Cow<'_, str>> = Vec::new();
+    for (name, _) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        if !allowed.contains(&&*name) {
+            let help = config::suggest(&name, allowed.iter().copied());
+            return Err(Problem::field(config::shown(&name), format!("is no parameter of this; {help}")));
+        }
+        // Never longer than what is allowed.
+        if given.contains(&name) {
+            return Err(Problem::field(name, "is there more than once; give it once"));
+        }
+        given.push(name);
+    }
+    Ok(())
 }
 
 /// What faults there are, or nothing.

@@ -15,7 +15,7 @@ use tollgate_limiter::{
     Algorithm, Charge, Dimension, Limit, MemoryStore, Quota, Retry, Scope, Standing, SystemClock,
 };
 
-use super::{Peer, Problem};
+use super::{Peer, Problem, ask};
 use crate::Gateway;
 use crate::config::{Role, Secret, Server};
 use crate::control::Author;
@@ -77,9 +77,12 @@ fn wait(said: &Standing) -> Option<Duration> {
     }
 }
 
-/// Lets in who has a key whose role is enough, and says who that is.
+/// The parameters of a query that may be given; `None`: there is nothing to ask.
+pub(super) type Asked = Option<Arc<[&'static str]>>;
+
+/// Lets in who has a key whose role is enough and asks what can be asked, and says who that is.
 pub(super) async fn gate(
-    State((door, needed)): State<(Door, Role)>,
+    State((door, needed, asked)): State<(Door, Role, Asked)>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -124,6 +127,9 @@ pub(super) async fn gate(
             needed.as_str()
         );
         return Problem::new(StatusCode::FORBIDDEN, detail).into_response();
+    }
+    if let Some(Err(problem)) = asked.map(|asked| ask::only(request.uri().query(), &asked)) {
+        return problem.into_response();
     }
     request.extensions_mut().insert(Author { name: name.to_owned(), address });
     let mut answer = next.run(request).await;

@@ -531,13 +531,8 @@ fn parameters(route: &Route) -> Vec<Value> {
     let named = path.split('{').skip(1).filter_map(|rest| rest.split('}').next());
     let in_path = named
         .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }));
-    let usual: &[&str] = match (route.answer, route.method) {
-        (Shape::Page(_), _) => &["limit", "cursor"],
-        (_, "get") => &[],
-        _ => &["dry_run"],
-    };
-    let in_query = route.query.iter().chain(usual).map(|name| {
-        let kind = match *name {
+    let in_query = route.parameters().map(|name| {
+        let kind = match name {
             "limit" => "integer",
             "dry_run" | "refused" | "requests" | "figures" => "boolean",
             _ => "string",

@@ -112,6 +112,16 @@ impl Route {
         Self { role: Role::Admin, ..self }
     }
 
+    /// All parameters of the query: its own, and those of every list and every change.
+    pub(super) fn parameters(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let usual: &[&str] = match (self.answer, self.method) {
+            (Shape::Page(_), _) => &["limit", "cursor"],
+            (_, "get") => &[],
+            _ => &["dry_run"],
+        };
+        self.query.iter().chain(usual).copied()
+    }
+
     fn mounted(self, mount: Option<&'static str>) -> Self {
         Self { mount, ..self }
     }
@@ -127,6 +137,21 @@ impl Route {
     fn created(self) -> Self {
         Self { status: StatusCode::CREATED, ..self }
     }
+}
+
+/// What may be asked of each mounted row, in their order: its own parameters, and those of the rows without a mount that
+/// its handler sees to.
+pub(super) fn asked(routes: &[Route]) -> Vec<Arc<[&'static str]>> {
+    let same = |one: &Route, other: &Route| {
+        let path = one.path.replace("{*", "{");
+        other.mount.is_none() && one.method == other.method && other.path.starts_with(&path)
+    };
+    let mounted = routes.iter().filter(|route| route.mount.is_some());
+    let asked = mounted.map(|one| {
+        let others = routes.iter().filter(|other| same(one, other));
+        one.parameters().chain(others.flat_map(Route::parameters)).collect()
+    });
+    asked.collect()
 }
 
 /// All of them.

@@ -38,6 +38,7 @@ pub use outside::{
 pub use overlap::{MET_MAX, Overlap, Overlaps, Who};
 pub use parse::FILE_BYTES_MAX;
 pub use problem::{Problem, Severity};
+pub(crate) use problem::{shown, suggest};
 pub use schema::schema;
 pub use withheld::Withheld;
 

@@ -181,7 +181,7 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// Foreign text, shortened, control characters escaped.
-pub(super) fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let mut out: String = text.chars().take(SHOWN_CHARS_MAX).flat_map(escape).collect();
     if text.chars().nth(SHOWN_CHARS_MAX).is_some() {
         out.push('…');
@@ -190,7 +190,7 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 /// ``did you mean `tier`? allowed: name, team, tier``.
-pub(super) fn suggest<'a>(wrong: &str, allowed: impl Iterator<Item = &'a str> + Clone) -> String {
+pub(crate) fn suggest<'a>(wrong: &str, allowed: impl Iterator<Item = &'a str> + Clone) -> String {
     let mut help = String::new();
     if let Some(near) = nearest(wrong, allowed.clone()) {
         help = format!("did you mean {}? ", quoted(near));
