@@ -14,7 +14,7 @@ const ANSWER: &str = r#"{"id":"a","choices":[],"usage":{"prompt_tokens":5,"compl
 fn config(provider: &Provider, limits: &str) -> String {
     format!(
         "users:\n  - {{ name: alice, keys: [sk-alice] }}\n  - {{ name: bob, keys: [sk-bob] }}\n\
-         models:\n  - {{ name: chat, providers: [{{ type: openai, url: 'http://{}', key: sk-upstream-canary, \
+         models:\n  - {{ name: chat, aliases: [talk], providers: [{{ type: openai, url: 'http://{}', key: sk-upstream-canary, \
          price: {{ input: 1, output: 2 }} }}] }}\nsettings: {{ state: none }}\nlimits: {limits}\n",
         provider.address
     )
@@ -180,6 +180,7 @@ async fn filters_find_and_hostile_ones_are_refused() {
         ("?rule=r-requests-day", 2),
         ("?refused=true", 2),
         ("?refused=false&model=chat", 2),
+        ("?model=talk&status=2xx", 2),
         ("?model=other", 0),
         ("?user=%00", 0),
         ("?limit=1&status=2xx", 1),
@@ -252,4 +253,26 @@ async fn nothing_of_what_is_asked_or_answered_is_told() {
     }
     // It was looked at where streams are, too.
     assert!(said.contains(r#""stream":true"#) && said.contains(r#""first_token_ms":"#), "{said}");
+}
+
+#[tokio::test]
+async fn who_is_let_in_no_more_listens_no_more() {
+    let provider = Provider::answering(json_answer("200 OK", "", ANSWER)).await;
+    let keys = |olga: &str| {
+        format!(
+            "  admin_key: root-key-1\n  admin_keys:\n    - {{ name: olga, key: {olga}, role: operator }}\n"
+        )
+    };
+    let config = config(&provider, "[]");
+    let gateway = Tollgate::start_with(&keys("key-of-olga-1"), &config, &[]).await;
+    let mut olga = Listener::with_key(&gateway, "?requests=true&figures=false", "key-of-olga-1").await;
+    let mut root = Listener::with_key(&gateway, "", "root-key-1").await;
+    // The same name with another key is not the same key.
+    gateway.configure(&keys("key-of-olga-2"), &config);
+    gateway.reload().await;
+    assert_eq!(olga.next().await, Some(("end".to_owned(), json!({ "reason": "unauthorized" }))));
+    assert_eq!(olga.next().await, None);
+    for _ in 0..2 {
+        root.next_of("figures").await;
+    }
 }

@@ -15,7 +15,9 @@ use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::door;
 use super::problem::{Fault, Problem};
+use crate::config::Server;
 use crate::control::{Author, Change, Control, Record, Table, WriteError};
 use crate::{Gateway, config, reload};
 
@@ -71,6 +73,11 @@ impl Ask {
     /// A parameter of the query.
     pub(super) fn parameter(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether who asked would still be let in to read.
+    pub(super) fn is_let_in(&self, server: &Server) -> bool {
+        door::is_open(server, &self.headers)
     }
 
     /// Whether an answer of this content type is asked for by name.

@@ -80,6 +80,15 @@ fn wait(said: &Standing) -> Option<Duration> {
 /// The parameters of a query that may be given; `None`: there is nothing to ask.
 pub(super) type Asked = Option<Arc<[&'static str]>>;
 
+/// Whether who asked with these headers would still be let in to read, as it is configured now.
+pub(super) fn is_open(server: &Server, headers: &HeaderMap) -> bool {
+    needs_no_key(server) || known(server, headers).is_some()
+}
+
+fn needs_no_key(server: &Server) -> bool {
+    server.admin_key.is_none() && server.admin_keys.is_empty()
+}
+
 /// Lets in who has a key whose role is enough and asks what can be asked, and says who that is.
 pub(super) async fn gate(
     State((door, needed, asked)): State<(Door, Role, Asked)>,
@@ -95,7 +104,7 @@ pub(super) async fn gate(
     let (name, role) = match known(server, request.headers()) {
         // Without any key the listener is on a loopback address: the configuration refuses anything else. A browser there
         // asks in the name of any page that it shows.
-        _ if server.admin_key.is_none() && server.admin_keys.is_empty() => {
+        _ if needs_no_key(server) => {
             if is_foreign(&request) {
                 let detail = "a page of somebody else asks: set server.admin_key, or ask by the address of this listener";
                 return Problem::new(StatusCode::FORBIDDEN, detail).into_response();

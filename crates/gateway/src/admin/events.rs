@@ -29,6 +29,8 @@ pub(super) const PARAMETERS: &[&str] =
 
 /// How often it is looked whether requests have ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often it is looked whether who listens still may.
+const DOOR_EVERY: Duration = Duration::from_secs(1);
 /// After so long a silence there is a comment, so that nobody in between takes the connection for dead.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Requests are told of together up to this size.
@@ -39,7 +41,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// `GET /admin/events?figures=&requests=` with the filters of `/admin/requests`.
 pub(super) async fn listen(State(gateway): Shared, ask: Ask) -> Reply {
     let figures = ask.flag("figures")?.unwrap_or(true);
-    let filter = Filter::of(&ask)?;
+    let filter = Filter::of(&ask, &gateway.snapshot.load())?;
     let requests = ask.flag("requests")?.unwrap_or(false);
     if !figures && !requests {
         return Err(Problem::field(
@@ -58,6 +60,7 @@ pub(super) async fn listen(State(gateway): Shared, ask: Ask) -> Reply {
         figures: figures.then(|| gateway.live.figures(&gateway)),
         requests: requests.then(|| Requests::from_now_on(&gateway.ledger.journal, filter)),
         gateway,
+        door: Door { ask, looks: every(DOOR_EVERY) },
         begun: false,
         ended: false,
         _place: place,
@@ -80,6 +83,7 @@ struct Listener {
     gateway: Arc<Gateway>,
     figures: Option<watch::Receiver<Figures>>,
     requests: Option<Requests>,
+    door: Door,
     begun: bool,
     ended: bool,
     _place: Place,
@@ -98,26 +102,67 @@ impl Listener {
         let silence = Instant::now() + SILENCE_MAX;
         let said = tokio::select! {
             biased;
-            () = closing.cancelled() => None,
-            figures = next_figures(self.figures.as_mut()) => Some(event("figures", &figures)),
-            requests = next_requests(self.requests.as_mut(), &self.gateway) => Some(requests),
-            () = tokio::time::sleep_until(silence) => Some(": still here\n\n".to_owned()),
+            () = closing.cancelled() => Err(Closed::ShuttingDown),
+            () = self.door.closed(&self.gateway) => Err(Closed::Unauthorized),
+            figures = next_figures(self.figures.as_mut()) => Ok(event("figures", &figures)),
+            requests = next_requests(self.requests.as_mut(), &self.gateway) => Ok(requests),
+            () = tokio::time::sleep_until(silence) => Ok(": still here\n\n".to_owned()),
         };
-        self.ended = said.is_none();
-        Some(said.unwrap_or_else(|| self.last_words()).into())
+        self.ended = said.is_err();
+        Some(said.unwrap_or_else(|why| self.last_words(why)).into())
     }
 
-    /// The requests that ended last, and that this is the end.
-    fn last_words(&mut self) -> String {
+    /// That this is the end; before it, to who may still listen, the requests that ended last.
+    fn last_words(&mut self, why: Closed) -> String {
         let mut said = String::new();
-        if let Some(requests) = &mut self.requests {
+        if let (Closed::ShuttingDown, Some(requests)) = (why, &mut self.requests) {
             // As many as the journal has, which is not many.
             let looks = std::iter::repeat_with(|| requests.look(&self.gateway));
             looks.take_while(|more| !more.is_empty()).for_each(|more| said.push_str(&more));
         }
-        said.push_str(&event("end", r#"{"reason":"shutting_down"}"#));
+        said.push_str(&event("end", &json!({ "reason": why.reason() }).to_string()));
         said
     }
+}
+
+/// Why nothing more is said.
+#[derive(Clone, Copy)]
+enum Closed {
+    /// The instance shuts down.
+    ShuttingDown,
+    /// Who listens would not be let in any more.
+    Unauthorized,
+}
+
+impl Closed {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::ShuttingDown => "shutting_down",
+            Self::Unauthorized => "unauthorized",
+        }
+    }
+}
+
+/// Whether who listens still may: keys come and go while they do.
+struct Door {
+    ask: Ask,
+    looks: Interval,
+}
+
+impl Door {
+    /// Comes back when they may no more.
+    async fn closed(&mut self, gateway: &Gateway) {
+        while self.ask.is_let_in(&gateway.snapshot.load().config.server) {
+            self.looks.tick().await;
+        }
+    }
+}
+
+/// Looks that are late do not make up for it.
+fn every(period: Duration) -> Interval {
+    let mut looks = tokio::time::interval(period);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    looks
 }
 
 async fn next_figures(figures: Option<&mut watch::Receiver<Figures>>) -> Figures {
@@ -150,9 +195,7 @@ struct Requests {
 
 impl Requests {
     fn from_now_on(journal: &Journal, filter: Filter) -> Self {
-        let mut looks = tokio::time::interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { filter, next: journal.last() + 1, looks }
+        Self { filter, next: journal.last() + 1, looks: every(LOOK_EVERY) }
     }
 
     /// Events of what has ended since the last look, as many as go together.

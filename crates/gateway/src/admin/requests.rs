@@ -10,6 +10,7 @@ use super::problem::Problem;
 use super::{Ask, Reply, Shared};
 use crate::control;
 use crate::journal::{Ended, Found, Journal};
+use crate::snapshot::Snapshot;
 
 /// The longest name in a filter.
 const NAME_BYTES_MAX: usize = 256;
@@ -18,7 +19,7 @@ pub(super) const FILTERS: &[&str] = &["status", "user", "api_key", "model", "rul
 
 /// `GET /admin/requests?limit=&cursor=&status=&user=&api_key=&model=&rule=&refused=`
 pub(super) async fn list(State(gateway): Shared, ask: Ask) -> Reply {
-    let (page, filter) = (ask.page()?, Filter::of(&ask)?);
+    let (page, filter) = (ask.page()?, Filter::of(&ask, &gateway.snapshot.load())?);
     let (own, journal) = (gateway.instance.name(), &gateway.ledger.journal);
     let last = match &page.after {
         None => journal.last(),
@@ -64,8 +65,8 @@ enum Status {
 }
 
 impl Filter {
-    /// As the query says.
-    pub(super) fn of(ask: &Ask) -> Result<Self, Problem> {
+    /// As the query says; a model by its name or an alias.
+    pub(super) fn of(ask: &Ask, now: &Snapshot) -> Result<Self, Problem> {
         let name = |field: &'static str| match ask.parameter(field) {
             Some(text) if text.len() > NAME_BYTES_MAX => {
                 Err(Problem::field(field, format!("is longer than {NAME_BYTES_MAX} bytes")))
@@ -76,7 +77,10 @@ impl Filter {
             status: ask.parameter("status").filter(|text| !text.is_empty()).map(status).transpose()?,
             user: name("user")?,
             api_key: name("api_key")?,
-            model: name("model")?,
+            model: name("model")?.map(|asked| {
+                let model = now.model(&asked).map(|model| model.name.to_string());
+                model.unwrap_or(asked)
+            }),
             rule: name("rule")?,
             refused: ask.flag("refused")?,
         })

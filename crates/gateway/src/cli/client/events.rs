@@ -153,6 +153,9 @@ fn told(event: &Event) -> Result<Option<Told>, String> {
         Some("figures") => Some(Told::Figures(data)),
         Some("request") => Some(Told::Request(data)),
         Some("lost") => Some(Told::Lost(data["requests"].as_u64().unwrap_or(0))),
+        Some("end") if data["reason"] == "unauthorized" => {
+            return Err("the admin key is not let in any more".to_owned());
+        }
         Some("end") => return Err("it is shutting down".to_owned()),
         _ => None,
     })
