@@ -32,7 +32,7 @@ pub struct Ended {
     pub key: Option<Arc<Key>>,
     /// What it asked for; `None`: no model of ours.
     pub model: Option<Name>,
-    /// No provider was asked.
+    /// It was answered without asking a provider.
     pub refused: bool,
     /// What it used.
     pub tokens: Option<Tokens>,

@@ -626,6 +626,27 @@ async fn what_is_answered_is_what_is_described() {
         looked_at += 1;
     }
     assert!(looked_at >= 12, "{looked_at}");
+    for (method, path, described, body) in [
+        ("GET", "/admin/limits/extra", "/admin/limits/{name}", Value::Null),
+        ("GET", "/admin/users/carol", "/admin/users/{name}", Value::Null),
+        ("GET", "/admin/limits/extra/history", "/admin/limits/{name}/history", Value::Null),
+        ("POST", "/admin/config/check", "/admin/config/check", Value::Null),
+        ("PATCH", "/admin/users/carol", "/admin/users/{name}", json!({ "team": "blue" })),
+        ("PUT", "/admin/limits/extra", "/admin/limits/{name}", json!({ "limit": "8/day", "per": "user" })),
+        ("DELETE", "/admin/limits/extra", "/admin/limits/{name}", Value::Null),
+    ] {
+        let operation = &document["paths"][described][method.to_lowercase()];
+        let mut parameters = operation["parameters"].as_array().expect("parameters").iter();
+        if parameters.any(|parameter| parameter["name"] == "If-Match") {
+            let sent = request(method, path, &[("If-Match", "\"0\"")], body.to_string().as_bytes());
+            let refused = post(gateway.admin, &sent).await;
+            assert_eq!(refused.status, 412, "{method} {path}: {}", refused.text());
+        }
+        let answer = admin(&gateway, method, path, body).await;
+        assert!(answer.status < 300, "{method} {path}: {}", answer.text());
+        let headers = &operation["responses"][answer.status.to_string()]["headers"];
+        assert_eq!(answer.header("etag").is_some(), headers["ETag"].is_object(), "{method} {path}");
+    }
     let mut listener = Listener::open(&gateway, "?requests=true").await;
     assert_eq!(chat(&gateway, "sk-alice").await, 200);
     for (event, schema) in [("request", "Request"), ("figures", "Figures")] {

@@ -7,6 +7,9 @@ use super::routes::{Route, Shape};
 /// A schema: its name, and fields with their types. `?` after a type: may be `null` or absent.
 type Schema = (&'static str, &'static [(&'static str, &'static str)]);
 
+/// What is answered with an `ETag`: records, and what became of them.
+const VERSIONED: &[&str] = &["Key", "NewKey", "User", "Ban", "Rule", "RolledBack", "Drain"];
+
 /// Every shape of the API.
 const SCHEMAS: &[Schema] = &[
     (
@@ -508,6 +511,10 @@ fn operation(route: &Route) -> Value {
             answer["content"] = content(page);
         }
     }
+    if matches!(route.answer, Shape::One(name) if VERSIONED.contains(&name)) {
+        answer["headers"] = json!({ "ETag": { "description": "The version of the record, for `If-Match`.",
+                                              "schema": { "type": "string" } } });
+    }
     if route.query.contains(&"format") {
         answer["content"]["text/csv"] = json!({ "schema": { "type": "string" } });
     }
@@ -539,7 +546,11 @@ fn parameters(route: &Route) -> Vec<Value> {
         };
         json!({ "name": name, "in": "query", "schema": { "type": kind } })
     });
-    in_path.chain(in_query).collect()
+    let in_header = route.conditional.then(|| {
+        json!({ "name": "If-Match", "in": "header", "schema": { "type": "string" },
+                "description": "The `ETag` it was decided on: 412 when that is no more." })
+    });
+    in_path.chain(in_query).chain(in_header).collect()
 }
 
 fn object(fields: &[(&str, &str)]) -> Value {

@@ -25,6 +25,8 @@ pub(super) struct Route {
     pub(super) role: Role,
     /// Parameters of the query, beside those of every list and every change.
     pub(super) query: &'static [&'static str],
+    /// Whether it takes `If-Match`.
+    pub(super) conditional: bool,
     /// Schema of the body; `None`: it takes none.
     pub(super) body: Option<&'static str>,
     /// What it answers with.
@@ -60,7 +62,20 @@ impl Route {
         let role = if method == "get" { Role::Viewer } else { Role::Operator };
         let (query, body, status) = (&[][..], None, StatusCode::OK);
         let status = if matches!(answer, Shape::Nothing) { StatusCode::NO_CONTENT } else { status };
-        Self { method, path, summary, role, query, body, status, answer, mount: Some(path), handler }
+        let conditional = matches!(method, "put" | "patch" | "delete");
+        Self {
+            method,
+            path,
+            summary,
+            role,
+            query,
+            conditional,
+            body,
+            status,
+            answer,
+            mount: Some(path),
+            handler,
+        }
     }
 
     fn get<H: Handler<T, Arc<Gateway>>, T: 'static>(
@@ -122,6 +137,11 @@ impl Route {
         self.query.iter().chain(usual).copied()
     }
 
+    /// It changes what is there, so it takes `If-Match`.
+    fn conditional(self) -> Self {
+        Self { conditional: true, ..self }
+    }
+
     fn mounted(self, mount: Option<&'static str>) -> Self {
         Self { mount, ..self }
     }
@@ -175,8 +195,10 @@ pub(super) fn all() -> Vec<Route> {
         R::delete("/admin/keys/{id}", keys::delete, "Forgets a key.").for_admins(),
         R::post("/admin/keys/{id}/rotate", keys::rotate, "A new key in place of this one.", One("NewKey"))
             .takes("Rotation")
+            .conditional()
             .for_admins(),
         R::post("/admin/keys/{id}/revoke", keys::revoke, "Refuses a key from now on.", One("Key"))
+            .conditional()
             .for_admins(),
         R::get("/admin/users", users::list, "Users, by name.", Page("User")),
         R::post("/admin/users", users::create, "Adds a user.", One("User"))
@@ -191,6 +213,7 @@ pub(super) fn all() -> Vec<Route> {
         R::get("/admin/bans", bans::list, "Bans, by id.", Page("Ban")).query(&["subject"]),
         R::post("/admin/bans", bans::create, "Lets somebody in no more.", One("Ban"))
             .takes("BanSettings")
+            .conditional()
             .created(),
         R::get("/admin/bans/{id}", bans::show, "One ban.", One("Ban")),
         R::delete("/admin/bans/{id}", bans::delete, "Lifts a ban."),
@@ -214,7 +237,8 @@ pub(super) fn all() -> Vec<Route> {
             One("RolledBack"),
         )
         .mounted(Some("/admin/limits/{*name}"))
-        .takes("Rollback"),
+        .takes("Rollback")
+        .conditional(),
         R::get("/admin/rate-limit/stats", stats::stats, "Totals, and the fullest limits.", One("Statistics"))
             .query(&["prefix", "limit", "cursor"]),
         R::put(
@@ -246,7 +270,8 @@ pub(super) fn all() -> Vec<Route> {
             "A provider gets no new requests.",
             One("Drain"),
         )
-        .takes("Reason"),
+        .takes("Reason")
+        .conditional(),
         R::delete(
             "/admin/models/{model}/providers/{provider}/drain",
             models::undrain,
