@@ -166,8 +166,8 @@ pub struct Relay {
     meter: Meter,
     timer: Pin<Box<Sleep>>,
     last_read: Instant,
-    /// The last poll found nothing to read.
-    waiting: bool,
+    /// The provider has sent nothing for its idle limit, unless it stands in the socket.
+    overdue: bool,
     /// The stream is complete; only its connection is waited for.
     draining: bool,
     deadline: Instant,
@@ -205,7 +205,7 @@ impl Relay {
             deployment: terms.deployment,
             timer: Box::pin(sleep_until(first_due.into())),
             last_read: now,
-            waiting: false,
+            overdue: false,
             draining: false,
             deadline: terms.deadline,
             told_to_end: Box::pin(terms.ending.clone().cancelled_owned()),
@@ -215,10 +215,6 @@ impl Relay {
     }
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, io::Error>>> {
-        if !std::mem::take(&mut self.waiting) {
-            // Since the last chunk was handed over the caller was being waited for, not the provider.
-            self.last_read = Instant::now();
-        }
         // First, because a provider that always has more would never let it come to that.
         if let (None, Some(outcome)) = (self.ended, self.interrupted(cx)) {
             self.end(outcome);
@@ -243,7 +239,7 @@ impl Relay {
             }
             match self.source.poll_chunk(cx) {
                 Poll::Ready(Some(Ok(chunk))) => {
-                    self.last_read = Instant::now();
+                    (self.last_read, self.overdue) = (Instant::now(), false);
                     self.meter.take(chunk, &mut self.ready);
                 }
                 Poll::Ready(Some(Err(_))) if self.meter.finished() => self.end(Outcome::Done),
@@ -258,10 +254,9 @@ impl Relay {
                         self.end(Outcome::Done);
                     }
                 }
-                Poll::Pending => {
-                    self.waiting = true;
-                    return Poll::Pending;
-                }
+                // Judged only here: while the caller did not read, what the provider sent stayed in the socket.
+                Poll::Pending if self.overdue && !self.draining => self.end(Outcome::TimedOut),
+                Poll::Pending => return Poll::Pending,
             }
         }
     }
@@ -287,11 +282,13 @@ impl Relay {
             if self.draining {
                 return Some(Outcome::Done);
             }
-            let due = self.deadline.min(self.last_read + self.deployment.provider.deadlines.idle);
-            if due <= Instant::now() {
+            let (now, idle) = (Instant::now(), self.deployment.provider.deadlines.idle);
+            if self.deadline <= now {
                 return Some(Outcome::TimedOut);
             }
-            self.timer.as_mut().reset(due.into());
+            self.overdue = self.last_read + idle <= now;
+            let due = if self.overdue { now + idle } else { self.last_read + idle };
+            self.timer.as_mut().reset(self.deadline.min(due).into());
         }
         None
     }

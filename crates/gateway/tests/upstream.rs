@@ -362,3 +362,41 @@ async fn a_slow_reader_holds_the_provider_back_and_not_our_memory() {
     println!("{READERS} callers that do not read: {} KiB each", grown / 1024);
     assert!(grown < 192 * 1024, "{grown} bytes for each stream");
 }
+
+/// What a provider sent while its caller did not read has come in time.
+#[tokio::test]
+async fn a_caller_that_pauses_is_not_the_provider_s_fault() {
+    let begun = [sse::head(), chunk(sse::delta("one").as_bytes())].concat();
+    let more = chunk(sse::delta(&"x".repeat(200)).as_bytes());
+    let provider = Provider::always(vec![Step::Send(begun), Step::Flood(more)]).await;
+    let impatient = format!("{}, idle_timeout: 1s", openai(&provider));
+    let gateway = Tollgate::start(&chat_config(&[impatient])).await;
+    let mut conn = Conn::ask(gateway.data, &chat(&question(true))).await;
+    conn.head().await;
+    conn.until("one").await;
+    // Longer than the provider may be silent; it is not, but nobody listens.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    let mut read = 0;
+    while read < 16 << 20 {
+        let data = conn.data().await.unwrap().expect("the answer goes on");
+        let text = String::from_utf8_lossy(&data);
+        assert!(!text.contains("\"error\""), "{text}");
+        read += data.len();
+    }
+}
+
+/// Bytes behind a request, as of another one, do not hide that its caller has left.
+#[tokio::test]
+async fn a_caller_that_leaves_is_seen_behind_more_bytes() {
+    let provider = Provider::always(vec![Step::Hang]).await;
+    let gateway = Tollgate::start(&chat_config(&[openai(&provider)])).await;
+    let behind = [&b"\r\n"[..], b"GET /v1/mod", b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n"];
+    for (number, more) in behind.into_iter().enumerate() {
+        let conn = Conn::ask(gateway.data, &[chat(&question(false)), more.to_vec()].concat()).await;
+        let seen = provider.request(number).await;
+        let left = conn.leave();
+        let closed = seen.closed().await.saturating_duration_since(left);
+        assert!(closed < Duration::from_secs(2), "{closed:?} after {}", String::from_utf8_lossy(more));
+        provider.connections_become(|open| open == 0).await;
+    }
+}

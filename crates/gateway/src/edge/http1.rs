@@ -254,8 +254,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Ready when the caller is gone, which nobody else would notice while its request is served.
     fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        // Behind a body that is still to come, or before another request, only who reads those gets to know.
-        while self.body.is_ended() && self.received.is_empty() {
+        // Behind a body that is still to come, or more than a little of other requests, only who reads those gets to know.
+        while self.body.is_ended() && self.received.len() < READ_BYTES {
             match ready!(self.poll_read(cx, READ_BYTES)) {
                 Ok(0) => return Poll::Ready(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}

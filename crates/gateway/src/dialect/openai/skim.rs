@@ -18,8 +18,12 @@ pub(super) fn delta(json: &[u8]) -> Option<(Delta, Option<Range<usize>>)> {
     let mut answer = Answer::default();
     reader.object(|reader, name| answer.member(reader, name))?;
     reader.blank();
-    let only = reader.plain.filter(|_| reader.texts == 1);
-    (reader.at == json.len()).then(|| (answer.delta(), only))
+    let delta = answer.delta();
+    // Of several places for text one counts; what stands in another is not counted.
+    let only = reader
+        .plain
+        .filter(|text| reader.texts == 1 && !text.is_empty() && text.len() as u64 == delta.content_bytes);
+    (reader.at == json.len()).then_some((delta, only))
 }
 
 /// The `usage` of a whole answer, as it is written; `None`: it is not known here, which does not mean that there is none.
@@ -28,8 +32,12 @@ pub(super) fn delta(json: &[u8]) -> Option<(Delta, Option<Range<usize>>)> {
 /// answer itself: of a nested one too many braces are left over.
 pub(super) fn usage_at_end(answer: &[u8]) -> Option<&str> {
     const NAME: &[u8] = br#""usage""#;
-    let at = memchr::memmem::rfind(answer, NAME)? + NAME.len();
-    let mut reader = Reader { json: answer, at, texts: 0, plain: None };
+    let name = memchr::memmem::rfind(answer, NAME)?;
+    // The end of a longer name.
+    if name > 0 && answer[name - 1] == b'\\' {
+        return None;
+    }
+    let mut reader = Reader { json: answer, at: name + NAME.len(), texts: 0, plain: None };
     reader.expect(b':')?;
     let usage = reader.written()?;
     while !reader.accept(b'}') {
@@ -423,7 +431,7 @@ mod tests {
     use super::*;
 
     /// Events as servers send them, with what was seen to differ.
-    const EVENTS: [&str; 9] = [
+    const EVENTS: [&str; 11] = [
         r#"{"id":"chatcmpl-AbC","object":"chat.completion.chunk","created":1717171717,"model":"gpt-4o","system_fingerprint":"fp_07","choices":[{"index":0,"delta":{"content":" world"},"logprobs":null,"finish_reason":null}],"usage":null,"obfuscation":"x8Jq"}"#,
         r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":"","refusal":null}}]}"#,
         r#" { "choices" : [ { "text" : "é\n\u00e9" , "n" : -1.5e+3 } , { } ] } "#,
@@ -433,6 +441,8 @@ mod tests {
         r#"{"error":{"message":"no"},"object":"error","choices":null}"#,
         r#"{"type":"transcript.text.delta","delta":"abc","text":"\\"}"#,
         r#"{"choices":[{"message":{"content":[{"type":"text","text":"hm"}]},"delta":null}]}"#,
+        r#"{"choices":[{"delta":{}}],"delta":"abc"}"#,
+        r#"{"delta":"","text":"abc"}"#,
     ];
 
     fn same(data: &[u8]) {
@@ -507,6 +517,7 @@ mod tests {
             (r#"{"usage":{"a":1},"text":"\"usage\"}"}"#, Some(r#"{"a":1}"#)),
             (r#"{"usage":{"a":1},"z":{"usage":1}}"#, None),
             (r#"{"usage":{"a":1}"#, None),
+            (r#"{"usage":{"a":1},"a\"usage":{"b":1}}"#, None),
             ("{}", None),
         ] {
             assert_eq!(usage_at_end(answer.as_bytes()), found, "{answer}");

@@ -40,6 +40,8 @@ pub(super) struct Sending<B> {
     after: &'static [u8],
     /// Looked at, and not yet its turn.
     next: Option<Bytes>,
+    /// Something of the body stands among what is to be written, or has been.
+    begun: bool,
     /// The body broke off: so must the connection, once what came before is written.
     broken: bool,
     /// The caller was not told that this is the last answer.
@@ -86,8 +88,8 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
         before.extend_from_slice(httpdate::fmt_http_date(SystemTime::now()).as_bytes());
         before.extend_from_slice(b"\r\n\r\n");
         let body = (!bare).then_some(body);
-        let (data, after, next, broken) = (Bytes::new(), &[][..], None, false);
-        Self { body, framing, before, data, after, next, broken, persists }
+        let (data, after, next) = (Bytes::new(), &[][..], None);
+        Self { body, framing, before, data, after, next, begun: false, broken: false, persists }
     }
 
     /// Writes what there is, until the whole answer has left. The body is let go of before that.
@@ -121,12 +123,14 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
         self.before.is_empty() && self.data.is_empty() && self.after.is_empty()
     }
 
-    /// Asks the body for what comes next, once what came before is written, except for the head.
+    /// Asks the body for what comes next, once what came before is written, except for the head: whoever does not read
+    /// holds the body back.
     fn fill(&mut self, cx: &mut Context<'_>) {
-        if !self.data.is_empty() || !self.after.is_empty() {
+        if self.begun && !self.waits() {
             return;
         }
         let Some(data) = self.next.take().or_else(|| self.ask(cx)) else { return };
+        self.begun = true;
         if self.framing == Framing::Chunked {
             size_line(&mut self.before, data.len());
             self.after = b"\r\n";

@@ -270,3 +270,47 @@ async fn what_is_no_uri_is_refused_and_nothing_behind_it_served() {
         assert_eq!(answer, refusal, "{target}");
     }
 }
+
+/// Takes so many bytes and no more.
+struct Narrow(usize);
+
+impl AsyncWrite for Narrow {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let taken = bytes.len().min(self.0);
+        self.0 -= taken;
+        if taken == 0 { Poll::Pending } else { Poll::Ready(Ok(taken)) }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// However small the pieces and however often it is woken: a body is not asked for more than one piece beyond those that
+/// wait to be written.
+#[tokio::test]
+async fn who_does_not_read_holds_the_body_back() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let pieces = stream::repeat_with(move || {
+        count.fetch_add(1, Ordering::SeqCst);
+        Ok::<_, io::Error>(Frame::data(Bytes::from_static(b"data: {}\n\n")))
+    });
+    let body = StreamBody::new(Box::pin(pieces) as Pin<Box<dyn futures_util::Stream<Item = _> + Send>>);
+    let terms = Terms { http_1_1: true, head_only: false, persists: true };
+    let reply = Reply { status: http::StatusCode::OK, fields: Default::default(), body };
+    let mut sending = Sending::new(reply, &terms, true);
+    let mut socket = Narrow(50);
+    for _ in 0..1_000 {
+        let polled = poll_fn(|cx| Poll::Ready(sending.poll(cx, &mut socket))).await;
+        assert!(polled.is_pending());
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    socket.0 = 1_000;
+    assert!(poll_fn(|cx| Poll::Ready(sending.poll(cx, &mut socket))).await.is_pending());
+    assert!((20..100).contains(&asked.load(Ordering::SeqCst)), "{asked:?}");
+}
