@@ -154,7 +154,8 @@ pub async fn run(gateway: Arc<Gateway>) {
                 tracing::info!("usage is written again");
                 away = false;
             }
-            (Err(Unavailable(why)), false) => {
+            // Of a Redis that is known not to answer the log speaks already.
+            (Err(Unavailable(why)), false) if !gateway.limits.is_degraded() => {
                 tracing::warn!(%why, "usage cannot be written: it waits");
                 away = true;
             }
