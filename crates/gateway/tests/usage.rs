@@ -272,10 +272,10 @@ async fn a_redis_that_is_frozen_or_killed_gets_each_request_once() {
     let one = Tollgate::start_with(server, &config, &[]).await;
     let two = Tollgate::start_with(server, &config, &[]).await;
     let (mut expected, mut number) = (Sums::default(), 0);
-    let away = |line: &Value| {
-        line["message"].as_str().is_some_and(|said| said.starts_with("usage cannot be written"))
-    };
-    let back = |line: &Value| line["message"] == "usage is written again";
+    let says =
+        |line: &Value, words: &str| line["message"].as_str().is_some_and(|said| said.starts_with(words));
+    let away = |line: &Value| says(line, "Redis does not answer");
+    let back = |line: &Value| says(line, "Redis answers");
     for round in 0..2 {
         let Store::Redis(redis) = &mut store else { panic!("it is one") };
         expected = add(expected, ask_often(&two, 5, &mut number).await);
