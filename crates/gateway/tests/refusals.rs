@@ -289,6 +289,7 @@ async fn junk_never_reaches_redis() {
     let gateway = start_governed(&store, &provider, limits).await;
     assert_eq!(Ask::PLAIN.send(&gateway).await.status, 200);
     Ask::PLAIN.level_becomes(&gateway, "r-requests-day", 1).await;
+    let batches = batched(redis);
     let before = (commands(redis), redis.cli(&["KEYS", "*:rl:*"]));
     for number in 0..20 {
         let junk = format!("junk-{number}");
@@ -307,18 +308,36 @@ async fn junk_never_reaches_redis() {
         assert_eq!(listed.status, 200);
     }
     assert_eq!((commands(redis), redis.cli(&["KEYS", "*:rl:*"])), before);
+    let more = batched(redis).into_iter().zip(batches).map(|(now, before)| now - before);
+    // One for each junk key, or each junk model, would be twenty.
+    for (name, more) in BATCHED.iter().zip(more) {
+        assert!(more < 20, "{more} times {name}");
+    }
     assert_eq!(provider.hits(), 1);
     // They would be seen: one that counts is.
     assert_eq!(Ask::PLAIN.send(&gateway).await.status, 200);
     assert_ne!(commands(redis), before.0);
 }
 
+/// What scripts of totals, usage and control data do about once a second, whoever asks what; decisions come by `evalsha`.
+const BATCHED: [&str; 4] = ["hget", "hset", "hincrby", "hmget"];
+
+/// How often that was done.
+fn batched(redis: &Redis) -> [u64; 4] {
+    let stats = redis.cli(&["INFO", "commandstats"]);
+    let calls = |name: &str| {
+        let line = stats
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls="))?.split(',').next());
+        line.map_or(0, |calls| calls.parse::<u64>().expect("a count"))
+    };
+    BATCHED.map(calls)
+}
+
 /// How often Redis was asked for anything but its own state and what instances tell of themselves every now and then.
 fn commands(redis: &Redis) -> Vec<String> {
     let own = ["info", "keys", "ping", "client", "hello", "role", "config", "command"];
-    // Scripts of heartbeats, totals, usage and control data come once a second, whoever asks what; decisions come by `evalsha`.
     let heartbeat = ["eval", "time", "zadd", "zcard", "zcount", "zremrangebyscore", "pexpire"];
-    let batches = ["hget", "hset", "hincrby", "hmget"];
     let stats = redis.cli(&["INFO", "commandstats"]);
     let calls = stats
         .lines()
@@ -326,7 +345,7 @@ fn commands(redis: &Redis) -> Vec<String> {
         .map(|(calls, _)| calls);
     let name = |calls: &str| calls.split([':', '|']).next().unwrap_or_default().to_owned();
     calls
-        .filter(|calls| !own.iter().chain(&heartbeat).chain(&batches).any(|known| name(calls) == *known))
+        .filter(|calls| !own.iter().chain(&heartbeat).chain(&BATCHED).any(|known| name(calls) == *known))
         .map(str::to_owned)
         .collect()
 }
