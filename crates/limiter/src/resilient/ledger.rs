@@ -15,7 +15,7 @@ use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::mirror::Mirror;
+use super::mirror::{Glimpse, Mirror};
 use crate::clock::{Clock, Millis};
 use crate::limit::{Charge, Limit};
 use crate::memory::{Budgets, MemoryStore};
@@ -79,8 +79,9 @@ struct Account {
     limit: Arc<Limit>,
     share: Arc<Limit>,
     subject: Subject,
-    /// The failure it was last begun for.
+    /// The failure it was last begun for, and what had been seen of it in the shared store by then.
     failing: u64,
+    seen: Option<Glimpse>,
     known: State,
     owing: bool,
     /// The number of the last debt that was taken.
@@ -294,6 +295,7 @@ impl<C: Clock + Clone + 'static> Ledger<C> {
                     share: Arc::clone(share),
                     subject: subject.clone(),
                     failing: 0,
+                    seen: None,
                     known: State::new(share.rate(), self.life()),
                     owing: false,
                     asked: 0,
@@ -304,20 +306,29 @@ impl<C: Clock + Clone + 'static> Ledger<C> {
                 &mut accounts[last]
             }
         };
-        if account.failing == failing.number {
-            if !Arc::ptr_eq(&account.limit, limit) {
-                (account.limit, account.share) = (Arc::clone(limit), Arc::clone(share));
-            }
+        let glimpse = mirror.glimpse(limit, subject);
+        let begun = account.failing == failing.number;
+        if begun && !Arc::ptr_eq(&account.limit, limit) {
+            (account.limit, account.share) = (Arc::clone(limit), Arc::clone(share));
+        }
+        if begun && account.seen == glimpse {
             return;
         }
-        let at = failing.since;
+        account.seen = glimpse;
+        let at = if begun { self.clock.now() } else { failing.since };
+        let seen = mirror.level(limit, subject, at);
+        let left = limit.capacity().saturating_sub(seen).div_ceil(u64::from(failing.instances));
+        let gone = share.capacity().saturating_sub(left);
+        // A shared store that fails now and then grants something in between. Nothing is added to a share, though: what
+        // it was charged is not left to all.
+        if begun && gone <= account.known.reading(share.rate(), at).used {
+            return;
+        }
         let own = self.own(account, at);
         (account.limit, account.share, account.failing) =
             (Arc::clone(limit), Arc::clone(share), failing.number);
-        let seen = mirror.level(limit, subject, at);
-        let left = limit.capacity().saturating_sub(seen).div_ceil(u64::from(failing.instances));
         // What is our own is not in what was seen.
-        let spent = share.capacity().saturating_sub(left).saturating_add(own).min(share.capacity());
+        let spent = gone.saturating_add(own).min(share.capacity());
         self.memory.restart(share, subject, self.life(), at, spent);
         account.known = State::new(share.rate(), self.life());
         account.known.charge(share.rate(), at, spent.saturating_sub(own));

@@ -45,6 +45,10 @@ struct Shard {
     old: Subjects,
 }
 
+/// By which one sight of a counter is told from the next: when, and how much was in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Glimpse(Millis, u64);
+
 /// The level of one counter: `used` units at `at`, none `reset` later.
 struct Seen {
     limit: Arc<Limit>,
@@ -143,6 +147,11 @@ impl Mirror {
     /// Units in use at `now`, by what was seen last: never fewer than the definition says, if nobody gave any back.
     pub(super) fn level(&self, limit: &Limit, subject: &Subject, now: Millis) -> u64 {
         self.shard(subject).seen(limit, subject).map_or(0, |seen| seen.level(now))
+    }
+
+    /// What was seen last, if anything was.
+    pub(super) fn glimpse(&self, limit: &Limit, subject: &Subject) -> Option<Glimpse> {
+        self.shard(subject).seen(limit, subject).map(|seen| Glimpse(seen.at, seen.used))
     }
 
     /// Forgets a subject.

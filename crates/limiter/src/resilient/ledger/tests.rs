@@ -133,6 +133,29 @@ fn alone_it_admits_what_was_left() {
 }
 
 #[test]
+fn what_is_granted_there_meanwhile_is_not_left_here() {
+    for algorithm in [Algorithm::FixedWindow, Algorithm::MovingWindow, Algorithm::TokenBucket] {
+        for instances in [1, 2] {
+            let case = Case::new("100/minute", algorithm, instances, 40);
+            let seen = |used| {
+                let at = case.failing.since + Millis(1);
+                case.mirror.put(&case.limit, &user("alice"), (used, Millis(49_999)), at, 0);
+            };
+            assert!(case.admits(0, 5), "{algorithm}");
+            seen(60);
+            assert!(case.admits(1, 1));
+            assert_eq!(case.owed(), 6, "{algorithm} {instances}");
+            let left = if instances == 1 { 100 - 60 - 6 } else { 20 - 6 };
+            assert_eq!(case.admitted(1), left, "{algorithm} {instances}");
+            assert_eq!(case.owed(), left + 6);
+            // Fewer are not believed, and what was charged is not left to all.
+            seen(50);
+            assert_eq!(case.admitted(1), 0);
+        }
+    }
+}
+
+#[test]
 fn what_is_our_own_is_owed_once() {
     for algorithm in Algorithm::ALL {
         let case = Case::new("100/minute", algorithm, 2, 40);
