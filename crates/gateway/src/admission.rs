@@ -139,10 +139,11 @@ impl Admitted {
             metrics.rate_limit_tokens.returned.inc_by(self.reserved.saturating_sub(tokens));
         }
         if let Some(reservation) = self.hold.take() {
-            let units = reservation.standings().iter().map(|standing| standing.limit.unit());
-            let (units, amounts): (Vec<Unit>, Vec<u64>) = units.map(|unit| (unit, used.amount(unit))).unzip();
+            let amounts: Vec<u64> =
+                reservation.standings().iter().map(|standing| used.amount(standing.limit.unit())).collect();
             let corrections = reservation.settle(&amounts);
-            let of_tokens = corrections.iter().zip(units).filter(|(_, unit)| counts_tokens(*unit));
+            let of_tokens =
+                corrections.iter().zip(self.plan.units()).filter(|(_, unit)| counts_tokens(*unit));
             let forgiven = of_tokens.map(|(correction, _)| correction.forgiven).max().unwrap_or(0);
             if forgiven > 0 {
                 metrics.rate_limit_tokens.forgiven.inc_by(forgiven);

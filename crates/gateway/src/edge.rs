@@ -33,14 +33,14 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::guard::{Exchanges, Guard, Held};
+use self::guard::{Exchange, Exchanges, Guard, Held};
 use self::http1::Speaks;
 use self::rewound::Rewound;
 use crate::error::{BodyError, Error, raw_response};
 use crate::headers::{self, Lines};
 use crate::identity::counted;
 use crate::ledger::{Entry, Outcome};
-use crate::metrics::{ByReason, OTHER};
+use crate::metrics::{ByReason, Name, OTHER};
 use crate::pipeline::Arrival;
 use crate::relay::{Body, Reply};
 use crate::upstream::Lane;
@@ -161,8 +161,8 @@ pub async fn accept(
 /// Callers are turned away once the gateway closes; operators watch until its last stream has ended.
 fn closing_of(gateway: &Gateway, plane: Plane) -> CancellationToken {
     match plane {
-        Plane::Admin => gateway.ending.clone(),
-        Plane::Data | Plane::Both => gateway.closing.clone(),
+        Plane::Admin => gateway.ending.child_token(),
+        Plane::Data | Plane::Both => gateway.closing.child_token(),
     }
 }
 
@@ -261,7 +261,8 @@ async fn serve(
     });
     let mut guard = Guard::new(socket, guard::Limits::default(), refuse);
     let closing = closing_of(&gateway, planes.plane);
-    let requests = Requests { gateway, exchanges: guard.exchanges(), peer, lane, planes };
+    let ending = gateway.ending.child_token();
+    let requests = Requests { gateway, exchanges: guard.exchanges(), peer, lane, planes, ending };
     let mut received = BytesMut::new();
     // How a connection ends is the caller's affair: requests ended with their entries.
     match http1::greeting(&mut guard, &mut received, &closing).await {
@@ -305,6 +306,9 @@ struct Requests {
     peer: IpAddr,
     lane: Lane,
     planes: Planes,
+    /// Cancelled when requests must end because the process does. The connection's own: each request looks at it, and
+    /// one for all would be fought over by all cores.
+    ending: CancellationToken,
 }
 
 type Answering = Pin<Box<dyn Future<Output = Reply<Held<Body>>> + Send>>;
@@ -318,27 +322,28 @@ impl Requests {
         let (gateway, exchange) = (self.gateway.clone(), self.exchanges.begin());
         let request_id = headers::request_id(request.headers());
         let (peer, lane) = (self.peer, self.lane);
-        let admin = self.planes.admin_of(request.uri().path()).cloned();
-        Box::pin(async move {
-            let answering = async {
-                let Some(admin) = admin else {
-                    let arrival = Arrival { request_id: request_id.clone(), peer, lane };
-                    return pipeline::answer(&gateway, request, arrival).await;
-                };
-                // The rare one is boxed, so that the common one is not made as large.
-                Box::pin(admin::answer(admin, request, peer)).await
-            };
-            // Pinned before it is caught: moving a large future costs more than polling it.
-            let answering = pin!(answering);
-            // A defect in one request is that request's: its entry has ended with the unwinding.
-            let answered = AssertUnwindSafe(answering).catch_unwind().await;
-            let response = answered.unwrap_or_else(|_| internal_error(&request_id));
-            if let Some(deadline) = response.body.deadline() {
-                exchange.until(deadline.into());
-            }
-            response.map(|body| exchange.hold(body))
-        })
+        if let Some(admin) = self.planes.admin_of(request.uri().path()) {
+            return caught(admin::answer(admin.clone(), request, peer), request_id, exchange);
+        }
+        let arrival = Arrival { request_id: request_id.clone(), peer, lane, ending: self.ending.clone() };
+        caught(pipeline::answer(gateway, request, arrival), request_id, exchange)
     }
+}
+
+/// A defect in one request is that request's: its entry has ended with the unwinding. Boxed where it is made: moving a
+/// large future costs more than polling it.
+fn caught(
+    answering: impl Future<Output = Reply> + Send + 'static,
+    request_id: Name,
+    exchange: Exchange,
+) -> Answering {
+    Box::pin(AssertUnwindSafe(answering).catch_unwind().map(move |answered| {
+        let reply = answered.unwrap_or_else(|_| internal_error(&request_id));
+        if let Some(deadline) = reply.body.deadline() {
+            exchange.until(deadline.into());
+        }
+        reply.map(|body| exchange.hold(body))
+    }))
 }
 
 /// Why the body of a request in HTTP/2 broke off.

@@ -13,7 +13,7 @@ mod exact;
 mod series;
 mod table;
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 
 pub use exact::{COUNTED_BYTES_MAX, Counted, Tokenizer, Tokenizers};
 use series::{Answers, Level};
@@ -83,7 +83,7 @@ impl Estimate {
 
 /// What all requests taught. Shared by all; every look-up is one or two short locks and no allocation.
 pub struct Estimates {
-    hasher: RandomState,
+    hasher: foldhash::quality::RandomState,
     models: Table<Model>,
     keys: Table<Key>,
 }
@@ -116,7 +116,11 @@ impl Default for Estimates {
 impl Estimates {
     /// Remembers about this many models and pairs of key and model.
     pub fn new(models_max: usize, keys_max: usize) -> Self {
-        Self { hasher: RandomState::new(), models: Table::new(models_max), keys: Table::new(keys_max) }
+        Self {
+            hasher: foldhash::quality::RandomState::default(),
+            models: Table::new(models_max),
+            keys: Table::new(keys_max),
+        }
     }
 
     /// What a request of `key` (its id; `None`: anonymous) to `model` (resolved) will use. `counted`: its text, where a

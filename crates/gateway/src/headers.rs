@@ -35,9 +35,14 @@ impl Lines {
     /// Adds a field, unless its value is none (RFC 9110, 5.5): configured names may hold anything.
     pub fn add(&mut self, name: &str, value: &[u8]) {
         let control = |byte: u8| (byte < b' ' && byte != b'\t') || byte == 0x7f;
-        if value.iter().fold(false, |found, byte| found | control(*byte)) {
-            return;
+        if !value.iter().fold(false, |found, byte| found | control(*byte)) {
+            self.add_own(name, value);
         }
+    }
+
+    /// Adds a field with a value of ours.
+    fn add_own(&mut self, name: &str, value: &[u8]) {
+        self.0.reserve(name.len() + value.len() + b": \r\n".len());
         for part in [name.as_bytes(), b": ", value, b"\r\n"] {
             self.0.extend_from_slice(part);
         }
@@ -45,7 +50,7 @@ impl Lines {
 
     /// Adds a field whose value is a number.
     fn add_number(&mut self, name: &str, value: u64) {
-        self.add(name, itoa::Buffer::new().format(value).as_bytes());
+        self.add_own(name, itoa::Buffer::new().format(value).as_bytes());
     }
 
     /// All of them.
@@ -79,7 +84,7 @@ const FROM_PROVIDER: [HeaderName; 3] =
 
 /// The W3C trace a request belongs to (Trace Context, level 1).
 pub struct Trace {
-    id: Name,
+    id: TraceId,
     flags: [u8; 2],
     state: Option<HeaderValue>,
 }
@@ -91,20 +96,20 @@ impl Trace {
         match sent {
             Some((id, flags)) => {
                 let flags = flags.as_bytes().try_into().unwrap_or(*b"00");
-                Self { id: id.into(), flags, state: headers.get(TRACESTATE).cloned() }
+                Self { id, flags, state: headers.get(TRACESTATE).cloned() }
             }
-            None => Self { id: Hex::of(fastrand::u128(1..)).as_str().into(), flags: *b"00", state: None },
+            None => Self { id: TraceId(Hex::of(fastrand::u128(1..))), flags: *b"00", state: None },
         }
     }
 
-    /// 32 hex digits.
-    pub fn id(&self) -> Name {
-        self.id.clone()
+    /// By which the trace is known.
+    pub fn id(&self) -> TraceId {
+        self.id
     }
 
     fn write(&self, head: &mut BytesMut) {
         let span = Hex::of(u128::from(fastrand::u64(1..)) << 64);
-        let value = [b"00-", self.id.as_bytes(), b"-", &span.0[..16], b"-", &self.flags];
+        let value = [b"00-", self.id.as_str().as_bytes(), b"-", &span.0[..16], b"-", &self.flags];
         line(head, TRACEPARENT.as_str(), &value);
         if let Some(state) = &self.state {
             line(head, TRACESTATE.as_str(), &[state.as_bytes()]);
@@ -112,8 +117,19 @@ impl Trace {
     }
 }
 
+/// W3C trace id.
+#[derive(Clone, Copy, Debug)]
+pub struct TraceId(Hex);
+
+impl TraceId {
+    /// 32 hex digits.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
 /// `00-<trace>-<parent>-<flags>`: trace and flags.
-fn parse_traceparent(value: &str) -> Option<(&str, &str)> {
+fn parse_traceparent(value: &str) -> Option<(TraceId, &str)> {
     let mut parts = value.split('-');
     let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let hex = |text: &str, length: usize| {
@@ -123,7 +139,10 @@ fn parse_traceparent(value: &str) -> Option<(&str, &str)> {
     let valid = hex(version, 2) && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
     // Version 00 has nothing after the flags; later versions may.
     let complete = version != "ff" && (version != "00" || parts.next().is_none());
-    (valid && complete && !zero(trace) && !zero(parent)).then_some((trace, flags))
+    if !valid || !complete || zero(trace) || zero(parent) {
+        return None;
+    }
+    Some((TraceId(Hex(trace.as_bytes().try_into().ok()?)), flags))
 }
 
 /// The caller's request id where it is short and printable, else a new one.
@@ -150,10 +169,11 @@ pub fn multipart(headers: &HeaderMap) -> Option<&str> {
 
 /// On every answer: which request it was.
 pub fn request(lines: &mut Lines, request_id: &str) {
-    lines.add(X_REQUEST_ID.as_str(), request_id.as_bytes());
+    lines.add_own(X_REQUEST_ID.as_str(), request_id.as_bytes());
 }
 
-/// What a provider is sent along with the body, as lines of a head: never anything about the body's length.
+/// What a provider is sent along with the body besides [`TO_EVERY_PROVIDER`], as lines of a head: never anything about
+/// the body's length.
 pub fn to_provider(head: &mut BytesMut, sent: &HeaderMap, trace: &Trace, request_id: &str) {
     for name in &TO_PROVIDER {
         if let Some(value) = sent.get(name) {
@@ -162,13 +182,12 @@ pub fn to_provider(head: &mut BytesMut, sent: &HeaderMap, trace: &Trace, request
     }
     // A JSON body is sent as one whatever the caller called it: `curl -d` says it sends a form.
     line(head, "content-type", &[multipart(sent).unwrap_or("application/json").as_bytes()]);
-    head.extend_from_slice(TO_EVERY_PROVIDER);
     line(head, X_REQUEST_ID.as_str(), &[request_id.as_bytes()]);
     trace.write(head);
 }
 
 /// What is sent to a provider with every request.
-const TO_EVERY_PROVIDER: &[u8] =
+pub const TO_EVERY_PROVIDER: &[u8] =
     concat!("user-agent: tollgate/", env!("CARGO_PKG_VERSION"), "\r\naccept-encoding: identity\r\n")
         .as_bytes();
 
@@ -211,7 +230,7 @@ pub fn provider(lines: &mut Lines, name: &str, limit: Duration, upstream: Durati
         timing.push('.');
         timing.extend([micros / 100 % 10, micros / 10 % 10].map(|digit| char::from(b'0' + digit as u8)));
     }
-    lines.add("server-timing", timing.as_bytes());
+    lines.add_own("server-timing", timing.as_bytes());
 }
 
 /// How long to wait, in the two forms clients read; `None`: for ever.
@@ -222,7 +241,7 @@ pub fn retry_after(lines: &mut Lines, wait: Option<Duration>) {
         lines.add_number("retry-after-ms", millis);
     }
     if wait.is_none_or(|wait| wait > RETRY_WORTHWHILE_MAX) {
-        lines.add(SHOULD_RETRY, b"false");
+        lines.add_own(SHOULD_RETRY, b"false");
     }
 }
 
@@ -274,7 +293,7 @@ pub fn denial(lines: &mut Lines, denial: &Denial, words: &Words) {
 
 /// Who decided.
 pub fn source(lines: &mut Lines, source: Source) {
-    lines.add("x-tollgate-source", source.as_str().as_bytes());
+    lines.add_own("x-tollgate-source", source.as_str().as_bytes());
 }
 
 /// What the body of a 429 has besides what every error has.
@@ -374,7 +393,7 @@ impl<'a> Families<'a> {
             lines.add_number(remaining, binding.remaining);
             text.clear();
             go_duration(&mut text, Duration::from_millis(binding.reset.get()));
-            lines.add(reset, text.as_bytes());
+            lines.add_own(reset, text.as_bytes());
         }
         text.clear();
         // Calls in flight are part of the policy only where they refuse.
@@ -382,10 +401,10 @@ impl<'a> Families<'a> {
             for (index, (standing, _)) in self.shown().enumerate() {
                 policy_item(&mut text, index, &standing.limit);
             }
-            lines.add(POLICY, text.as_bytes());
+            lines.add_own(POLICY, text.as_bytes());
             text.clear();
         } else if !self.words.policy.is_empty() {
-            lines.add(POLICY, self.words.policy.as_bytes());
+            lines.add_own(POLICY, self.words.policy.as_bytes());
         }
         for (index, (standing, item)) in self.shown().enumerate() {
             text.push_str(if index > 0 { ", " } else { "" });
@@ -393,7 +412,7 @@ impl<'a> Families<'a> {
             push(&mut text, ";t=", standing.reset.ceil_secs());
         }
         if !text.is_empty() {
-            lines.add("ratelimit", text.as_bytes());
+            lines.add_own("ratelimit", text.as_bytes());
         }
     }
 }
@@ -435,6 +454,7 @@ fn quote(out: &mut String, text: &str) {
 }
 
 /// 32 hex digits.
+#[derive(Clone, Copy, Debug)]
 struct Hex([u8; 32]);
 
 impl Hex {

@@ -19,8 +19,9 @@ use crate::call::{Content, Endpoint};
 use crate::config::{Key, TokenWeights};
 use crate::dialect;
 use crate::estimate::{Estimate, Estimates};
+use crate::headers::TraceId;
 use crate::journal::{Ended, Journal};
-use crate::log::{Line, Log};
+use crate::log::{Line, Log, field};
 use crate::metrics::{ByEndpointCode, ByWhom, Metrics, Name, OTHER, RouteSeries};
 use crate::refusals::Refusals;
 use crate::route::Attempts;
@@ -81,8 +82,8 @@ pub struct Tokens {
     pub estimated: bool,
 }
 
-/// What a request shares with the rest of the process when it ends.
-#[derive(Clone)]
+/// What a request shares with the rest of the process when it ends. One count holds all of it: each request takes part,
+/// from every core.
 pub struct Ledger {
     /// Where it is counted.
     pub metrics: Arc<Metrics>,
@@ -102,14 +103,14 @@ pub struct Ledger {
 
 /// One request from head to end. See the module.
 pub struct Entry {
-    ledger: Ledger,
+    ledger: Arc<Ledger>,
     route: Arc<RouteSeries>,
     started: Instant,
     method: &'static str,
     /// Returned to the caller as `x-request-id`.
     pub request_id: Name,
-    /// W3C trace id, 32 hex digits.
-    pub trace_id: Name,
+    /// The trace it belongs to.
+    pub trace_id: TraceId,
     /// The client's address.
     pub address: IpAddr,
     /// The key it came with.
@@ -155,11 +156,11 @@ pub struct Entry {
 impl Entry {
     /// Opens the account of a request whose head has just arrived.
     pub fn open(
-        ledger: &Ledger,
+        ledger: &Arc<Ledger>,
         endpoint: &'static str,
         method: Option<&Method>,
         request_id: Name,
-        trace_id: Name,
+        trace_id: TraceId,
         address: IpAddr,
     ) -> Self {
         let route = ledger.metrics.route(endpoint).clone();
@@ -176,7 +177,7 @@ impl Entry {
             address,
             key: None,
             model: None,
-            attempts: Attempts::default(),
+            attempts: Attempts::new(started),
             streamed: false,
             status: None,
             code: None,
@@ -284,14 +285,14 @@ impl Entry {
     }
 
     /// Tells what was used, of requests that ask a model for something.
-    fn report(&self, outcome: Outcome) {
+    fn report(&self, outcome: Outcome, now: SystemTime) {
         if !Endpoint::ALL.iter().any(|endpoint| endpoint.route() == self.route.endpoint) {
             return;
         }
         let refused = outcome == Outcome::Refused && self.attempts.count == 0;
         let (key, model) = (self.key.clone(), self.model.clone());
         let ended = usage::Ended { key, model, refused, tokens: self.tokens, cost: self.cost };
-        self.ledger.usage.note(SystemTime::now(), ended);
+        self.ledger.usage.note(now, ended);
     }
 
     fn count(&self, outcome: Outcome, status: u16, latency: Duration) {
@@ -328,18 +329,18 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let latency = self.started.elapsed();
+        let (now, latency) = (SystemTime::now(), self.started.elapsed());
         let outcome = self.outcome_at_end();
         // 499 is what nginx logs for a client that left before there was a status.
         let left_early = if outcome == Outcome::Panicked { 500 } else { 499 };
         let status = self.status.map_or(left_early, |status| status.as_u16());
         self.settle(outcome);
         self.count(outcome, status, latency);
-        self.report(outcome);
-        self.ledger.log.line(if status >= 500 { "WARN" } else { "INFO" }, "request", |line| {
+        self.report(outcome, now);
+        self.ledger.log.line_at(now, if status >= 500 { "WARN" } else { "INFO" }, "request", |line| {
             self.write(line, status, outcome, latency);
         });
-        let ended = self.ended(status, outcome, latency);
+        let ended = self.ended(now, status, outcome, latency);
         self.ledger.journal.end(ended);
         // Last: who sees that nothing is under way finds all of it counted and written down.
         self.route.in_flight.dec();
@@ -348,10 +349,10 @@ impl Drop for Entry {
 
 impl Entry {
     /// What is remembered of it: no prompt, no answer, no secret. It is over, so what it holds is taken.
-    fn ended(&mut self, status: u16, outcome: Outcome, latency: Duration) -> Ended {
+    fn ended(&mut self, time: SystemTime, status: u16, outcome: Outcome, latency: Duration) -> Ended {
         let asked = self.attempts.asked.take();
         Ended {
-            time: SystemTime::now(),
+            time,
             at: self.started + latency,
             request_id: self.request_id.clone(),
             method: self.method,
@@ -378,51 +379,53 @@ impl Entry {
 
     /// A request's line in the log. No prompt, no answer, no secret: only what is listed here.
     fn write(&self, line: &mut Line<'_>, status: u16, outcome: Outcome, latency: Duration) {
-        line.text("request_id", &self.request_id);
-        line.word("trace_id", &self.trace_id);
-        line.word("method", self.method);
-        line.text("endpoint", self.route.endpoint);
-        line.number("status", u64::from(status));
-        line.word("outcome", outcome.as_str());
+        line.text(field!("request_id"), &self.request_id);
+        line.word(field!("trace_id"), self.trace_id.as_str());
+        line.word(field!("method"), self.method);
+        line.text(field!("endpoint"), self.route.endpoint);
+        line.number(field!("status"), u64::from(status));
+        line.word(field!("outcome"), outcome.as_str());
         let key = self.key.as_deref();
         for (name, value) in [
-            ("code", self.code),
-            ("rule", self.rule.as_deref()),
-            ("user", key.and_then(|key| Some(key.user.as_ref()?.name.as_str()))),
-            ("api_key", key.map(|key| key.id.as_str())),
-            ("model", self.model.as_deref()),
+            (field!("code"), self.code),
+            (field!("rule"), self.rule.as_deref()),
+            (field!("user"), key.and_then(|key| Some(key.user.as_ref()?.name.as_str()))),
+            (field!("api_key"), key.map(|key| key.id.as_str())),
+            (field!("model"), self.model.as_deref()),
         ] {
             if let Some(value) = value {
                 line.text(name, value);
             }
         }
-        line.address("ip", self.address);
+        line.address(field!("ip"), self.address);
         if let Some(asked) = &self.attempts.asked {
-            line.text("provider", &asked.label.provider);
+            line.text(field!("provider"), &asked.label.provider);
             if self.model.as_ref() != Some(&asked.label.model) {
-                line.text("fallback_model", &asked.label.model);
+                line.text(field!("fallback_model"), &asked.label.model);
             }
         }
-        line.number("attempts", u64::from(self.attempts.count));
-        line.flag("stream", self.streamed);
+        line.number(field!("attempts"), u64::from(self.attempts.count));
+        line.flag(field!("stream"), self.streamed);
         if let Some(Tokens { usage, estimated }) = self.tokens {
-            line.number("prompt_tokens", usage.prompt);
-            line.number("completion_tokens", usage.completion);
-            for (name, amount) in [("cached_tokens", usage.cached), ("reasoning_tokens", usage.reasoning)] {
+            line.number(field!("prompt_tokens"), usage.prompt);
+            line.number(field!("completion_tokens"), usage.completion);
+            for (name, amount) in
+                [(field!("cached_tokens"), usage.cached), (field!("reasoning_tokens"), usage.reasoning)]
+            {
                 if amount > 0 {
                     line.number(name, amount);
                 }
             }
             if estimated {
-                line.flag("estimated", true);
+                line.flag(field!("estimated"), true);
             }
         }
         if self.cost > Cost::ZERO {
-            line.number("cost_micros", self.cost.micros());
+            line.number(field!("cost_micros"), self.cost.micros());
         }
-        line.millis("latency_ms", latency);
+        line.millis(field!("latency_ms"), latency);
         if let Some(first_byte) = self.first_byte {
-            line.millis("first_byte_ms", first_byte);
+            line.millis(field!("first_byte_ms"), first_byte);
         }
     }
 }

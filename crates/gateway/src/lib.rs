@@ -85,7 +85,7 @@ pub struct Gateway {
     /// Who watches it.
     pub live: Live,
     /// Where requests end.
-    pub ledger: Ledger,
+    pub ledger: Arc<Ledger>,
     /// How often a second provider may be asked.
     pub retries: RetryBudget,
     /// Cancelled when the process begins to end: no longer ready, still accepting.
@@ -130,7 +130,7 @@ impl Gateway {
             rates: Rates::default(),
             instance: Instance::new(),
             live: Live::default(),
-            ledger: Ledger {
+            ledger: Arc::new(Ledger {
                 metrics,
                 log,
                 estimates: Arc::default(),
@@ -138,7 +138,7 @@ impl Gateway {
                 usage: Arc::default(),
                 journal: Arc::default(),
                 ending: ending.clone(),
-            },
+            }),
             retries: RetryBudget::default(),
             leaving: CancellationToken::new(),
             closing: CancellationToken::new(),

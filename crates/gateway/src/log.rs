@@ -8,7 +8,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -16,6 +16,9 @@ use crate::config::LogFormat;
 
 /// Unwritten bytes kept before lines are dropped.
 pub const BUFFERED_BYTES_MAX: usize = 4 << 20;
+
+/// Room for a line as most are.
+const LINE_BYTES: usize = 640;
 
 /// Lines gathered this long go out as one write.
 const BATCH: Duration = Duration::from_millis(20);
@@ -70,13 +73,22 @@ impl Log {
 
     /// Writes one line: time, level and message, then the fields that `fields` adds.
     pub fn line(&self, level: &'static str, message: &'static str, fields: impl FnOnce(&mut Line<'_>)) {
-        let mut bytes = Vec::with_capacity(640);
+        self.line_at(SystemTime::now(), level, message, fields);
+    }
+
+    /// The same, of something that happened then.
+    pub fn line_at(
+        &self,
+        time: SystemTime,
+        level: &'static str,
+        message: &'static str,
+        fields: impl FnOnce(&mut Line<'_>),
+    ) {
+        let mut bytes = Vec::with_capacity(LINE_BYTES);
         let mut line = Line { bytes: &mut bytes, format: self.format };
-        line.display("timestamp", &Timestamp::now());
-        line.word("level", level);
-        line.text("message", message);
+        line.begin(time, level, message);
         fields(&mut line);
-        bytes.extend_from_slice(if self.format == LogFormat::Json { b"}\n" } else { b"\n" });
+        line.end();
         self.shared.append(&bytes);
     }
 
@@ -137,8 +149,19 @@ pub struct Line<'a> {
 }
 
 impl Line<'_> {
+    fn begin(&mut self, time: SystemTime, level: &str, message: &str) {
+        let first = if self.format == LogFormat::Json { "{\"timestamp\":" } else { "timestamp=" };
+        self.time(Field { json: first, text: first }, time);
+        self.word(field!("level"), level);
+        self.text(field!("message"), message);
+    }
+
+    fn end(&mut self) {
+        self.bytes.extend_from_slice(if self.format == LogFormat::Json { b"}\n" } else { b"\n" });
+    }
+
     /// A string.
-    pub fn text(&mut self, name: &'static str, value: &str) {
+    pub fn text(&mut self, name: Field, value: &str) {
         self.name(name);
         // Without branches: looked at many bytes at a time.
         let special = |byte: u8| !matches!(byte, b'!' | b'#'..=b'<' | b'>'..=b'[' | b']'..=b'~');
@@ -156,7 +179,7 @@ impl Line<'_> {
     }
 
     /// A word of ours: letters, digits, `_`, `-`, `/` and `.` only.
-    pub fn word(&mut self, name: &'static str, value: &str) {
+    pub fn word(&mut self, name: Field, value: &str) {
         self.name(name);
         let quote: &[u8] = if self.format == LogFormat::Json { b"\"" } else { b"" };
         for part in [quote, value.as_bytes(), quote] {
@@ -165,7 +188,7 @@ impl Line<'_> {
     }
 
     /// An address.
-    pub fn address(&mut self, name: &'static str, value: IpAddr) {
+    pub fn address(&mut self, name: Field, value: IpAddr) {
         let IpAddr::V4(address) = value else { return self.display(name, &value) };
         let mut text = [0; "255.255.255.255".len()];
         let mut length = 0;
@@ -179,7 +202,7 @@ impl Line<'_> {
     }
 
     /// What is written without anything that needs escaping: a time.
-    pub fn display(&mut self, name: &'static str, value: &impl std::fmt::Display) {
+    pub fn display(&mut self, name: Field, value: &impl std::fmt::Display) {
         self.name(name);
         let quote: &[u8] = if self.format == LogFormat::Json { b"\"" } else { b"" };
         self.bytes.extend_from_slice(quote);
@@ -187,20 +210,43 @@ impl Line<'_> {
         self.bytes.extend_from_slice(quote);
     }
 
+    /// A time: RFC 3339 with milliseconds, UTC.
+    fn time(&mut self, name: Field, value: SystemTime) {
+        let time = jiff::Timestamp::try_from(value).unwrap_or_default();
+        let time = jiff::tz::Offset::UTC.to_datetime(time);
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        for (at, digits, number) in [
+            (0, 4, time.year()),
+            (5, 2, i16::from(time.month())),
+            (8, 2, i16::from(time.day())),
+            (11, 2, i16::from(time.hour())),
+            (14, 2, i16::from(time.minute())),
+            (17, 2, i16::from(time.second())),
+            (20, 3, time.millisecond()),
+        ] {
+            let mut rest = number.unsigned_abs();
+            for digit in text[at..at + digits].iter_mut().rev() {
+                *digit = b'0' + (rest % 10) as u8;
+                rest /= 10;
+            }
+        }
+        self.word(name, std::str::from_utf8(&text).unwrap_or_default());
+    }
+
     /// A number.
-    pub fn number(&mut self, name: &'static str, value: u64) {
+    pub fn number(&mut self, name: Field, value: u64) {
         self.name(name);
         self.bytes.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     }
 
     /// A truth value.
-    pub fn flag(&mut self, name: &'static str, value: bool) {
+    pub fn flag(&mut self, name: Field, value: bool) {
         self.name(name);
         self.bytes.extend_from_slice(if value { b"true" } else { b"false" });
     }
 
     /// A duration in milliseconds, to the microsecond.
-    pub fn millis(&mut self, name: &'static str, value: Duration) {
+    pub fn millis(&mut self, name: Field, value: Duration) {
         self.name(name);
         let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
         self.bytes.extend_from_slice(itoa::Buffer::new().format(micros / 1_000).as_bytes());
@@ -210,33 +256,27 @@ impl Line<'_> {
         self.bytes.extend_from_slice(&fraction.format(1_000 + micros % 1_000).as_bytes()[1..]);
     }
 
-    fn name(&mut self, name: &'static str) {
-        let (before, after): (&[u8], &[u8]) = match (self.format, self.bytes.is_empty()) {
-            (LogFormat::Json, true) => (b"{\"", b"\":"),
-            (LogFormat::Json, false) => (b",\"", b"\":"),
-            (LogFormat::Text, true) => (b"", b"="),
-            (LogFormat::Text, false) => (b" ", b"="),
-        };
-        self.bytes.extend_from_slice(before);
+    #[inline]
+    fn name(&mut self, name: Field) {
+        let name = if self.format == LogFormat::Json { name.json } else { name.text };
         self.bytes.extend_from_slice(name.as_bytes());
-        self.bytes.extend_from_slice(after);
     }
 }
 
-/// RFC 3339 with milliseconds, UTC.
-struct Timestamp(jiff::Timestamp);
-
-impl Timestamp {
-    fn now() -> Self {
-        Self(jiff::Timestamp::now())
-    }
+/// The name of a field, as it is written before its value. See [`field!`].
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    pub(crate) json: &'static str,
+    pub(crate) text: &'static str,
 }
 
-impl std::fmt::Display for Timestamp {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.3}", self.0)
-    }
+/// A [`Field`] of this name: letters and `_`.
+macro_rules! field {
+    ($name:literal) => {
+        $crate::log::Field { json: concat!(",\"", $name, "\":"), text: concat!(" ", $name, "=") }
+    };
 }
+pub(crate) use field;
 
 impl<'a> MakeWriter<'a> for Log {
     type Writer = Event<'a>;
@@ -279,7 +319,7 @@ mod tests {
         let (send, receive) = mpsc::channel();
         let log = Log::to(Sink(send), LogFormat::Json);
         for n in 0..100 {
-            log.line("INFO", "request", |line| line.number("n", n));
+            log.line("INFO", "request", |line| line.number(field!("n"), n));
         }
         log.flush(Duration::from_secs(10));
         let all: Vec<u8> = receive.try_iter().flatten().collect();
@@ -301,27 +341,36 @@ mod tests {
     #[test]
     fn values_are_escaped() {
         let fields = |line: &mut Line<'_>| {
-            line.text("a", "x");
-            line.word("z", "v1/x");
-            line.address("y", "203.0.113.7".parse().unwrap());
-            line.address("x", "2001:db8::1".parse().unwrap());
-            line.text("b", "two words");
-            line.text("c", "a=\"b\"\n\\");
-            line.text("d", "");
-            line.number("e", 7);
-            line.flag("f", true);
-            line.millis("g", Duration::from_micros(1_020));
+            line.text(field!("a"), "x");
+            line.word(field!("z"), "v1/x");
+            line.address(field!("y"), "203.0.113.7".parse().unwrap());
+            line.address(field!("x"), "2001:db8::1".parse().unwrap());
+            line.text(field!("b"), "two words");
+            line.text(field!("c"), "a=\"b\"\n\\");
+            line.text(field!("d"), "");
+            line.number(field!("e"), 7);
+            line.flag(field!("f"), true);
+            line.millis(field!("g"), Duration::from_micros(1_020));
         };
         let json: serde_json::Value =
-            serde_json::from_str(&(written(LogFormat::Json, fields) + "}")).unwrap();
+            serde_json::from_str(&format!("{{{}}}", &written(LogFormat::Json, fields)[1..])).unwrap();
         let expected = serde_json::json!({
             "a": "x", "z": "v1/x", "y": "203.0.113.7", "x": "2001:db8::1", "b": "two words", "c": "a=\"b\"\n\\", "d": "", "e": 7, "f": true, "g": 1.02 });
         assert_eq!(json, expected);
         let text = written(LogFormat::Text, fields);
         assert_eq!(
             text,
-            r#"a=x z=v1/x y=203.0.113.7 x=2001:db8::1 b="two words" c="a=\"b\"\n\\" d="" e=7 f=true g=1.020"#
+            r#" a=x z=v1/x y=203.0.113.7 x=2001:db8::1 b="two words" c="a=\"b\"\n\\" d="" e=7 f=true g=1.020"#
         );
+    }
+
+    #[test]
+    fn times_are_those_of_rfc_3339() {
+        for text in ["1970-01-01T00:00:00.000Z", "2024-02-29T23:59:59.007Z", "2026-11-21T03:04:05.678Z"] {
+            let time = text.parse::<jiff::Timestamp>().unwrap() + Duration::from_micros(999);
+            let line = written(LogFormat::Json, |line| line.time(field!("t"), time.into()));
+            assert_eq!(line, format!(",\"t\":\"{text}\""));
+        }
     }
 
     #[test]
@@ -340,7 +389,7 @@ mod tests {
         let log = Log::to(Stuck(stuck), LogFormat::Json);
         let long = "x".repeat(10_000);
         for _ in 0..2_000 {
-            log.line("INFO", "request", |line| line.text("long", &long));
+            log.line("INFO", "request", |line| line.text(field!("long"), &long));
         }
         assert!(log.dropped() >= 1_000, "20 MB offered, 4 MiB kept twice at most: {}", log.dropped());
         drop(release);

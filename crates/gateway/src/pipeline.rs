@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::header::{self, HeaderMap};
 use http::{Request, StatusCode, request};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 use tollgate_limiter::Source;
 
 use crate::admission::{Counters, Demand};
@@ -42,16 +44,19 @@ pub struct Arrival {
     pub peer: IpAddr,
     /// Where its connection is served.
     pub lane: Lane,
+    /// Cancelled when it must end because the process does.
+    pub ending: CancellationToken,
 }
 
 /// Answers one request. Never fails: every error is an answer too.
-pub async fn answer<B>(gateway: &Gateway, request: Request<B>, arrival: Arrival) -> Reply
+pub async fn answer<B>(gateway: Arc<Gateway>, request: Request<B>, arrival: Arrival) -> Reply
 where
     B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
 {
+    let gateway = &*gateway;
     let now = gateway.snapshot.load_full();
     let (head, body) = request.into_parts();
-    let Arrival { request_id, peer, lane } = arrival;
+    let Arrival { request_id, peer, lane, ending } = arrival;
     let found = router::route(&head.method, head.uri.path());
     let endpoint = found.as_ref().map_or(OTHER, Route::name);
     let trace = headers::Trace::of(&head.headers);
@@ -60,13 +65,13 @@ where
         Box::new(Entry::open(&gateway.ledger, endpoint, Some(&head.method), request_id, trace.id(), address));
     let answered = match found {
         Ok(found) => {
-            let context = Context { gateway, now: &now, trace: &trace, head: &head, lane };
+            let context = Context { gateway, now: &now, trace: &trace, head: &head, lane, ending: &ending };
             handle(&context, &mut entry, found, body).await
         }
         Err(error) => Err(error),
     };
     match answered {
-        Ok(answered) => answered.into_reply(entry, gateway),
+        Ok(answered) => answered.into_reply(entry, &ending),
         Err(error) => refuse(entry, &error),
     }
 }
@@ -78,6 +83,7 @@ struct Context<'a> {
     trace: &'a headers::Trace,
     head: &'a request::Parts,
     lane: Lane,
+    ending: &'a CancellationToken,
 }
 
 async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
@@ -86,7 +92,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     found: Route,
     body: B,
 ) -> Result<Answered, Error> {
-    let Context { gateway, now, trace, head, lane } = *context;
+    let Context { gateway, now, trace, head, lane, ending } = *context;
     let caller = identify(now, &head.headers, entry.address)?;
     entry.key.clone_from(&caller.key);
     if let Some(ban) = now.bans.on(&caller) {
@@ -98,7 +104,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
             let list = tokio::select! {
                 biased;
                 list = list_models(now, &caller, lane) => list?,
-                () = gateway.ending.cancelled() => return Err(Error::ShuttingDown),
+                () = ending.cancelled() => return Err(Error::ShuttingDown),
             };
             return Ok(Answered::Ours(list));
         }
@@ -108,7 +114,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     let call = tokio::select! {
         biased;
         call = parse(now, endpoint, &head.headers, body) => call?,
-        () = gateway.ending.cancelled() => return Err(Error::ShuttingDown),
+        () = ending.cancelled() => return Err(Error::ShuttingDown),
     };
     entry.received = Some(Instant::now());
     entry.streamed = call.streamed();
@@ -143,10 +149,10 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     let asked = tokio::select! {
         biased;
         asked = route::ask(&deployments, &question, &gateway.retries, &mut entry.attempts, gateway.metrics()) => asked,
-        () = gateway.ending.cancelled() => Err(Error::ShuttingDown),
+        () = ending.cancelled() => Err(Error::ShuttingDown),
     };
     let (deployment, answer) = asked.inspect_err(|_| entry.refund())?;
-    entry.first_byte = Some(entry.started().elapsed());
+    entry.first_byte = Some(entry.attempts.answered - entry.started());
     Ok(Answered::Theirs(Box::new(Theirs { call, deployment: deployment.clone(), answer, said, limit_took })))
 }
 
@@ -172,7 +178,7 @@ impl Answered {
         Self::Ours(value.to_string().into())
     }
 
-    fn into_reply(self, mut entry: Box<Entry>, gateway: &Gateway) -> Reply {
+    fn into_reply(self, mut entry: Box<Entry>, ending: &CancellationToken) -> Reply {
         match self {
             Self::Ours(json) => {
                 let mut fields = Lines::new();
@@ -188,7 +194,7 @@ impl Answered {
                 headers::provider(&mut fields, &deployment.name, limit_took, entry.attempts.waited);
                 let status = answer.head.status;
                 entry.answer_starts(status);
-                Reply { status, fields, body: relay(&call, deployment, answer, entry, gateway) }
+                Reply { status, fields, body: relay(&call, deployment, answer, entry, ending) }
             }
         }
     }
@@ -199,10 +205,10 @@ fn relay(
     deployment: Arc<Deployment>,
     answer: Answer,
     mut entry: Box<Entry>,
-    gateway: &Gateway,
+    ending: &CancellationToken,
 ) -> Body {
     let events = is_event_stream(&answer.head.fields);
-    let waited = entry.attempts.last_asked.elapsed();
+    let waited = entry.attempts.answered - entry.attempts.last_asked;
     deployment.series.duration.observe(waited.as_secs_f64());
     deployment.latency.add(waited);
     if events {
@@ -220,7 +226,7 @@ fn relay(
         }
         AnswerBody::Open { head, rest } => {
             let deadline = entry.attempts.last_asked + deployment.provider.deadlines.total;
-            let terms = Terms { call, deployment, basis, events, deadline, ending: &gateway.ending };
+            let terms = Terms { call, deployment, basis, events, deadline, ending };
             Body::Relay(Box::pin(Relay::new(terms, head, rest, entry)))
         }
     }
@@ -368,22 +374,28 @@ where
     if announced > bytes_max as u64 {
         return Err(Error::BodyTooLarge(bytes_max));
     }
-    let started = tokio::time::Instant::now();
-    let mut last = started;
+    let mut waited_since = None;
     let mut first = Bytes::new();
     let mut all: Vec<u8> = Vec::new();
     loop {
         let received = first.len() + all.len();
-        let pace = Duration::from_secs(received as u64 / BODY_BYTES_PER_SECOND_MIN);
-        let due = (started + pace).min(last) + BODY_PATIENCE;
-        let frame = match tokio::time::timeout_at(due, body.frame()).await {
-            Err(_) => return Err(Error::SlowBody),
-            Ok(None) => break,
-            Ok(Some(Err(BodyError::Left))) => return Err(Error::CallerLeft),
-            Ok(Some(Err(BodyError::Malformed(why)))) => return Err(Error::Malformed(why.into())),
-            Ok(Some(Ok(frame))) => frame,
+        let came = match body.frame().now_or_never() {
+            // What is here already, as most bodies are with their heads, takes no time.
+            Some(came) => came,
+            None => {
+                let now = tokio::time::Instant::now();
+                let pace = Duration::from_secs(received as u64 / BODY_BYTES_PER_SECOND_MIN);
+                let due = (*waited_since.get_or_insert(now) + pace).min(now) + BODY_PATIENCE;
+                let came = tokio::time::timeout_at(due, body.frame()).await;
+                came.map_err(|_| Error::SlowBody)?
+            }
         };
-        last = tokio::time::Instant::now();
+        let frame = match came {
+            None => break,
+            Some(Err(BodyError::Left)) => return Err(Error::CallerLeft),
+            Some(Err(BodyError::Malformed(why))) => return Err(Error::Malformed(why.into())),
+            Some(Ok(frame)) => frame,
+        };
         let Ok(data) = frame.into_data() else { continue };
         if received + data.len() > bytes_max {
             return Err(Error::BodyTooLarge(bytes_max));

@@ -87,9 +87,11 @@ pub fn public_name(subject: &str) -> String {
     }
 }
 
+type Shard = HashMap<Whose, Seen, foldhash::fast::RandomState>;
+
 /// The rates of this process.
 pub struct Rates {
-    shards: [Mutex<HashMap<Whose, Seen>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
     requests: AtomicU64,
     blocked: AtomicU64,
 }
@@ -182,7 +184,7 @@ impl Rates {
         shard.insert(Whose(standing.subject.clone()), seen);
     }
 
-    fn shard(&self, subject: &str) -> &Mutex<HashMap<Whose, Seen>> {
+    fn shard(&self, subject: &str) -> &Mutex<Shard> {
         // The map within hashes well; here it only matters that different subjects seldom meet.
         let end = subject.as_bytes().iter().rev().take(8);
         let sum = end.fold(subject.len(), |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
@@ -190,7 +192,7 @@ impl Rates {
     }
 }
 
-fn lock(shard: &Mutex<HashMap<Whose, Seen>>) -> MutexGuard<'_, HashMap<Whose, Seen>> {
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tollgate_limiter::{Denial, Retry};
 
-use crate::log::Log;
+use crate::log::{Log, field};
 
 /// Lines in one [`WINDOW`].
 const LINES_MAX: u32 = 20;
@@ -29,19 +29,19 @@ impl Refusals {
         let Some(suppressed) = self.turn(Instant::now()) else { return };
         log.line("WARN", "limited", |line| {
             let standing = denial.binding();
-            line.text("request_id", request_id);
-            line.text("rule", standing.limit.id());
-            line.text("subject", standing.subject.as_str());
-            line.text("unit", standing.limit.unit().as_str());
-            line.number("limit", standing.limit.capacity());
-            line.number("used", standing.used);
-            line.number("requested", standing.requested);
+            line.text(field!("request_id"), request_id);
+            line.text(field!("rule"), standing.limit.id());
+            line.text(field!("subject"), standing.subject.as_str());
+            line.text(field!("unit"), standing.limit.unit().as_str());
+            line.number(field!("limit"), standing.limit.capacity());
+            line.number(field!("used"), standing.used);
+            line.number(field!("requested"), standing.requested);
             if let Retry::After(wait) = standing.retry {
-                line.number("retry_after_ms", wait.get());
+                line.number(field!("retry_after_ms"), wait.get());
             }
-            line.text("source", denial.source().as_str());
+            line.text(field!("source"), denial.source().as_str());
             if suppressed > 0 {
-                line.number("suppressed", suppressed);
+                line.number(field!("suppressed"), suppressed);
             }
         });
     }

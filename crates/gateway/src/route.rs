@@ -68,27 +68,29 @@ pub struct Attempts {
     flight: Option<Flight>,
     /// When it was asked.
     pub last_asked: Instant,
+    /// When it had answered, or failed.
+    pub answered: Instant,
     /// Time spent waiting for providers, in all.
     pub waited: Duration,
     /// The last one asked may have read the request: there was a connection to send it on.
     pub reached: AtomicBool,
 }
 
-impl Default for Attempts {
-    fn default() -> Self {
+impl Attempts {
+    /// None, of a request that began then.
+    pub fn new(started: Instant) -> Self {
         Self {
             count: 0,
             asked: None,
             price: None,
             flight: None,
-            last_asked: Instant::now(),
+            last_asked: started,
+            answered: started,
             waited: Duration::ZERO,
             reached: AtomicBool::new(false),
         }
     }
-}
 
-impl Attempts {
     async fn ask(
         &mut self,
         deployment: &Deployment,
@@ -101,8 +103,9 @@ impl Attempts {
         self.flight = Some(deployment.in_flight.begin());
         self.last_asked = Instant::now();
         self.reached = AtomicBool::new(false);
-        let result = deployment.ask(question, &self.reached, metrics).await;
-        self.waited += self.last_asked.elapsed();
+        let result = deployment.ask(question, &self.reached, metrics, self.last_asked).await;
+        self.answered = Instant::now();
+        self.waited += self.answered - self.last_asked;
         result
     }
 }

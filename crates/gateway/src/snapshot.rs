@@ -34,7 +34,7 @@ pub struct Snapshot {
     pub bans: Bans,
     keys: Keys,
     /// Names and aliases to models.
-    models: HashMap<String, Arc<Model>>,
+    models: HashMap<String, Arc<Model>, foldhash::fast::RandomState>,
     /// What counts prompts of models that want it exact.
     pub tokenizers: Tokenizers,
     /// What callers meet.
@@ -75,7 +75,7 @@ impl Snapshot {
         let Source { config, effective, control } = source;
         let keys = control::keys(&config, &control);
         let merged = control::merged(&config, &control);
-        let mut models = HashMap::new();
+        let mut models = HashMap::default();
         let mut listed = Vec::new();
         let mut trust = Trust::default();
         for model in &config.models {

@@ -19,6 +19,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderValue};
 use tokio::time::timeout_at;
@@ -75,7 +76,6 @@ enum Link {
 /// A server that speaks OpenAI's HTTP API.
 struct Http {
     client: Client,
-    authorization: Option<HeaderValue>,
     stream_usage: bool,
 }
 
@@ -191,8 +191,11 @@ impl Deployment {
         let name = Name::from(provider.name.as_str());
         let link = match &provider.kind {
             ProviderKind::Openai { base, key, stream_usage } => Link::Http(Box::new(Http {
-                client: Client::new(base, connector(base, trust, provider.deadlines.connect)),
-                authorization: key.as_ref().and_then(authorization),
+                client: Client::new(
+                    base,
+                    connector(base, trust, provider.deadlines.connect),
+                    key.as_ref().and_then(authorization).as_ref(),
+                ),
                 stream_usage: *stream_usage,
             })),
             ProviderKind::Simulated { .. } => Link::Simulated(Simulated::new(&provider.kind)),
@@ -258,9 +261,10 @@ impl Deployment {
         question: &Question<'_>,
         reached: &AtomicBool,
         metrics: &Metrics,
+        now: Instant,
     ) -> Result<Answer, Failure> {
         let mut asking = Asking { deployment: self, metrics, ended: false };
-        let result = self.attempt(question, reached, Instant::now()).await;
+        let result = self.attempt(question, reached, now).await;
         asking.ended(&result);
         result
     }
@@ -325,10 +329,10 @@ struct Asking<'a> {
 impl Asking<'_> {
     fn ended(&mut self, result: &Result<Answer, Failure>) {
         self.ended = true;
-        self.count(&match result {
-            Ok(answer) => Name::from(answer.head.status.as_str()),
-            Err(failure) => failure.code(),
-        });
+        match result {
+            Ok(answer) => self.count(answer.head.status.as_str()),
+            Err(failure) => self.count(&failure.code()),
+        }
         match result {
             Ok(Answer { body: AnswerBody::Whole(_), .. }) => self.deployment.health.answered(),
             Ok(_) => self.deployment.health.began(),
@@ -404,12 +408,19 @@ impl Reading {
 
     async fn whole(mut self, idle: Duration, total: Duration, by: Instant) -> Result<AnswerBody, Failure> {
         while self.bytes <= WHOLE_BYTES_MAX {
-            let (due, what, bound) = match Instant::now() + idle {
-                stalled if stalled < by => (stalled, "more of the answer", idle),
-                _ => (by, "end of the answer", total),
+            let read = match self.more().now_or_never() {
+                // It came with the head.
+                Some(read) => read?,
+                None => {
+                    let (due, what, bound) = match Instant::now() + idle {
+                        stalled if stalled < by => (stalled, "more of the answer", idle),
+                        _ => (by, "end of the answer", total),
+                    };
+                    let read = timeout_at(due.into(), self.more()).await;
+                    read.map_err(|_| Failure::TimedOut(what, bound))??
+                }
             };
-            let read = timeout_at(due.into(), self.more()).await;
-            if read.map_err(|_| Failure::TimedOut(what, bound))??.is_none() {
+            if read.is_none() {
                 let body = if self.head.len() == 1 {
                     self.head.remove(0).unwrap_or_default()
                 } else {
@@ -431,9 +442,6 @@ impl Reading {
 impl Http {
     fn request(&self, question: &Question<'_>, body: Bytes) -> Outgoing {
         let mut head = self.client.head("POST", question.call.endpoint().upstream_path());
-        if let Some(authorization) = &self.authorization {
-            headers::line(&mut head, "authorization", &[authorization.as_bytes()]);
-        }
         headers::to_provider(&mut head, question.sent, question.trace, question.request_id);
         Outgoing::new(head, body)
     }

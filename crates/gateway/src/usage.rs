@@ -40,9 +40,11 @@ pub struct Ended {
     pub cost: Cost,
 }
 
+type Open = HashMap<Whose, Counts, foldhash::fast::RandomState>;
+
 /// What was used and is not in the store yet.
 pub struct Usage {
-    open: Mutex<HashMap<Whose, Counts>>,
+    open: Mutex<Open>,
     handed: tokio::sync::Mutex<Handed>,
     writer: String,
 }
@@ -129,7 +131,7 @@ impl Round<'_> {
 
 impl Handed {
     /// Makes batches of rows: each of one hour, the earliest first.
-    fn make(&mut self, writer: &str, open: HashMap<Whose, Counts>) {
+    fn make(&mut self, writer: &str, open: Open) {
         let mut hours: BTreeMap<u64, Vec<(UsageRow, Counts)>> = BTreeMap::new();
         for (whose, counts) in open {
             hours.entry(whose.hour).or_default().push((whose.row(), counts));

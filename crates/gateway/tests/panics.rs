@@ -48,15 +48,17 @@ impl Written {
     }
 }
 
-async fn ask(gateway: &Gateway, method: Method, path: &str, body: &str) -> http::Response<Body> {
+async fn ask(gateway: &Arc<Gateway>, method: Method, path: &str, body: &str) -> http::Response<Body> {
     let body = Full::new(Bytes::from(body.to_owned())).map_err(|never| -> BodyError { match never {} });
     let request = Request::builder().method(method).uri(path).header("authorization", "Bearer sk-alice");
     let request = request.body(body).expect("a request");
     let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    answer(gateway, request, Arrival { request_id: "r-1".into(), peer, lane: Lane::default() }).await.into()
+    let ending = gateway.ending.clone();
+    let arrival = Arrival { request_id: "r-1".into(), peer, lane: Lane::default(), ending };
+    answer(gateway.clone(), request, arrival).await.into()
 }
 
-async fn used(gateway: &Gateway) -> Vec<u64> {
+async fn used(gateway: &Arc<Gateway>) -> Vec<u64> {
     let said = ask(gateway, Method::GET, "/v1/limits", "").await.into_body().collect().await;
     let standings: Value = serde_json::from_slice(&said.expect("an answer").to_bytes()).expect("JSON");
     let of = |entry: &Value| entry["used"].as_u64().expect("a number");

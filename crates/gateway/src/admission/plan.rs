@@ -108,6 +108,11 @@ impl Plan {
         self.counts_tokens
     }
 
+    /// What each limit counts.
+    pub fn units(&self) -> impl Iterator<Item = Unit> {
+        self.met.iter().map(|met| met.limit.unit())
+    }
+
     /// One charge for each limit.
     pub fn charges(&self, caller: &Caller, demand: &Demand) -> Vec<Charge> {
         let (route, model) = (self.route, &*self.model);
@@ -177,7 +182,7 @@ pub struct Plans {
     by_address: bool,
     strangers: Arc<Strangers>,
     counts: Arc<Counts>,
-    known: RwLock<HashMap<Asker, Arc<Plan>>>,
+    known: RwLock<HashMap<Asker, Arc<Plan>, foldhash::fast::RandomState>>,
 }
 
 /// Who asks for what: addresses of a key and a model that live as long as the snapshot these plans belong to, so that

@@ -30,7 +30,7 @@ pub fn known(config: &Config, control: &Control) -> Known {
 /// Every key that is known.
 pub struct Keys {
     /// By hash.
-    pub by_hash: HashMap<[u8; 32], Arc<Key>>,
+    pub by_hash: HashMap<[u8; 32], Arc<Key>, foldhash::fast::RandomState>,
     /// Ids of keys of operators in whose place the file has one, and what holds then.
     pub displaced: BTreeMap<String, &'static str>,
 }
@@ -38,7 +38,10 @@ pub struct Keys {
 /// Every key: those of operators, and over them those of the file. A key of the file that operators have revoked stays so;
 /// and of two keys with one id only that of the file is accepted, or they would share limits and bans.
 pub fn keys(config: &Config, control: &Control) -> Keys {
-    let mut keys = HashMap::with_capacity(config.keys.len() + control.keys.len());
+    let mut keys = HashMap::with_capacity_and_hasher(
+        config.keys.len() + control.keys.len(),
+        foldhash::fast::RandomState::default(),
+    );
     let mut displaced = BTreeMap::new();
     let of_file: HashMap<&str, &Key> = config.keys.iter().map(|key| (key.id.as_str(), key)).collect();
     keys.extend(config.keys.iter().map(|key| (key.hash, Arc::new(key.clone()))));

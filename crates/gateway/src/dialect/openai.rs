@@ -94,8 +94,13 @@ pub fn usage_of_answer(body: &[u8]) -> Option<Usage> {
         #[serde(borrow)]
         usage: Option<&'a RawValue>,
     }
-    if let Some(usage) = skim::usage_at_end(body).and_then(usage) {
-        return Some(usage);
+    let found = match skim::usage_at_end(body) {
+        Some(skim::Found::Usual(usage)) => return Some(usage),
+        Some(skim::Found::Written(written)) => counted(written),
+        None => None,
+    };
+    if found.is_some() {
+        return found;
     }
     let answer: OnlyUsage<'_> = serde_json::from_str(std::str::from_utf8(body).ok()?).ok()?;
     usage(answer.usage?.get())

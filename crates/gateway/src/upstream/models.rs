@@ -4,14 +4,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, Uri};
+use http::{StatusCode, Uri};
 
 use super::connect::connector;
 use super::connection::Outgoing;
 use super::pool::{Client, Lane};
 use super::{AnswerBody, Deployment, Failure, Link, Reading, Source, Trust, acceptable, authorization};
 use crate::config::Secret;
-use crate::headers;
 
 /// Longest wait for a list.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,9 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When there is no answer at all.
 pub async fn probe(base: &Uri, key: Option<&Secret>, connect: Duration) -> Result<StatusCode, Failure> {
-    let client = Client::new(base, connector(base, &mut Trust::default(), connect));
-    let request = question(&client, key.and_then(authorization).as_ref());
-    Ok(client.send(request, Lane::default(), &AtomicBool::default()).await?.0.status)
+    let connector = connector(base, &mut Trust::default(), connect);
+    let client = Client::new(base, connector, key.and_then(authorization).as_ref());
+    Ok(client.send(question(&client), Lane::default(), &AtomicBool::default()).await?.0.status)
 }
 
 impl Deployment {
@@ -33,7 +32,7 @@ impl Deployment {
     /// When it does not answer in time, or not with a list of reasonable size.
     pub async fn models(&self, lane: Lane) -> Result<Option<Bytes>, Failure> {
         let Link::Http(http) = &self.link else { return Ok(None) };
-        let request = question(&http.client, http.authorization.as_ref());
+        let request = question(&http.client);
         let by = Instant::now() + PATIENCE;
         let sent =
             tokio::time::timeout_at(by.into(), http.client.send(request, lane, &AtomicBool::default())).await;
@@ -49,11 +48,6 @@ impl Deployment {
     }
 }
 
-fn question(client: &Client, authorization: Option<&HeaderValue>) -> Outgoing {
-    let mut head = client.head("GET", "/models");
-    if let Some(authorization) = authorization {
-        headers::line(&mut head, "authorization", &[authorization.as_bytes()]);
-    }
-    headers::line(&mut head, "accept-encoding", &[b"identity"]);
-    Outgoing::new(head, Bytes::new())
+fn question(client: &Client) -> Outgoing {
+    Outgoing::new(client.head("GET", "/models"), Bytes::new())
 }

@@ -11,13 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
-use http::Uri;
+use http::{HeaderValue, Uri};
 use tower_service::Service;
 
 use super::Failure;
 use super::connect::{Connector, Stream, failure};
 use super::connection::{Connection, Outgoing, Unanswered};
 use super::head::{HEAD_BYTES_MAX, Head};
+use crate::headers;
 
 /// Idle connections of one worker to one provider.
 const IDLE_CONNECTIONS_MAX: usize = 512;
@@ -39,6 +40,8 @@ const LANES: usize = 16;
 pub(super) struct Client {
     connector: Connector,
     base: Uri,
+    /// What each of its requests says alike, behind its target.
+    fields: Box<[u8]>,
     idle: Arc<Idle>,
 }
 
@@ -56,19 +59,26 @@ impl Idle {
 type Link = Box<Connection>;
 
 impl Client {
-    /// A client for one base URL. Opens nothing yet.
-    pub(super) fn new(base: &Uri, connector: Connector) -> Self {
-        Self { connector, base: base.clone(), idle: Arc::default() }
+    /// A client for one base URL, with what its requests say as `Authorization`. Opens nothing yet.
+    pub(super) fn new(base: &Uri, connector: Connector, authorization: Option<&HeaderValue>) -> Self {
+        let mut fields = BytesMut::from(&b" HTTP/1.1\r\n"[..]);
+        let host = base.authority().map_or("", |authority| authority.as_str());
+        headers::line(&mut fields, "host", &[host.as_bytes()]);
+        if let Some(authorization) = authorization {
+            headers::line(&mut fields, "authorization", &[authorization.as_bytes()]);
+        }
+        fields.extend_from_slice(headers::TO_EVERY_PROVIDER);
+        Self { connector, base: base.clone(), fields: fields[..].into(), idle: Arc::default() }
     }
 
-    /// The head of a request with this method and the path of the base URL with this one behind it, up to its `Host`.
+    /// The head of a request with this method and the path of the base URL with this one behind it, and what all say.
     pub(super) fn head(&self, method: &str, path: &str) -> BytesMut {
         let mut head = BytesMut::with_capacity(REQUEST_BYTES);
-        let host = self.base.authority().map_or("", |authority| authority.as_str());
         let base = self.base.path().trim_end_matches('/');
-        for part in [method, " ", base, path, " HTTP/1.1\r\nhost: ", host, "\r\n"] {
+        for part in [method, " ", base, path] {
             head.extend_from_slice(part.as_bytes());
         }
+        head.extend_from_slice(&self.fields);
         head
     }
 

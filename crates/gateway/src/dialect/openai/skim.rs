@@ -26,20 +26,39 @@ pub(super) fn delta(json: &[u8]) -> Option<(Delta, Option<Range<usize>>)> {
     (reader.at == json.len()).then_some((delta, only))
 }
 
-/// The `usage` of a whole answer, as it is written; `None`: it is not known here, which does not mean that there is none.
+/// What stands under a name.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found<'a> {
+    /// [`usual_usage`].
+    Usual(Usage),
+    /// Something else, as it is written.
+    Written(&'a str),
+}
+
+/// The `usage` of a whole answer; `None`: it is not known here, which does not mean that there is none.
 ///
 /// It is near the end, as a rule. What stands from there on is the rest of an object only where the member belongs to the
 /// answer itself: of a nested one too many braces are left over.
-pub(super) fn usage_at_end(answer: &[u8]) -> Option<&str> {
+pub(super) fn usage_at_end(answer: &[u8]) -> Option<Found<'_>> {
     const NAME: &[u8] = br#""usage""#;
-    let name = memchr::memmem::rfind(answer, NAME)?;
+    // By its rarest letter.
+    let letters = memchr::memrchr_iter(b'g', answer);
+    let name = letters.filter_map(|g| g.checked_sub(4)).find(|at| answer[*at..].starts_with(NAME))?;
     // The end of a longer name.
     if name > 0 && answer[name - 1] == b'\\' {
         return None;
     }
     let mut reader = Reader { json: answer, at: name + NAME.len(), texts: 0, plain: None };
     reader.expect(b':')?;
-    let usage = reader.written()?;
+    reader.blank();
+    let start = reader.at;
+    let usage = match reader.usual_usage() {
+        Some(usage) => Found::Usual(usage),
+        None => {
+            reader.at = start;
+            Found::Written(reader.written()?)
+        }
+    };
     while !reader.accept(b'}') {
         reader.expect(b',')?;
         reader.expect(b'"')?;
@@ -55,26 +74,7 @@ pub(super) fn usage_at_end(answer: &[u8]) -> Option<&str> {
 /// says nothing more. `None`: it is of another kind.
 pub(super) fn usual_usage(written: &str) -> Option<Usage> {
     let mut reader = Reader { json: written.as_bytes(), at: 0, texts: 0, plain: None };
-    let (mut seen, mut counts) = (Seen::<3>::default(), [None; 3]);
-    reader.object(|reader, name| {
-        let member = match name {
-            b"prompt_tokens" => 0,
-            b"completion_tokens" => 1,
-            b"total_tokens" => 2,
-            _ => return None,
-        };
-        seen.once(member)?;
-        reader.blank();
-        let start = reader.at;
-        reader.digits().filter(|()| reader.at - start <= 9)?;
-        // With a zero before others it would be no number, and with what follows another one.
-        let digits = std::str::from_utf8(&reader.json[start..reader.at]).ok()?;
-        counts[member] = Some(digits.parse().ok().filter(|_| digits == "0" || !digits.starts_with('0'))?);
-        Some(())
-    })?;
-    let [Some(prompt), Some(completion), Some(total)] = counts else { return None };
-    let total = u64::max(total, prompt + completion);
-    (reader.at == written.len()).then_some(Usage { prompt, completion, total, ..Usage::default() })
+    reader.usual_usage().filter(|_| reader.at == written.len())
 }
 
 /// Whether these bytes between quotes are a string that says what is written.
@@ -262,6 +262,35 @@ impl<'a> Reader<'a> {
         }
         self.texts += 1;
         Some(text_in(std::str::from_utf8(&self.json[start..self.at]).ok()?))
+    }
+
+    /// See [`usual_usage`].
+    fn usual_usage(&mut self) -> Option<Usage> {
+        let (mut seen, mut counts) = (Seen::<3>::default(), [None; 3]);
+        self.object(|reader, name| {
+            let member = match name {
+                b"prompt_tokens" => 0,
+                b"completion_tokens" => 1,
+                b"total_tokens" => 2,
+                _ => return None,
+            };
+            seen.once(member)?;
+            reader.blank();
+            counts[member] = Some(reader.count()?);
+            Some(())
+        })?;
+        let [Some(prompt), Some(completion), Some(total)] = counts else { return None };
+        Some(Usage { prompt, completion, total: u64::max(total, prompt + completion), ..Usage::default() })
+    }
+
+    /// A whole number of at most nine digits.
+    fn count(&mut self) -> Option<u64> {
+        let start = self.at;
+        self.digits().filter(|()| self.at - start <= 9)?;
+        let digits = &self.json[start..self.at];
+        // With a zero before others it would be no number.
+        let whole = digits == b"0" || digits[0] != b'0';
+        whole.then(|| digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
     }
 
     /// A value as it is written.
@@ -495,8 +524,11 @@ mod tests {
             r#"{"prompt_tokens":5,"completion_tokens":7,"total_tokens":12}"#,
             r#"{ "total_tokens" : 0 , "prompt_tokens" : 123456789 , "completion_tokens":1}"#,
         ] {
-            assert_eq!(usual_usage(usage), super::super::counted(usage), "{usage}");
-            assert!(usual_usage(usage).is_some(), "{usage}");
+            let usual = usual_usage(usage);
+            assert_eq!(usual, super::super::counted(usage), "{usage}");
+            let answer = format!(r#"{{"usage": {usage} , "x":1}}"#);
+            assert_eq!(usage_at_end(answer.as_bytes()), usual.map(Found::Usual), "{usage}");
+            assert!(usual.is_some(), "{usage}");
         }
         for usage in [
             r#"{"prompt_tokens":5,"completion_tokens":7}"#,
@@ -520,7 +552,7 @@ mod tests {
             (r#"{"usage":{"a":1},"a\"usage":{"b":1}}"#, None),
             ("{}", None),
         ] {
-            assert_eq!(usage_at_end(answer.as_bytes()), found, "{answer}");
+            assert_eq!(usage_at_end(answer.as_bytes()), found.map(Found::Written), "{answer}");
         }
     }
 

@@ -35,7 +35,8 @@ impl Exchanges {
 
     /// When the last of the answers under way must have ended; `None`: there is none, or one that has no such time.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.0.open().iter().map(|(_, due)| *due).collect::<Option<Vec<Instant>>>()?.into_iter().max()
+        let open = self.0.open();
+        open.iter().try_fold(None, |latest, (_, due)| Some(latest.max(Some((*due)?))))?
     }
 
     /// To be called exactly once for each request the service is given.
