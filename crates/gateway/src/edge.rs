@@ -14,12 +14,13 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
+use futures_util::future::Either;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
@@ -311,11 +312,12 @@ struct Requests {
     ending: CancellationToken,
 }
 
-type Answering = Pin<Box<dyn Future<Output = Reply<Held<Body>>> + Send>>;
-
 impl Requests {
     /// Answers one. To be called exactly once for each.
-    fn answer<B>(&self, request: Request<B>) -> Answering
+    fn answer<B>(
+        &self,
+        request: Request<B>,
+    ) -> impl Future<Output = Reply<Held<Body>>> + Send + 'static + use<B>
     where
         B: HttpBody<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
     {
@@ -323,27 +325,28 @@ impl Requests {
         let request_id = headers::request_id(request.headers());
         let (peer, lane) = (self.peer, self.lane);
         if let Some(admin) = self.planes.admin_of(request.uri().path()) {
-            return caught(admin::answer(admin.clone(), request, peer), request_id, exchange);
+            // The rare one is boxed, so that the common one is not made as large.
+            let answering = Box::pin(admin::answer(admin.clone(), request, peer));
+            return Either::Left(caught(answering, request_id, exchange));
         }
         let arrival = Arrival { request_id: request_id.clone(), peer, lane, ending: self.ending.clone() };
-        caught(pipeline::answer(gateway, request, arrival), request_id, exchange)
+        Either::Right(caught(pipeline::answer(gateway, request, arrival), request_id, exchange))
     }
 }
 
-/// A defect in one request is that request's: its entry has ended with the unwinding. Boxed where it is made: moving a
-/// large future costs more than polling it.
+/// A defect in one request is that request's: its entry has ended with the unwinding.
 fn caught(
     answering: impl Future<Output = Reply> + Send + 'static,
     request_id: Name,
     exchange: Exchange,
-) -> Answering {
-    Box::pin(AssertUnwindSafe(answering).catch_unwind().map(move |answered| {
+) -> impl Future<Output = Reply<Held<Body>>> + Send + 'static {
+    AssertUnwindSafe(answering).catch_unwind().map(move |answered| {
         let reply = answered.unwrap_or_else(|_| internal_error(&request_id));
         if let Some(deadline) = reply.body.deadline() {
             exchange.until(deadline.into());
         }
         reply.map(|body| exchange.hold(body))
-    }))
+    })
 }
 
 /// Why the body of a request in HTTP/2 broke off.

@@ -48,6 +48,15 @@ impl Lines {
         }
     }
 
+    /// Adds a field whose value `write` writes: words and numbers of ours.
+    fn add_written(&mut self, name: &str, write: impl FnOnce(&mut Text<'_>)) {
+        for part in [name.as_bytes(), b": "] {
+            self.0.extend_from_slice(part);
+        }
+        write(&mut Text(&mut self.0));
+        self.0.extend_from_slice(b"\r\n");
+    }
+
     /// Adds a field whose value is a number.
     fn add_number(&mut self, name: &str, value: u64) {
         self.add_own(name, itoa::Buffer::new().format(value).as_bytes());
@@ -65,6 +74,19 @@ impl Lines {
             let colon = memchr::memchr(b':', line)?;
             Some((&line[..colon], line.get(colon + 2..)?))
         })
+    }
+}
+
+/// Text that is being written, behind whatever is there.
+struct Text<'a>(&'a mut Vec<u8>);
+
+impl Text<'_> {
+    fn text(&mut self, text: &str) {
+        self.0.extend_from_slice(text.as_bytes());
+    }
+
+    fn number(&mut self, number: u64) {
+        self.text(itoa::Buffer::new().format(number));
     }
 }
 
@@ -223,14 +245,15 @@ pub fn from_provider<'a>(lines: &mut Lines, sent: impl Iterator<Item = (&'a [u8]
 /// Who answered, and what took how long.
 pub fn provider(lines: &mut Lines, name: &str, limit: Duration, upstream: Duration) {
     lines.add("x-tollgate-provider", name.as_bytes());
-    let mut timing = String::with_capacity(48);
-    for (what, took) in [("limit;dur=", limit), (", upstream;dur=", upstream)] {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        push(&mut timing, what, micros / 1_000);
-        timing.push('.');
-        timing.extend([micros / 100 % 10, micros / 10 % 10].map(|digit| char::from(b'0' + digit as u8)));
-    }
-    lines.add_own("server-timing", timing.as_bytes());
+    lines.add_written("server-timing", |timing| {
+        for (what, took) in [("limit;dur=", limit), (", upstream;dur=", upstream)] {
+            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            timing.text(what);
+            timing.number(micros / 1_000);
+            let hundredths = [micros / 100 % 10, micros / 10 % 10].map(|digit| b'0' + digit as u8);
+            timing.0.extend_from_slice(&[b'.', hundredths[0], hundredths[1]]);
+        }
+    });
 }
 
 /// How long to wait, in the two forms clients read; `None`: for ever.
@@ -314,9 +337,9 @@ pub fn denial_sentence(denial: &Denial) -> String {
     let Standing { limit, used, requested, .. } = denial.binding();
     let advice = match wait(denial) {
         Some(wait) => {
-            let mut advice = "Please try again in ".to_owned();
-            go_duration(&mut advice, wait);
-            advice + "."
+            let mut advice = b"Please try again in ".to_vec();
+            go_duration(&mut Text(&mut advice), wait);
+            String::from_utf8(advice).unwrap_or_default() + "."
         }
         None => "It asks for more than the limit ever allows.".to_owned(),
     };
@@ -384,35 +407,34 @@ impl<'a> Families<'a> {
             let reset = Millis(self.now.get() + general.reset.get()).ceil_secs();
             lines.add_number("x-ratelimit-reset", reset);
         }
-        let mut text = String::with_capacity(256);
         for (binding, [limit, remaining, reset]) in
             [(requests, REQUESTS), (self.binding(Unit::Tokens), TOKENS)]
         {
             let Some(binding) = binding else { continue };
             lines.add_number(limit, binding.limit.capacity());
             lines.add_number(remaining, binding.remaining);
-            text.clear();
-            go_duration(&mut text, Duration::from_millis(binding.reset.get()));
-            lines.add_own(reset, text.as_bytes());
+            lines.add_written(reset, |text| go_duration(text, Duration::from_millis(binding.reset.get())));
         }
-        text.clear();
         // Calls in flight are part of the policy only where they refuse.
         if self.refusing.is_some_and(|standing| standing.limit.unit() == Unit::Concurrency) {
+            let mut policy = String::new();
             for (index, (standing, _)) in self.shown().enumerate() {
-                policy_item(&mut text, index, &standing.limit);
+                policy_item(&mut policy, index, &standing.limit);
             }
-            lines.add_own(POLICY, text.as_bytes());
-            text.clear();
+            lines.add_own(POLICY, policy.as_bytes());
         } else if !self.words.policy.is_empty() {
             lines.add_own(POLICY, self.words.policy.as_bytes());
         }
-        for (index, (standing, item)) in self.shown().enumerate() {
-            text.push_str(if index > 0 { ", " } else { "" });
-            push(&mut text, item, standing.remaining);
-            push(&mut text, ";t=", standing.reset.ceil_secs());
-        }
-        if !text.is_empty() {
-            lines.add_own("ratelimit", text.as_bytes());
+        if self.shown().next().is_some() {
+            lines.add_written("ratelimit", |text| {
+                for (index, (standing, item)) in self.shown().enumerate() {
+                    text.text(if index > 0 { ", " } else { "" });
+                    text.text(item);
+                    text.number(standing.remaining);
+                    text.text(";t=");
+                    text.number(standing.reset.ceil_secs());
+                }
+            });
         }
     }
 }
@@ -469,31 +491,30 @@ impl Hex {
 }
 
 /// As Go prints a `time.Duration`, which is how OpenAI writes resets: `6m0s`, `40.21s`, `17ms`, `0s`.
-fn go_duration(out: &mut String, duration: Duration) {
+fn go_duration(out: &mut Text<'_>, duration: Duration) {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     if (1..1_000).contains(&millis) {
-        push(out, "", millis);
-        out.push_str("ms");
+        out.number(millis);
+        out.text("ms");
         return;
     }
     let (hours, minutes, fraction) = (millis / 3_600_000, millis / 60_000 % 60, millis % 1_000);
     if hours > 0 {
-        push(out, "", hours);
-        out.push('h');
+        out.number(hours);
+        out.text("h");
     }
     if hours > 0 || minutes > 0 {
-        push(out, "", minutes);
-        out.push('m');
+        out.number(minutes);
+        out.text("m");
     }
-    push(out, "", millis / 1_000 % 60);
+    out.number(millis / 1_000 % 60);
     if fraction > 0 {
         // A leading one keeps the zeroes behind the point.
-        let start = out.len();
-        push(out, "", 1_000 + fraction);
-        out.replace_range(start..=start, ".");
-        out.truncate(out.trim_end_matches('0').len());
+        let mut digits = itoa::Buffer::new();
+        out.text(".");
+        out.text(digits.format(1_000 + fraction)[1..].trim_end_matches('0'));
     }
-    out.push('s');
+    out.text("s");
 }
 
 #[cfg(test)]
@@ -514,9 +535,9 @@ mod tests {
             (3_600_000, "1h0m0s"),
             (86_399_999, "23h59m59.999s"),
         ] {
-            let mut written = String::new();
-            go_duration(&mut written, Duration::from_millis(millis));
-            assert_eq!(written, expected);
+            let mut written = Vec::new();
+            go_duration(&mut Text(&mut written), Duration::from_millis(millis));
+            assert_eq!(String::from_utf8(written).unwrap(), expected);
         }
     }
 

@@ -306,14 +306,14 @@ impl Deployment {
         let body = if is_event_stream(&head.fields) {
             let first = timeout_at(by, reading.until_first_event()).await;
             first.map_err(|_| Failure::TimedOut("first token", bound))??;
-            AnswerBody::Open { head: reading.head, rest: reading.source }
+            reading.open()
         } else if is_json(&head.fields) {
             reading.whole(deadlines.idle, deadlines.total, total).await?
         } else if reading.source.is_empty() {
             reading.source.discard();
             AnswerBody::Whole(Bytes::new())
         } else {
-            AnswerBody::Open { head: reading.head, rest: reading.source }
+            reading.open()
         };
         Ok(Answer { head, body })
     }
@@ -363,31 +363,51 @@ impl Drop for Asking<'_> {
 /// An answer being read before any of it is sent.
 struct Reading {
     source: Source,
-    head: VecDeque<Bytes>,
+    /// The first chunk, which is often the only one, and those behind it.
+    first: Option<Bytes>,
+    rest: VecDeque<Bytes>,
     bytes: usize,
 }
 
 impl Reading {
     fn of(source: Source) -> Self {
-        Self { source, head: VecDeque::new(), bytes: 0 }
+        Self { source, first: None, rest: VecDeque::new(), bytes: 0 }
     }
 
-    async fn more(&mut self) -> Result<Option<Bytes>, Failure> {
+    /// Whether there was more.
+    async fn more(&mut self) -> Result<bool, Failure> {
         match poll_fn(|cx| self.source.poll_chunk(cx)).await {
-            None => Ok(None),
+            None => Ok(false),
             Some(Err(_)) => Err(Failure::Broken("connection closed in the middle of the answer".into())),
             Some(Ok(chunk)) => {
                 self.bytes += chunk.len();
-                self.head.push_back(chunk.clone());
-                Ok(Some(chunk))
+                match &self.first {
+                    None => self.first = Some(chunk),
+                    Some(_) => self.rest.push_back(chunk),
+                }
+                Ok(true)
             }
         }
+    }
+
+    /// What came last.
+    fn last(&self) -> Bytes {
+        self.rest.back().or(self.first.as_ref()).cloned().unwrap_or_default()
+    }
+
+    /// What was read, and what is to come.
+    fn open(self) -> AnswerBody {
+        let mut head = self.rest;
+        if let Some(first) = self.first {
+            head.push_front(first);
+        }
+        AnswerBody::Open { head, rest: self.source }
     }
 
     async fn until_first_event(&mut self) -> Result<(), Failure> {
         let mut splitter = sse::Splitter::new();
         while self.bytes < PREAMBLE_BYTES_MAX {
-            let Some(chunk) = self.more().await? else {
+            if !self.more().await? {
                 return if self.bytes > 0 {
                     Ok(())
                 } else {
@@ -395,7 +415,7 @@ impl Reading {
                 };
             };
             let first = splitter
-                .push(chunk)
+                .push(self.last())
                 .find_map(|event| event.data().map(|data| openai::read_event(&data).error));
             match first {
                 Some(true) => return Err(Failure::Broken("error event before the first token".into())),
@@ -420,21 +440,17 @@ impl Reading {
                     read.map_err(|_| Failure::TimedOut(what, bound))??
                 }
             };
-            if read.is_none() {
-                let body = if self.head.len() == 1 {
-                    self.head.remove(0).unwrap_or_default()
-                } else {
-                    self.joined()
-                };
-                return Ok(AnswerBody::Whole(body));
+            if !read {
+                let only = self.first.take_if(|_| self.rest.is_empty());
+                return Ok(AnswerBody::Whole(only.unwrap_or_else(|| self.joined())));
             }
         }
-        Ok(AnswerBody::Open { head: self.head, rest: self.source })
+        Ok(self.open())
     }
 
     fn joined(&self) -> Bytes {
         let mut all = Vec::with_capacity(self.bytes);
-        self.head.iter().for_each(|chunk| all.extend_from_slice(chunk));
+        self.first.iter().chain(&self.rest).for_each(|chunk| all.extend_from_slice(chunk));
         all.into()
     }
 }

@@ -1,5 +1,6 @@
 //! A JSON body: one pass of serde_json for the members, a look at the text of those that are a prompt.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
@@ -25,7 +26,8 @@ pub(super) fn parse(endpoint: Endpoint, body: Bytes) -> Result<Call, CallError> 
     if json.starts_with('\u{feff}') {
         return Err(CallError::NotJson("it begins with a byte order mark".to_owned()));
     }
-    let members = members(json)?;
+    let mut members = Members::default();
+    fill(&mut members, json)?;
     if let Some(twice) = members.duplicate {
         return Err(CallError::Duplicate(twice));
     }
@@ -67,7 +69,10 @@ pub(super) fn parse(endpoint: Endpoint, body: Bytes) -> Result<Call, CallError> 
 /// Gives every text of the prompt to `each` and returns how many messages there are. `body` was parsed before.
 pub(super) fn texts(body: &[u8], each: &mut dyn FnMut(Text<'_>)) -> u64 {
     let Ok(json) = std::str::from_utf8(body) else { return 0 };
-    let Ok(members) = members(json) else { return 0 };
+    let mut members = Members::default();
+    if fill(&mut members, json).is_err() {
+        return 0;
+    }
     let mut messages = 0;
     for member in Member::ALL {
         let (Some(value), Some(part_of)) = (members.get(member), member.part_of()) else { continue };
@@ -149,17 +154,18 @@ impl Prompt {
     }
 }
 
-struct MembersVisitor;
+/// Fills in place: there is much of it to move.
+struct MembersVisitor<'m, 'de>(&'m mut Members<'de>);
 
-impl<'de> Visitor<'de> for MembersVisitor {
-    type Value = Members<'de>;
+impl<'de> Visitor<'de> for MembersVisitor<'_, 'de> {
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-        let mut members = Members::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let members = self.0;
         while let Some(name) = map.next_key::<Name>()? {
             let member = match name {
                 Name::Exact(member) => member,
@@ -170,17 +176,14 @@ impl<'de> Visitor<'de> for MembersVisitor {
             };
             members.add(member, map.next_value()?);
         }
-        Ok(members)
+        Ok(())
     }
 }
 
-fn members(json: &str) -> Result<Members<'_>, CallError> {
+fn fill<'a>(members: &mut Members<'a>, json: &'a str) -> Result<(), CallError> {
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    let members = deserializer.deserialize_map(MembersVisitor).and_then(|members| {
-        deserializer.end()?;
-        Ok(members)
-    });
-    members.map_err(|error| match error.classify() {
+    let filled = deserializer.deserialize_map(MembersVisitor(members)).and_then(|()| deserializer.end());
+    filled.map_err(|error| match error.classify() {
         serde_json::error::Category::Data => CallError::NotAnObject,
         _ => CallError::NotJson(error.to_string()),
     })
@@ -188,8 +191,13 @@ fn members(json: &str) -> Result<Members<'_>, CallError> {
 
 fn model(json: &str, members: &Members<'_>) -> Result<Field, CallError> {
     let written = members.get(Member::Model).ok_or(CallError::MissingModel)?;
-    let model: String =
-        serde_json::from_str(written).map_err(|_| wrong_type("model", "a string", written))?;
+    // Borrowed where it is written without escapes.
+    let model: Cow<'_, str> = match written.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        Some(plain) if !plain.contains('\\') => plain.into(),
+        _ => serde_json::from_str::<String>(written)
+            .map_err(|_| wrong_type("model", "a string", written))?
+            .into(),
+    };
     let start = offset(json, written);
     Ok(Field { value: checked_model(&model)?, span: start..start + written.len() })
 }

@@ -1,5 +1,6 @@
 //! An answer on its way to a caller: its head, and its body framed as the caller knows it.
 
+use std::fmt::Write;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -8,6 +9,7 @@ use std::time::SystemTime;
 use bytes::{Buf, Bytes, BytesMut};
 use http::StatusCode;
 use http_body::Body;
+use httpdate::HttpDate;
 use tokio::io::AsyncWrite;
 
 use super::Terms;
@@ -85,7 +87,8 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
             (true, true) => {}
         }
         before.extend_from_slice(b"date: ");
-        before.extend_from_slice(httpdate::fmt_http_date(SystemTime::now()).as_bytes());
+        // Room is made as needed: writing it does not fail.
+        let _ = write!(before, "{}", HttpDate::from(SystemTime::now()));
         before.extend_from_slice(b"\r\n\r\n");
         let body = (!bare).then_some(body);
         let (data, after, next) = (Bytes::new(), &[][..], None);
