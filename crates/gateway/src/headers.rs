@@ -23,8 +23,8 @@ const RETRY_WORTHWHILE_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct Lines(Vec<u8>);
 
-/// Room for the fields of an answer as most are.
-const LINES_BYTES: usize = 1536;
+/// Room for the fields of an answer as most are; allocators have as much at hand, and a little more not.
+const LINES_BYTES: usize = 1000;
 
 impl Lines {
     /// None, with room for many.

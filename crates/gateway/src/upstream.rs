@@ -457,7 +457,7 @@ impl Reading {
 
 impl Http {
     fn request(&self, question: &Question<'_>, body: Bytes) -> Outgoing {
-        let mut head = self.client.head("POST", question.call.endpoint().upstream_path());
+        let mut head = self.client.head("POST", question.call.endpoint().upstream_path(), &body);
         headers::to_provider(&mut head, question.sent, question.trace, question.request_id);
         Outgoing::new(head, body)
     }

@@ -97,6 +97,7 @@ where
 {
     let shared = Arc::new(Mutex::new(Connection::new(guard, received)));
     let mut closed = pin!(closing.cancelled());
+    let mut space = BytesMut::new();
     loop {
         let next = poll_fn(|cx| match lock(&shared).poll_request(cx) {
             // Whoever has not sent a whole head is not waited for.
@@ -119,11 +120,12 @@ where
         let reply = answered.await?;
         let wanted = terms.persists && !closing.is_cancelled();
         let persists = poll_fn(|cx| Poll::Ready(wanted && lock(&shared).discard(cx))).await;
-        let mut sending = Sending::new(reply, &terms, persists);
+        let mut sending = Sending::new(reply, &terms, persists, std::mem::take(&mut space));
         poll_fn(|cx| lock(&shared).poll_answer(cx, &mut sending)).await?;
         if !sending.persists() {
             break;
         }
+        space = sending.into_space();
     }
     poll_fn(|cx| Pin::new(&mut lock(&shared).guard).poll_shutdown(cx)).await
 }

@@ -32,7 +32,7 @@ const READ_BYTES: usize = 16 << 10;
 const READ_BYTES_MIN: usize = 4 << 10;
 
 /// Bodies up to this size are copied behind the head and sent with it.
-const COPIED_BYTES_MAX: usize = 4 << 10;
+pub(super) const COPIED_BYTES_MAX: usize = 4 << 10;
 
 /// A request as it is sent.
 #[derive(Debug, Default)]

@@ -49,5 +49,5 @@ impl Deployment {
 }
 
 fn question(client: &Client) -> Outgoing {
-    Outgoing::new(client.head("GET", "/models"), Bytes::new())
+    Outgoing::new(client.head("GET", "/models", &[]), Bytes::new())
 }

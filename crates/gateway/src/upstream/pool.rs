@@ -16,7 +16,7 @@ use tower_service::Service;
 
 use super::Failure;
 use super::connect::{Connector, Stream, failure};
-use super::connection::{Connection, Outgoing, Unanswered};
+use super::connection::{COPIED_BYTES_MAX, Connection, Outgoing, Unanswered};
 use super::head::{HEAD_BYTES_MAX, Head};
 use crate::headers;
 
@@ -26,8 +26,8 @@ const IDLE_CONNECTIONS_MAX: usize = 512;
 /// What of an answer that nobody wants is taken, so that its connection can be used again.
 const DISCARDED_BYTES_MAX: usize = HEAD_BYTES_MAX;
 
-/// Room for the head of a request as most are.
-const REQUEST_BYTES: usize = 2 << 10;
+/// Room for what one request says and another does not.
+const REQUEST_BYTES: usize = 300;
 
 /// A worker thread: connections wait for the next request where their socket is watched. More workers share.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,10 +71,13 @@ impl Client {
         Self { connector, base: base.clone(), fields: fields[..].into(), idle: Arc::default() }
     }
 
-    /// The head of a request with this method and the path of the base URL with this one behind it, and what all say.
-    pub(super) fn head(&self, method: &str, path: &str) -> BytesMut {
-        let mut head = BytesMut::with_capacity(REQUEST_BYTES);
+    /// The head of a request with this method and the path of the base URL with this one behind it, and what all say; with
+    /// room for `body`.
+    pub(super) fn head(&self, method: &str, path: &str, body: &[u8]) -> BytesMut {
         let base = self.base.path().trim_end_matches('/');
+        let body = if body.len() <= COPIED_BYTES_MAX { body.len() } else { 0 };
+        let mut head =
+            BytesMut::with_capacity(base.len() + path.len() + self.fields.len() + REQUEST_BYTES + body);
         for part in [method, " ", base, path] {
             head.extend_from_slice(part.as_bytes());
         }

@@ -51,8 +51,9 @@ pub(super) struct Sending<B> {
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
-    /// Begins an answer; `persists`: another may follow on its connection, if that need not end with its body.
-    pub(super) fn new(reply: Reply<B>, terms: &Terms, persists: bool) -> Self {
+    /// Begins an answer; `persists`: another may follow on its connection, if that need not end with its body. `space` is
+    /// where it is put together, without what was left there.
+    pub(super) fn new(reply: Reply<B>, terms: &Terms, persists: bool, space: BytesMut) -> Self {
         let Reply { status, fields, body } = reply;
         let bare = terms.head_only || without_body(status);
         let length = body.size_hint().exact();
@@ -62,7 +63,9 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
             None => Framing::Closed,
         };
         let persists = persists && (bare || framing != Framing::Closed);
-        let mut before = BytesMut::with_capacity(HEAD_BYTES);
+        let mut before = space;
+        before.clear();
+        before.reserve(HEAD_BYTES);
         status_line(&mut before, terms, status);
         before.extend_from_slice(fields.as_bytes());
         match (length, framing) {
@@ -114,6 +117,11 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
                 None => Poll::Ready(Ok(())),
             };
         }
+    }
+
+    /// The space for the next answer.
+    pub(super) fn into_space(self) -> BytesMut {
+        self.before
     }
 
     /// Whether another answer may follow.
