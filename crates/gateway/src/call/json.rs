@@ -13,6 +13,7 @@ use super::text::{self, TooDeep};
 use super::{
     Call, CallError, Edit, Endpoint, Field, Form, Prompt, Text, UsageReport, answers, checked_model, number,
 };
+use crate::dialect::openai;
 
 const ASK_AFTER_MODEL: &str = r#","stream_options":{"include_usage":true}"#;
 const ASK_AS_VALUE: &str = r#"{"include_usage":true}"#;
@@ -96,7 +97,7 @@ pub(super) fn texts(body: &[u8], each: &mut dyn FnMut(Text<'_>)) -> u64 {
 /// Every member's value as written, and what is in all of them together.
 #[derive(Default)]
 struct Members<'a> {
-    values: [Option<&'a RawValue>; Member::Other as usize],
+    values: [Option<&'a str>; Member::Other as usize],
     prompt: Prompt,
     /// Items of `prompt`, when it is a list of texts or of lists of tokens.
     prompts: u64,
@@ -108,17 +109,24 @@ struct Members<'a> {
 impl<'a> Members<'a> {
     /// The value of a member; one that is null is one that is not there.
     fn get(&self, member: Member) -> Option<&'a str> {
-        self.values[member as usize].map(RawValue::get).filter(|value| *value != "null")
+        self.values[member as usize].filter(|value| *value != "null")
     }
 
-    fn add(&mut self, member: Member, value: &'a RawValue) {
+    fn add(&mut self, name: Name, value: &'a str) {
+        let member = match name {
+            Name::Exact(member) => member,
+            Name::OtherCase(member) => {
+                self.other_case.get_or_insert(member.name());
+                Member::Other
+            }
+        };
         if member != Member::Other {
             let index = member as usize;
             if self.values[index].replace(value).is_some() {
                 self.duplicate = self.duplicate.or(Some(MEMBERS[index]));
             }
         }
-        self.too_deep |= self.count(member, value.get()).is_err();
+        self.too_deep |= self.count(member, value).is_err();
     }
 
     fn count(&mut self, member: Member, value: &str) -> Result<(), TooDeep> {
@@ -167,20 +175,18 @@ impl<'de> Visitor<'de> for MembersVisitor<'_, 'de> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let members = self.0;
         while let Some(name) = map.next_key::<Name>()? {
-            let member = match name {
-                Name::Exact(member) => member,
-                Name::OtherCase(member) => {
-                    members.other_case.get_or_insert(member.name());
-                    Member::Other
-                }
-            };
-            members.add(member, map.next_value()?);
+            members.add(name, map.next_value::<&RawValue>()?.get());
         }
         Ok(())
     }
 }
 
 fn fill<'a>(members: &mut Members<'a>, json: &'a str) -> Result<(), CallError> {
+    // Nearly all are written in a way that is quickly read.
+    if openai::members(json, |name, value| members.add(Name::of(name), value)).is_some() {
+        return Ok(());
+    }
+    *members = Members::default();
     let mut deserializer = serde_json::Deserializer::from_str(json);
     let filled = deserializer.deserialize_map(MembersVisitor(members)).and_then(|()| deserializer.end());
     filled.map_err(|error| match error.classify() {
@@ -212,7 +218,7 @@ fn usage_report(
         return Ok(UsageReport::NoOption);
     }
     let unasked = |span, with| Ok(UsageReport::Unasked(Edit { span, with }));
-    let Some(options) = members.values[Member::StreamOptions as usize].map(RawValue::get) else {
+    let Some(options) = members.values[Member::StreamOptions as usize] else {
         return unasked(model.span.end..model.span.end, ASK_AFTER_MODEL);
     };
     let start = offset(json, options);

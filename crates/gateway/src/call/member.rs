@@ -89,6 +89,17 @@ pub(super) enum Name {
     OtherCase(Member),
 }
 
+impl Name {
+    pub(super) fn of(name: &str) -> Name {
+        let known = Member::ALL.iter().find(|member| member.name().eq_ignore_ascii_case(name));
+        match known {
+            Some(member) if member.name() == name => Name::Exact(*member),
+            Some(member) => Name::OtherCase(*member),
+            None => Name::Exact(Member::Other),
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
         struct NameVisitor;
@@ -100,12 +111,7 @@ impl<'de> Deserialize<'de> for Name {
             }
 
             fn visit_str<E>(self, name: &str) -> Result<Name, E> {
-                let known = Member::ALL.iter().find(|member| member.name().eq_ignore_ascii_case(name));
-                Ok(match known {
-                    Some(member) if member.name() == name => Name::Exact(*member),
-                    Some(member) => Name::OtherCase(*member),
-                    None => Name::Exact(Member::Other),
-                })
+                Ok(Name::of(name))
             }
         }
         deserializer.deserialize_identifier(NameVisitor)

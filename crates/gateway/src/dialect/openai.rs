@@ -111,6 +111,12 @@ pub fn answer_content_bytes(body: &[u8]) -> u64 {
     read(body).map_or(0, |answer| answer.content_bytes())
 }
 
+/// The members of an object that is all of `json`: names, of plain letters, and values as they are written. `None`: it is
+/// written in an unusual way, or is none, which serde_json will tell; the members before were given.
+pub fn members<'a>(json: &'a str, member: impl FnMut(&'a str, &'a str)) -> Option<()> {
+    skim::members(json, member)
+}
+
 /// An error as an event, for a stream that has begun: `data: {"error":{…}}` and a blank line.
 pub fn error_event(message: &str, kind: &str, code: Option<&str>) -> Bytes {
     let mut event = b"data: ".to_vec();
