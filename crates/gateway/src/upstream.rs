@@ -288,8 +288,8 @@ impl Deployment {
             Link::Http(http) => {
                 let body = question.call.render(self.provider.model_name.as_deref(), http.stream_usage);
                 let request = http.request(question, body);
-                let sent = timeout_at(by, http.client.send(request, question.lane, reached)).await;
-                let (head, flow) = sent.map_err(|_| Failure::TimedOut(what, bound))??;
+                let sent = http.client.send(request, question.lane, reached, by).await?;
+                let (head, flow) = sent.ok_or(Failure::TimedOut(what, bound))?;
                 (head, Source::Http(flow))
             }
             Link::Simulated(simulated) => {

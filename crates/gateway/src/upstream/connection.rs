@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 use tokio::task::unconstrained;
+use tokio::time::{Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
 use super::Failure;
@@ -86,10 +87,12 @@ pub(super) struct Connection {
     reusable: bool,
     opened: Instant,
     used: Instant,
+    /// Armed for when an answer is due, or before: moved when it fires, not with each request.
+    timer: Pin<Box<Sleep>>,
 }
 
 impl Connection {
-    /// One that was just opened.
+    /// One that was just opened. Must be called inside a tokio runtime with time enabled.
     pub(super) fn new(stream: Stream) -> Self {
         let now = Instant::now();
         Self {
@@ -103,6 +106,7 @@ impl Connection {
             reusable: true,
             opened: now,
             used: now,
+            timer: Box::pin(sleep_until((now + AGE_MAX).into())),
         }
     }
 
@@ -138,6 +142,20 @@ impl Connection {
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(Err(Unanswered::Failed(broken(&error)))),
             }
+        }
+    }
+
+    /// Ready at that time.
+    pub(super) fn poll_due(&mut self, cx: &mut Context<'_>, by: tokio::time::Instant) -> Poll<()> {
+        if by < self.timer.deadline() {
+            self.timer.as_mut().reset(by);
+        }
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            if tokio::time::Instant::now() >= by {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(by);
         }
     }
 

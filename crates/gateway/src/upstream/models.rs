@@ -22,7 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub async fn probe(base: &Uri, key: Option<&Secret>, connect: Duration) -> Result<StatusCode, Failure> {
     let connector = connector(base, &mut Trust::default(), connect);
     let client = Client::new(base, connector, key.and_then(authorization).as_ref());
-    Ok(client.send(question(&client), Lane::default(), &AtomicBool::default()).await?.0.status)
+    let by = Instant::now() + PATIENCE;
+    let sent = client.send(question(&client), Lane::default(), &AtomicBool::default(), by.into()).await?;
+    Ok(sent.ok_or(Failure::TimedOut("list of models", PATIENCE))?.0.status)
 }
 
 impl Deployment {
@@ -34,9 +36,8 @@ impl Deployment {
         let Link::Http(http) = &self.link else { return Ok(None) };
         let request = question(&http.client);
         let by = Instant::now() + PATIENCE;
-        let sent =
-            tokio::time::timeout_at(by.into(), http.client.send(request, lane, &AtomicBool::default())).await;
-        let (head, body) = sent.map_err(|_| Failure::TimedOut("list of models", PATIENCE))??;
+        let sent = http.client.send(request, lane, &AtomicBool::default(), by.into()).await?;
+        let (head, body) = sent.ok_or(Failure::TimedOut("list of models", PATIENCE))?;
         acceptable(&head)?;
         if !head.status.is_success() {
             return Err(Failure::Status(head.status, None));

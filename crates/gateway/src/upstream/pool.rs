@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Uri};
+use tokio::time::{Instant, timeout_at};
 use tower_service::Service;
 
 use super::Failure;
@@ -85,8 +86,8 @@ impl Client {
         head
     }
 
-    /// Sends a request and waits for the head of its answer. Dropped, the connection closes. `reached` becomes true when
-    /// there is one.
+    /// Sends a request and waits for the head of its answer until `by`; `None`: it has not come. Dropped, the connection
+    /// closes. `reached` becomes true when there is one.
     ///
     /// A request that an idle connection turned out to be too dead to carry is sent on another: the provider never saw it.
     ///
@@ -97,20 +98,33 @@ impl Client {
         mut request: Outgoing,
         lane: Lane,
         reached: &AtomicBool,
-    ) -> Result<(Head, Flow), Failure> {
+        by: Instant,
+    ) -> Result<Option<(Head, Flow)>, Failure> {
         loop {
             let kept = self.keep(lane);
             let reused = kept.is_some();
             let mut link = match kept {
                 Some(link) => link,
-                None => Box::pin(self.connect()).await?,
+                None => match timeout_at(by, Box::pin(self.connect())).await {
+                    Ok(connected) => connected?,
+                    Err(_) => return Ok(None),
+                },
             };
             reached.store(true, Ordering::Relaxed);
             link.begin(request);
-            match poll_fn(|cx| link.poll_head(cx)).await {
-                Ok(head) => return Ok((head, Flow { link: Some(link), home: self.idle.clone(), lane })),
-                Err(Unanswered::Unsent(unsent, _)) if reused => request = unsent,
-                Err(Unanswered::Unsent(_, failure) | Unanswered::Failed(failure)) => return Err(failure),
+            let answered = poll_fn(|cx| match link.poll_head(cx) {
+                Poll::Ready(answered) => Poll::Ready(Some(answered)),
+                Poll::Pending => link.poll_due(cx, by).map(|()| None),
+            });
+            match answered.await {
+                None => return Ok(None),
+                Some(Ok(head)) => {
+                    return Ok(Some((head, Flow { link: Some(link), home: self.idle.clone(), lane })));
+                }
+                Some(Err(Unanswered::Unsent(unsent, _))) if reused => request = unsent,
+                Some(Err(Unanswered::Unsent(_, failure) | Unanswered::Failed(failure))) => {
+                    return Err(failure);
+                }
             }
         }
     }
