@@ -263,7 +263,7 @@ impl Line<'_> {
     }
 }
 
-/// The name of a field, as it is written before its value. See [`field!`].
+/// The name of a field, as it is written before its value; made by `field!`.
 #[derive(Clone, Copy, Debug)]
 pub struct Field {
     pub(crate) json: &'static str,
