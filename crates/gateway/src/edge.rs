@@ -21,7 +21,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::Either;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -38,12 +38,14 @@ use self::guard::{Exchange, Exchanges, Guard, Held};
 use self::http1::Speaks;
 use self::rewound::Rewound;
 use crate::error::{BodyError, Error, raw_response};
+use crate::fields::Fields;
 use crate::headers::{self, Lines};
 use crate::identity::counted;
 use crate::ledger::{Entry, Outcome};
 use crate::metrics::{ByReason, Name, OTHER};
 use crate::pipeline::Arrival;
 use crate::relay::{Body, Reply};
+use crate::request::Request;
 use crate::upstream::Lane;
 use crate::{Gateway, admin, pipeline};
 
@@ -253,7 +255,8 @@ async fn serve(
     let refuse = Arc::new(move |violation: &framing::Violation| {
         let status = StatusCode::from_u16(violation.status()).unwrap_or(StatusCode::BAD_REQUEST);
         refusals.metrics().connections_refused.get_or_create(&ByReason { reason: "malformed" }).inc();
-        let (none, trace) = (HeaderMap::new(), headers::Trace::of(&HeaderMap::new()));
+        let none = Fields::default();
+        let trace = headers::Trace::of(&none);
         let mut entry =
             Entry::open(&refusals.ledger, OTHER, None, headers::request_id(&none), trace.id(), peer);
         entry.status = Some(status);
@@ -284,8 +287,8 @@ async fn serve_http2(socket: Rewound<Guard<TcpStream>>, closing: CancellationTok
         .max_header_list_size(guard::Limits::default().head_bytes as u32)
         .max_send_buf_size(WRITE_BYTES_MAX)
         .keep_alive_interval(Duration::from_secs(30));
-    let service = service_fn(|request: Request<Incoming>| {
-        let answering = requests.answer(request.map(|body| body.map_err(broken)));
+    let service = service_fn(|request: http::Request<Incoming>| {
+        let answering = requests.answer(Request::from(request).map(|body| body.map_err(broken)));
         answering.map(|reply| Ok::<_, Infallible>(Response::from(reply)))
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));
@@ -322,11 +325,11 @@ impl Requests {
         B: HttpBody<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
     {
         let (gateway, exchange) = (self.gateway.clone(), self.exchanges.begin());
-        let request_id = headers::request_id(request.headers());
+        let request_id = headers::request_id(&request.head.fields);
         let (peer, lane) = (self.peer, self.lane);
-        if let Some(admin) = self.planes.admin_of(request.uri().path()) {
+        if let Some(admin) = self.planes.admin_of(request.head.target.path()) {
             // The rare one is boxed, so that the common one is not made as large.
-            let answering = Box::pin(admin::answer(admin.clone(), request, peer));
+            let answering = Box::pin(admin::answer(admin.clone(), request.into(), peer));
             return Either::Left(caught(answering, request_id, exchange));
         }
         let arrival = Arrival { request_id: request_id.clone(), peer, lane, ending: self.ending.clone() };

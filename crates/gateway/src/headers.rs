@@ -5,10 +5,10 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 use tollgate_limiter::{Denial, Limit, Millis, Reservation, Retry, Source, Standing, Unit};
 
+use crate::fields::Fields;
 use crate::metrics::Name;
 
 /// Longest request id taken over from a caller.
@@ -90,35 +90,34 @@ impl Text<'_> {
     }
 }
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const X_REQUEST_ID: &str = "x-request-id";
+const TRACEPARENT: &str = "traceparent";
+const TRACESTATE: &str = "tracestate";
+const CONTENT_TYPE: &str = "content-type";
 /// Whether a client should try again by itself.
 pub const SHOULD_RETRY: &str = "x-should-retry";
 
 /// What goes to a provider from the caller's headers; its credentials, address and cookies never do.
-const TO_PROVIDER: [HeaderName; 3] =
-    [header::ACCEPT, HeaderName::from_static("openai-beta"), HeaderName::from_static("idempotency-key")];
+const TO_PROVIDER: [&str; 3] = ["accept", "openai-beta", "idempotency-key"];
 
 /// What comes back from a provider, besides `openai-*` and `anthropic-*` (without their limits).
-const FROM_PROVIDER: [HeaderName; 3] =
-    [header::CONTENT_TYPE, header::CONTENT_DISPOSITION, header::CACHE_CONTROL];
+const FROM_PROVIDER: [&str; 3] = [CONTENT_TYPE, "content-disposition", "cache-control"];
 
 /// The W3C trace a request belongs to (Trace Context, level 1).
 pub struct Trace {
     id: TraceId,
     flags: [u8; 2],
-    state: Option<HeaderValue>,
+    state: Option<Bytes>,
 }
 
 impl Trace {
     /// The caller's trace, or a new one where it sent none that is valid.
-    pub fn of(headers: &HeaderMap) -> Self {
-        let sent = headers.get(TRACEPARENT).and_then(|value| parse_traceparent(value.to_str().ok()?));
-        match sent {
+    pub fn of(sent: &Fields) -> Self {
+        let parent = sent.get(TRACEPARENT).and_then(|value| parse_traceparent(str::from_utf8(value).ok()?));
+        match parent {
             Some((id, flags)) => {
                 let flags = flags.as_bytes().try_into().unwrap_or(*b"00");
-                Self { id, flags, state: headers.get(TRACESTATE).cloned() }
+                Self { id, flags, state: sent.owned(TRACESTATE) }
             }
             None => Self { id: TraceId(Hex::of(fastrand::u128(1..))), flags: *b"00", state: None },
         }
@@ -132,9 +131,9 @@ impl Trace {
     fn write(&self, head: &mut BytesMut) {
         let span = Hex::of(u128::from(fastrand::u64(1..)) << 64);
         let value = [b"00-", self.id.as_str().as_bytes(), b"-", &span.0[..16], b"-", &self.flags];
-        line(head, TRACEPARENT.as_str(), &value);
+        line(head, TRACEPARENT, &value);
         if let Some(state) = &self.state {
-            line(head, TRACESTATE.as_str(), &[state.as_bytes()]);
+            line(head, TRACESTATE, &[state]);
         }
     }
 }
@@ -168,8 +167,8 @@ fn parse_traceparent(value: &str) -> Option<(TraceId, &str)> {
 }
 
 /// The caller's request id where it is short and printable, else a new one.
-pub fn request_id(headers: &HeaderMap) -> Name {
-    let sent = headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|id| {
+pub fn request_id(sent: &Fields) -> Name {
+    let sent = sent.get(X_REQUEST_ID).and_then(|value| str::from_utf8(value).ok()).filter(|id| {
         (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
     });
     sent.map_or_else(
@@ -183,28 +182,29 @@ pub fn request_id(headers: &HeaderMap) -> Name {
 }
 
 /// The content type of a multipart body.
-pub fn multipart(headers: &HeaderMap) -> Option<&str> {
-    let content_type = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+pub fn multipart(sent: &Fields) -> Option<&str> {
+    let content_type = sent.get(CONTENT_TYPE).filter(|value| value.is_ascii())?;
+    let content_type = str::from_utf8(content_type).ok()?;
     let kind = content_type.get(.."multipart/".len())?;
     kind.eq_ignore_ascii_case("multipart/").then_some(content_type)
 }
 
 /// On every answer: which request it was.
 pub fn request(lines: &mut Lines, request_id: &str) {
-    lines.add_own(X_REQUEST_ID.as_str(), request_id.as_bytes());
+    lines.add_own(X_REQUEST_ID, request_id.as_bytes());
 }
 
 /// What a provider is sent along with the body besides [`TO_EVERY_PROVIDER`], as lines of a head: never anything about
 /// the body's length.
-pub fn to_provider(head: &mut BytesMut, sent: &HeaderMap, trace: &Trace, request_id: &str) {
-    for name in &TO_PROVIDER {
+pub fn to_provider(head: &mut BytesMut, sent: &Fields, trace: &Trace, request_id: &str) {
+    for name in TO_PROVIDER {
         if let Some(value) = sent.get(name) {
-            line(head, name.as_str(), &[value.as_bytes()]);
+            line(head, name, &[value]);
         }
     }
     // A JSON body is sent as one whatever the caller called it: `curl -d` says it sends a form.
-    line(head, "content-type", &[multipart(sent).unwrap_or("application/json").as_bytes()]);
-    line(head, X_REQUEST_ID.as_str(), &[request_id.as_bytes()]);
+    line(head, CONTENT_TYPE, &[multipart(sent).unwrap_or("application/json").as_bytes()]);
+    line(head, X_REQUEST_ID, &[request_id.as_bytes()]);
     trace.write(head);
 }
 
@@ -222,23 +222,23 @@ pub fn line(head: &mut BytesMut, name: &str, value: &[&[u8]]) {
 }
 
 /// What the caller gets of a provider's header fields.
-pub fn from_provider<'a>(lines: &mut Lines, sent: impl Iterator<Item = (&'a [u8], Bytes)>) {
+pub fn from_provider(lines: &mut Lines, sent: &Fields) {
     let mut request_id = None;
-    for (theirs, value) in sent {
-        let is = |name: &HeaderName| theirs.eq_ignore_ascii_case(name.as_str().as_bytes());
+    for (theirs, value) in sent.iter() {
+        let is = |name: &str| theirs.eq_ignore_ascii_case(name.as_bytes());
         let begins =
             |with: &[u8]| theirs.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with));
         let dialect = begins(b"openai-") || begins(b"anthropic-") && !begins(b"anthropic-ratelimit-");
-        if let Some(name) = FROM_PROVIDER.iter().find(|name| is(name)) {
-            lines.add(name.as_str(), &value);
+        if let Some(name) = FROM_PROVIDER.into_iter().find(|name| is(name)) {
+            lines.add(name, value);
         } else if dialect {
-            lines.add(&String::from_utf8_lossy(theirs).to_ascii_lowercase(), &value);
-        } else if is(&X_REQUEST_ID) {
+            lines.add(&String::from_utf8_lossy(theirs).to_ascii_lowercase(), value);
+        } else if is(X_REQUEST_ID) {
             request_id = Some(value);
         }
     }
     if let Some(request_id) = request_id {
-        lines.add("x-upstream-request-id", &request_id);
+        lines.add("x-upstream-request-id", request_id);
     }
 }
 
@@ -560,11 +560,7 @@ mod tests {
 
     #[test]
     fn request_ids_are_short_and_printable() {
-        let sent = |value: &[u8]| {
-            let mut headers = HeaderMap::new();
-            headers.insert(X_REQUEST_ID, HeaderValue::from_bytes(value).unwrap());
-            request_id(&headers).to_string()
-        };
+        let sent = |value: &[u8]| request_id(&Fields::from_iter([(X_REQUEST_ID, value)])).to_string();
         assert_eq!(sent(b"abc-123"), "abc-123");
         for bad in [&b""[..], b"a b", b"\xff", &[b'a'; 65]] {
             assert!(sent(bad).starts_with("req_"));
@@ -596,9 +592,8 @@ mod tests {
             ("X-Request-Id", "theirs"),
             ("retry-after", "9"),
         ];
-        let sent = sent.iter().map(|(name, value)| (name.as_bytes(), Bytes::from_static(value.as_bytes())));
         let mut got = Lines::new();
-        from_provider(&mut got, sent);
+        from_provider(&mut got, &Fields::from_iter(sent));
         let mut names: Vec<&str> = got.iter().map(|(name, _)| std::str::from_utf8(name).unwrap()).collect();
         names.sort_unstable();
         let expected =

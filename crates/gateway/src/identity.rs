@@ -7,13 +7,14 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::{self, HeaderMap, HeaderValue};
+use bytes::Bytes;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
 use crate::config::{Auth, Key};
 use crate::control::{self, Form};
 use crate::error::Error;
+use crate::fields::Fields;
 use crate::snapshot::Snapshot;
 
 /// Addresses looked at in `X-Forwarded-For`, from the right.
@@ -27,7 +28,7 @@ pub struct Caller {
     /// The client's address.
     pub address: IpAddr,
     /// Its `User-Agent`.
-    pub agent: Option<HeaderValue>,
+    pub agent: Option<Bytes>,
 }
 
 impl Caller {
@@ -41,7 +42,7 @@ impl Caller {
         let mut hash = Sha256::new();
         hash.update(self.ip().to_string());
         hash.update(b"\n");
-        hash.update(self.agent.as_ref().map_or(&b""[..], |agent| agent.as_bytes()));
+        hash.update(self.agent.as_deref().unwrap_or_default());
         let digest: [u8; 32] = hash.finalize().into();
         format!("{:016x}", u64::from_be_bytes(std::array::from_fn(|index| digest[index])))
     }
@@ -85,13 +86,13 @@ impl Caller {
 /// # Errors
 /// 400 for two credentials that differ, 401 for one that is missing, unknown, revoked or expired, 503 for one that may be
 /// good when nobody can know.
-pub fn identify(snapshot: &Snapshot, headers: &HeaderMap, address: IpAddr) -> Result<Caller, Error> {
-    let key = match credential(headers)? {
+pub fn identify(snapshot: &Snapshot, sent: &Fields, address: IpAddr) -> Result<Caller, Error> {
+    let key = match credential(sent)? {
         Some(secret) => Some(known(snapshot, secret)?),
         None if snapshot.config.auth == Auth::Optional => None,
         None => return Err(Error::MissingKey),
     };
-    Ok(Caller { key, address, agent: headers.get(header::USER_AGENT).cloned() })
+    Ok(Caller { key, address, agent: sent.owned("user-agent") })
 }
 
 /// An address as it is counted: whoever has one address of an IPv6 /64 has all of them.
@@ -125,9 +126,9 @@ fn known(snapshot: &Snapshot, secret: &[u8]) -> Result<Arc<Key>, Error> {
 
 /// The one credential of a request. A header that is there but carries no bearer token is a wrong key, not a missing
 /// one: with `auth: optional` a typo must not turn its sender into somebody anonymous.
-fn credential(headers: &HeaderMap) -> Result<Option<&[u8]>, Error> {
-    let bearer = headers.get_all(header::AUTHORIZATION).iter().map(|value| bearer(value.as_bytes()));
-    let plain = headers.get_all("x-api-key").iter().map(|value| value.as_bytes().trim_ascii());
+fn credential(sent: &Fields) -> Result<Option<&[u8]>, Error> {
+    let bearer = sent.get_all("authorization").map(bearer);
+    let plain = sent.get_all("x-api-key");
     let mut found: Option<&[u8]> = None;
     for secret in bearer.chain(plain) {
         match found {
@@ -146,15 +147,19 @@ fn bearer(value: &[u8]) -> &[u8] {
     }
 }
 
-/// The peer's address; behind a trusted proxy the right-most untrusted one of `X-Forwarded-For`. What cannot be read
-/// ends the walk at the last hop that was trusted.
-pub fn client_address(trusted: &[IpNet], headers: &HeaderMap, peer: IpAddr) -> IpAddr {
+/// The peer's address; behind a trusted proxy the right-most untrusted one of `X-Forwarded-For`, whose lines are
+/// `forwarded`. What cannot be read ends the walk at the last hop that was trusted.
+pub fn client_address<'a>(
+    trusted: &[IpNet],
+    forwarded: impl Iterator<Item = &'a [u8]>,
+    peer: IpAddr,
+) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
     let mut client = peer.to_canonical();
     if trusted.is_empty() || !is_trusted(client) {
         return client;
     }
-    let lines: Vec<&[u8]> = headers.get_all("x-forwarded-for").iter().map(|line| line.as_bytes()).collect();
+    let lines: Vec<&[u8]> = forwarded.collect();
     let hops = lines.iter().rev().flat_map(|line| line.rsplit(|&byte| byte == b','));
     for hop in hops.take(FORWARDED_HOPS_MAX) {
         let Some(address) = forwarded_address(hop) else {
@@ -180,16 +185,8 @@ fn forwarded_address(hop: &[u8]) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|&(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
-    }
-
-    fn appended(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        let mut map = HeaderMap::new();
-        for &(name, value) in pairs {
-            map.append(name, HeaderValue::from_static(value));
-        }
-        map
+    fn sent(pairs: &[(&str, &str)]) -> Fields {
+        pairs.iter().copied().collect()
     }
 
     #[test]
@@ -204,14 +201,14 @@ mod tests {
             (&[("authorization", "Bearer")], Some(b"")),
             (&[("authorization", "")], Some(b"")),
         ] {
-            assert_eq!(credential(&headers(pairs)).unwrap(), expected, "{pairs:?}");
+            assert_eq!(credential(&sent(pairs)).unwrap(), expected, "{pairs:?}");
         }
         for pairs in [
             &[("authorization", "Bearer k"), ("x-api-key", "l")],
             &[("authorization", "Bearer k"), ("authorization", "Bearer l")],
             &[("authorization", "Basic k"), ("x-api-key", "k")],
         ] {
-            assert!(matches!(credential(&appended(pairs)), Err(Error::AmbiguousCredentials)), "{pairs:?}");
+            assert!(matches!(credential(&sent(pairs)), Err(Error::AmbiguousCredentials)), "{pairs:?}");
         }
     }
 
@@ -230,11 +227,8 @@ mod tests {
             ("::ffff:10.0.0.1", &["[2003::1]:443"], "2003::1"),
             ("10.0.0.1", &["::ffff:1.2.3.4"], "1.2.3.4"),
         ] {
-            let mut map = HeaderMap::new();
-            for &line in forwarded {
-                map.append("x-forwarded-for", HeaderValue::from_static(line));
-            }
-            let found = client_address(&trusted, &map, peer.parse().unwrap());
+            let lines = forwarded.iter().map(|line| line.as_bytes());
+            let found = client_address(&trusted, lines, peer.parse().unwrap());
             assert_eq!(found, expected.parse::<IpAddr>().unwrap(), "{peer} {forwarded:?}");
         }
     }
@@ -244,7 +238,7 @@ mod tests {
         let caller = |address: &str, agent: &'static str| Caller {
             key: None,
             address: address.parse().unwrap(),
-            agent: Some(HeaderValue::from_static(agent)),
+            agent: Some(Bytes::from_static(agent.as_bytes())),
         };
         assert_eq!(caller("2003:1:2:3:4:5:6:7", "a").ip().to_string(), "2003:1:2:3::");
         assert_eq!(caller("192.0.2.7", "a").ip().to_string(), "192.0.2.7");

@@ -8,7 +8,7 @@
 //! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] [`fleet`] [`live`] [`usage`] |
 //! | 3 one outside world each | [`snapshot`] [`control`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] [`rates`] |
 //! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] [`recent`] [`journal`] |
-//! | 1 bytes and values | [`call`] [`dialect`] [`http1`] [`sse`] |
+//! | 1 bytes and values | [`call`] [`dialect`] [`fields`] [`http1`] [`request`] [`sse`] |
 //! | 0 the engine | [`tollgate_limiter`] |
 
 pub mod admin;
@@ -21,6 +21,7 @@ pub mod dialect;
 pub mod edge;
 pub mod error;
 pub mod estimate;
+pub mod fields;
 pub mod fleet;
 pub mod headers;
 pub mod http1;
@@ -37,6 +38,7 @@ pub mod recent;
 pub mod refusals;
 pub mod relay;
 pub mod reload;
+pub mod request;
 pub mod route;
 pub mod router;
 pub mod simulated;

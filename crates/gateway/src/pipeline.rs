@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::header::{self, HeaderMap};
-use http::{Request, StatusCode, request};
+use http::StatusCode;
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use serde_json::json;
@@ -22,11 +21,13 @@ use crate::call::{Call, Endpoint, Form};
 use crate::config::Count;
 use crate::dialect::Usage;
 use crate::error::{BodyError, Error};
+use crate::fields::Fields;
 use crate::headers::Lines;
 use crate::identity::{Caller, client_address, identify};
 use crate::ledger::{Entry, Outcome};
 use crate::metrics::{Name, OTHER};
 use crate::relay::{Basis, Body, Relay, Reply, Terms, tokens_of_answer};
+use crate::request::{Head, Request};
 use crate::router::{self, Route};
 use crate::snapshot::{EVERY_MODEL, Model, Snapshot};
 use crate::upstream::{Answer, AnswerBody, Deployment, Lane, Question, is_event_stream};
@@ -55,12 +56,13 @@ where
 {
     let gateway = &*gateway;
     let now = gateway.snapshot.load_full();
-    let (head, body) = request.into_parts();
+    let Request { head, body } = request;
     let Arrival { request_id, peer, lane, ending } = arrival;
-    let found = router::route(&head.method, head.uri.path());
+    let found = router::route(&head.method, head.target.path());
     let endpoint = found.as_ref().map_or(OTHER, Route::name);
-    let trace = headers::Trace::of(&head.headers);
-    let address = client_address(&now.config.server.trusted_proxies, &head.headers, peer);
+    let trace = headers::Trace::of(&head.fields);
+    let forwarded = head.fields.get_all("x-forwarded-for");
+    let address = client_address(&now.config.server.trusted_proxies, forwarded, peer);
     let mut entry =
         Box::new(Entry::open(&gateway.ledger, endpoint, Some(&head.method), request_id, trace.id(), address));
     let answered = match found {
@@ -81,7 +83,7 @@ struct Context<'a> {
     gateway: &'a Gateway,
     now: &'a Snapshot,
     trace: &'a headers::Trace,
-    head: &'a request::Parts,
+    head: &'a Head,
     lane: Lane,
     ending: &'a CancellationToken,
 }
@@ -93,7 +95,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     body: B,
 ) -> Result<Answered, Error> {
     let Context { gateway, now, trace, head, lane, ending } = *context;
-    let caller = identify(now, &head.headers, entry.address)?;
+    let caller = identify(now, &head.fields, entry.address)?;
     entry.key.clone_from(&caller.key);
     if let Some(ban) = now.bans.on(&caller) {
         return Err(Error::Banned(ban.sentence()));
@@ -113,7 +115,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     };
     let call = tokio::select! {
         biased;
-        call = parse(now, endpoint, &head.headers, body) => call?,
+        call = parse(now, endpoint, &head.fields, body) => call?,
         () = ending.cancelled() => return Err(Error::ShuttingDown),
     };
     entry.received = Some(Instant::now());
@@ -145,7 +147,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     entry.admitted = Some(admitted);
 
     let request_id = entry.request_id.clone();
-    let question = Question { call: &call, sent: &head.headers, trace, request_id: &request_id, lane };
+    let question = Question { call: &call, sent: &head.fields, trace, request_id: &request_id, lane };
     let asked = tokio::select! {
         biased;
         asked = route::ask(&deployments, &question, &gateway.retries, &mut entry.attempts, gateway.metrics()) => asked,
@@ -190,7 +192,7 @@ impl Answered {
             Self::Theirs(theirs) => {
                 let Theirs { call, deployment, answer, said: mut fields, limit_took } = *theirs;
                 headers::request(&mut fields, &entry.request_id);
-                headers::from_provider(&mut fields, answer.head.fields.iter());
+                headers::from_provider(&mut fields, &answer.head.fields);
                 headers::provider(&mut fields, &deployment.name, limit_took, entry.attempts.waited);
                 let status = answer.head.status;
                 entry.answer_starts(status);
@@ -318,13 +320,8 @@ async fn own_limits(context: &Context<'_>, caller: &Caller) -> Result<serde_json
     counters.standings(&gateway.limits).await
 }
 
-fn counters(
-    gateway: &Gateway,
-    now: &Snapshot,
-    head: &request::Parts,
-    caller: &Caller,
-) -> Result<Counters, Error> {
-    let query = form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes());
+fn counters(gateway: &Gateway, now: &Snapshot, head: &Head, caller: &Caller) -> Result<Counters, Error> {
+    let query = form_urlencoded::parse(head.target.query().unwrap_or_default().as_bytes());
     let asked = query.filter(|(name, _)| name == "model").map(|(_, model)| model).last();
     let models: Vec<&Arc<Model>> = match asked {
         Some(name) => vec![usable_model(now, caller, &name)?],
@@ -341,12 +338,12 @@ fn counters(
 async fn parse<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     now: &Snapshot,
     endpoint: Endpoint,
-    sent: &HeaderMap,
+    sent: &Fields,
     body: B,
 ) -> Result<Call, Error> {
     let server = &now.config.server;
-    match sent.get(header::CONTENT_ENCODING) {
-        Some(encoding) if encoding != "identity" => return Err(Error::CompressedBody),
+    match sent.get("content-encoding") {
+        Some(encoding) if encoding != b"identity" => return Err(Error::CompressedBody),
         _ => {}
     }
     match (endpoint.form(), headers::multipart(sent)) {

@@ -21,12 +21,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::StatusCode;
-use http::header::{HeaderMap, HeaderValue};
+use http::header::HeaderValue;
 use tokio::time::timeout_at;
 
 pub use self::connect::{Connector, Trust, connector};
 use self::connection::Outgoing;
-pub use self::head::{Fields, Head};
+pub use self::head::Head;
 use self::health::Health;
 pub use self::in_flight::{Flight, InFlight};
 pub use self::models::probe;
@@ -35,6 +35,7 @@ use self::pool::{Client, Flow};
 use crate::call::{Call, Endpoint};
 use crate::config::{Provider, ProviderKind, Secret};
 use crate::dialect::openai;
+use crate::fields::Fields;
 use crate::headers;
 use crate::metrics::{ByProvider, ByProviderCode, Metrics, Name, ProviderSeries};
 use crate::recent::Recent;
@@ -84,7 +85,7 @@ pub struct Question<'a> {
     /// The caller's request.
     pub call: &'a Call,
     /// The headers it came with.
-    pub sent: &'a HeaderMap,
+    pub sent: &'a Fields,
     /// The trace it belongs to.
     pub trace: &'a headers::Trace,
     /// Its id.
@@ -507,7 +508,7 @@ fn content_type_is(fields: &Fields, wanted: &str) -> bool {
 
 /// An answer of ours as if it had come over HTTP.
 pub fn local_answer(status: StatusCode, content_type: &'static str, body: Simulation) -> (Head, Source) {
-    (Head { status, fields: Fields::of_content_type(content_type) }, Source::Simulated(body))
+    (Head { status, fields: Fields::from_iter([("content-type", content_type)]) }, Source::Simulated(body))
 }
 
 fn authorization(key: &Secret) -> Option<HeaderValue> {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use http::{Method, Request};
+use http::Method;
 use http_body_util::{BodyExt, Full};
 use serde_json::Value;
 use tollgate::Gateway;
@@ -17,6 +17,7 @@ use tollgate::error::BodyError;
 use tollgate::log::Log;
 use tollgate::pipeline::{Arrival, answer};
 use tollgate::relay::Body;
+use tollgate::request::Request;
 use tollgate::upstream::Lane;
 
 const CONFIG: &str = "
@@ -50,12 +51,13 @@ impl Written {
 
 async fn ask(gateway: &Arc<Gateway>, method: Method, path: &str, body: &str) -> http::Response<Body> {
     let body = Full::new(Bytes::from(body.to_owned())).map_err(|never| -> BodyError { match never {} });
-    let request = Request::builder().method(method).uri(path).header("authorization", "Bearer sk-alice");
+    let request =
+        http::Request::builder().method(method).uri(path).header("authorization", "Bearer sk-alice");
     let request = request.body(body).expect("a request");
     let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let ending = gateway.ending.clone();
     let arrival = Arrival { request_id: "r-1".into(), peer, lane: Lane::default(), ending };
-    answer(gateway.clone(), request, arrival).await.into()
+    answer(gateway.clone(), Request::from(request), arrival).await.into()
 }
 
 async fn used(gateway: &Arc<Gateway>) -> Vec<u64> {

@@ -100,7 +100,8 @@ pub(super) async fn gate(
     };
     let now = door.gateway.snapshot.load_full();
     let server = &now.config.server;
-    let address = client_address(&server.trusted_proxies, request.headers(), peer);
+    let forwarded = request.headers().get_all("x-forwarded-for").iter().map(HeaderValue::as_bytes);
+    let address = client_address(&server.trusted_proxies, forwarded, peer);
     let (name, role) = match known(server, request.headers()) {
         // Without any key the listener is on a loopback address: the configuration refuses anything else. A browser there
         // asks in the name of any page that it shows.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::extract::State;
+use bytes::Bytes;
 use http::header::HeaderValue;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -85,8 +86,10 @@ fn read(now: &Snapshot, ask: &Ask) -> Result<(Caller, Endpoint, String), Problem
         None => ask.author.address,
         Some(ip) => ip.parse::<IpAddr>().map_err(|_| Problem::field("ip", "is no address"))?.to_canonical(),
     };
-    let agent = agent.map(|agent| HeaderValue::from_str(&agent)).transpose();
-    let agent = agent.map_err(|_| Problem::field("user_agent", "cannot be sent in a header"))?;
+    if agent.as_deref().is_some_and(|agent| HeaderValue::from_str(agent).is_err()) {
+        return Err(Problem::field("user_agent", "cannot be sent in a header"));
+    }
+    let agent = agent.map(Bytes::from);
     Ok((Caller { key, address, agent }, endpoint, model))
 }
 

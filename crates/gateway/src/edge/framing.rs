@@ -11,8 +11,13 @@ mod octets;
 mod tests;
 mod violation;
 
+use std::collections::VecDeque;
+use std::ops::Range;
+
 use octets::{TOKEN, is, text_run};
 pub use violation::Violation;
+
+use crate::fields::{self, Place};
 
 /// Where in the stream the next byte falls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +50,27 @@ pub enum Cut {
     Within,
 }
 
+/// A complete head: where in its bytes is what, and what it says about its body.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scanned {
+    /// Bytes of empty lines before it.
+    pub before: usize,
+    /// Its length from the first byte of its method to its last CRLF; the places below count from there.
+    pub bytes: usize,
+    /// The method ends here.
+    pub method: usize,
+    /// The target.
+    pub target: Range<usize>,
+    /// HTTP/1.1, not 1.0.
+    pub http_1_1: bool,
+    /// The fields.
+    pub fields: Vec<Place>,
+    /// What `Content-Length` says.
+    pub length: Option<u64>,
+    /// The body comes in chunks.
+    pub chunked: bool,
+}
+
 /// Follows one connection's requests from its first byte.
 #[derive(Debug)]
 pub struct Scanner {
@@ -52,16 +78,20 @@ pub struct Scanner {
     head_fields_max: usize,
     state: State,
     heads: u64,
+    /// Those of them that nobody has taken.
+    scanned: VecDeque<Scanned>,
+    /// What is known of the head that is being read.
+    head: Scanned,
+    /// Where the field that is being read begins, and its value.
+    field_at: usize,
+    value_at: usize,
     empty_lines: u8,
     /// Bytes and field lines left for this head or trailer section; extension bytes left for this body.
     section_left: usize,
     fields_left: usize,
     extensions_left: usize,
     in_trailers: bool,
-    http_1_1: bool,
     host: bool,
-    length: Option<u64>,
-    chunked: bool,
     /// A field name cut by the end of a read: its beginning, and its length (`NAME_MAX + 1`: longer).
     name: [u8; NAME_MAX],
     name_len: usize,
@@ -129,15 +159,16 @@ impl Scanner {
             head_fields_max,
             state: State::Preface(0),
             heads: 0,
+            scanned: VecDeque::new(),
+            head: Scanned::default(),
+            field_at: 0,
+            value_at: 0,
             empty_lines: 0,
             section_left: 0,
             fields_left: 0,
             extensions_left: 0,
             in_trailers: false,
-            http_1_1: false,
             host: false,
-            length: None,
-            chunked: false,
             name: [0; NAME_MAX],
             name_len: 0,
         }
@@ -157,6 +188,7 @@ impl Scanner {
                 Err(violation) => {
                     if self.position() == Position::Body {
                         self.heads -= 1;
+                        self.scanned.pop_back();
                     }
                     return Err(Refusal { violation, cut: Cut::Before(whole) });
                 }
@@ -189,7 +221,12 @@ impl Scanner {
         self.heads
     }
 
-    /// One state's worth of bytes; may take none if the state changes instead.
+    /// Takes the first of the complete heads, in the order in which they came.
+    pub fn take(&mut self) -> Option<Scanned> {
+        self.scanned.pop_front()
+    }
+
+    /// One part's worth of bytes; may take none if the state changes instead.
     fn step(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
         match self.state {
             State::Http2 => Ok(bytes.len()),
@@ -246,7 +283,9 @@ impl Scanner {
             (_, byte) if is(byte, TOKEN) => {
                 self.section_left = self.head_bytes_max;
                 self.fields_left = self.head_fields_max;
-                (self.host, self.length, self.chunked) = (false, None, false);
+                self.host = false;
+                self.head.before = 2 * usize::from(self.empty_lines);
+                self.head.fields = fields::places();
                 self.state = State::Method;
                 return Ok(0);
             }

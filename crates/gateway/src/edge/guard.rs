@@ -30,7 +30,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 pub use self::exchange::{Exchange, Exchanges, Held};
-use super::framing::{Cut, Position, Refusal, Scanner, Violation};
+use super::framing::{Cut, Position, Refusal, Scanned, Scanner, Violation};
 
 /// What a connection may take, in bytes, lines and time.
 #[derive(Clone, Copy, Debug)]
@@ -156,9 +156,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
         self.exchanges.clone()
     }
 
-    /// How many heads of requests were complete in what was read.
-    pub fn heads(&self) -> u64 {
-        self.scanner.heads()
+    /// The next head that was complete in what was read.
+    pub fn take_head(&mut self) -> Option<Scanned> {
+        self.scanner.take()
     }
 
     /// An answer is owed or not wholly written.

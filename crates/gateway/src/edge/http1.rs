@@ -12,25 +12,25 @@ mod tests;
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
-use http::header::{HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Uri, Version};
+use bytes::{Buf, Bytes, BytesMut};
+use http::Method;
 use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::CancellationToken;
 
 use self::sending::Sending;
-use super::framing::Violation;
+use super::framing::{Scanned, Violation};
 use super::guard::Guard;
 use crate::error::BodyError;
+use crate::fields::Fields;
 use crate::http1::Body;
 use crate::relay::Reply;
+use crate::request::{Head, Request, Target};
 
 /// What is read at once, of a head and of a body that is still to come.
 const READ_BYTES: usize = 8 << 10;
@@ -38,9 +38,6 @@ const READ_BODY_BYTES: usize = 64 << 10;
 
 /// What of a body that nobody wants is taken for the sake of the connection.
 const DISCARDED_BYTES_MAX: usize = 64 << 10;
-
-/// The guard refuses more.
-const FIELDS_MAX: usize = 100;
 
 /// What one read brought, before it is known what the caller speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,9 +146,7 @@ struct Connection<S> {
     guard: Guard<S>,
     /// Received and not looked at.
     received: BytesMut,
-    /// Requests taken out of it.
-    requests: u64,
-    /// What of the last one's body is still to come.
+    /// What of the last request's body is still to come.
     body: Body,
     /// It waits to be told that its body is wanted (RFC 9110, 10.1.1): what of that is still to be said.
     invitation: &'static [u8],
@@ -166,60 +161,54 @@ fn lock<S>(shared: &Mutex<Connection<S>>) -> MutexGuard<'_, Connection<S>> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn new(guard: Guard<S>, received: BytesMut) -> Self {
-        Self { guard, received, requests: 0, body: Body::Ended, invitation: &[] }
+        Self { guard, received, body: Body::Ended, invitation: &[] }
     }
 
     /// The next request; `None`: there will be none.
     fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Result<Asked, Violation>>>> {
-        while self.guard.heads() <= self.requests {
+        loop {
+            if let Some(head) = self.guard.take_head() {
+                return Poll::Ready(Ok(Some(self.take_request(head).ok_or(Violation::RequestLine))));
+            }
             if ready!(self.poll_read(cx, READ_BYTES))? == 0 {
                 return Poll::Ready(Ok(None));
             }
         }
-        self.requests += 1;
-        Poll::Ready(Ok(Some(self.take_request().ok_or(Violation::RequestLine))))
     }
 
-    /// Takes the head at the beginning apart. `None`: the scanner let it pass, but it is no request.
-    fn take_request(&mut self) -> Option<Asked> {
+    /// Takes the request of this head, which stands at the beginning. `None`: the scanner let it pass, but it is no
+    /// request.
+    fn take_request(&mut self, head: Scanned) -> Option<Asked> {
+        let Scanned { before, bytes, method, target, http_1_1, fields, length, chunked } = head;
+        self.received.advance(before);
         let text = self.received.split().freeze();
-        let mut space = [const { MaybeUninit::uninit() }; FIELDS_MAX];
-        let mut head = httparse::Request::new(&mut []);
-        let httparse::Status::Complete(bytes) = head.parse_with_uninit_headers(&text, &mut space).ok()?
-        else {
-            return None;
-        };
-        let mut request = Request::new(None);
-        *request.method_mut() = Method::from_bytes(head.method?.as_bytes()).ok()?;
-        *request.uri_mut() = Uri::from_maybe_shared(text.slice_ref(head.path?.as_bytes())).ok()?;
-        let http_1_1 = head.version == Some(1);
-        *request.version_mut() = if http_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
-        let mut fields = Fields::default();
-        let mut headers = HeaderMap::with_capacity(head.headers.len());
-        for field in head.headers.iter() {
-            let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
-            fields.note(name.as_str(), field.value)?;
-            headers.append(name, HeaderValue::from_maybe_shared(text.slice_ref(field.value)).ok()?);
-        }
-        *request.headers_mut() = headers;
+        let method = Method::from_bytes(text.get(..method)?).ok()?;
+        let target = Target::parse(text.slice(target))?;
+        let fields = Fields::new(text.clone(), fields);
+        let whole = length.map_or(Some(0), |length| usize::try_from(length).ok());
         let rest = text.slice(bytes..);
-        let whole = fields.length.map_or(Some(0), |length| usize::try_from(length).ok());
-        match whole.filter(|length| !fields.chunked && *length <= rest.len()) {
+        let body = match whole.filter(|length| !chunked && *length <= rest.len()) {
             Some(length) => {
                 self.body = Body::Ended;
-                *request.body_mut() = Some(rest.slice(..length));
                 self.received.extend_from_slice(&rest[length..]);
+                Some(rest.slice(..length))
             }
             None => {
-                self.body = if fields.chunked { Body::chunked() } else { Body::of_length(fields.length?) };
+                self.body = if chunked { Body::chunked() } else { Body::of_length(length?) };
                 self.received.extend_from_slice(&rest);
+                None
             }
-        }
+        };
+        let says = |name, option: &[u8]| {
+            let options = fields.get_all(name).flat_map(|value: &[u8]| value.split(|byte| *byte == b','));
+            options.map(<[u8]>::trim_ascii).any(|said| said.eq_ignore_ascii_case(option))
+        };
         // HTTP/1.0 knows no such thing; whoever has sent all of it waits for nothing.
-        self.invitation = if fields.expects && http_1_1 && !self.body.is_ended() { CONTINUE } else { &[] };
-        let head_only = *request.method() == Method::HEAD;
-        let persists = !fields.closes && (http_1_1 || fields.keeps);
-        Some((request, Terms { http_1_1, head_only, persists }))
+        let invited = http_1_1 && !self.body.is_ended() && says("expect", b"100-continue");
+        self.invitation = if invited { CONTINUE } else { &[] };
+        let persists = !says("connection", b"close") && (http_1_1 || says("connection", b"keep-alive"));
+        let terms = Terms { http_1_1, head_only: method == Method::HEAD, persists };
+        Some((Request { head: Head { method, target, fields }, body }, terms))
     }
 
     /// More of the body of the request being served.
@@ -314,35 +303,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 fn broken(error: &io::Error) -> BodyError {
     let violation = Violation::at_root_of(error);
     violation.map_or(BodyError::Left, |violation| BodyError::Malformed(violation.to_string()))
-}
-
-/// What header fields say about a request's body and what follows it.
-#[derive(Default)]
-struct Fields {
-    length: Option<u64>,
-    chunked: bool,
-    expects: bool,
-    closes: bool,
-    keeps: bool,
-}
-
-impl Fields {
-    /// `None`: what the scanner never lets pass.
-    fn note(&mut self, name: &str, value: &[u8]) -> Option<()> {
-        match name {
-            "content-length" => self.length = Some(std::str::from_utf8(value).ok()?.trim().parse().ok()?),
-            "transfer-encoding" => self.chunked = true,
-            "expect" => self.expects |= value.eq_ignore_ascii_case(b"100-continue"),
-            "connection" => {
-                for option in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-                    self.closes |= option.eq_ignore_ascii_case(b"close");
-                    self.keeps |= option.eq_ignore_ascii_case(b"keep-alive");
-                }
-            }
-            _ => {}
-        }
-        Some(())
-    }
 }
 
 /// The body of a request.

@@ -3,11 +3,11 @@
 //! A provider is not trusted to be right. What could be read in two ways is refused, or its connection is not used again.
 
 use std::mem::MaybeUninit;
-use std::ops::Range;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http::StatusCode;
 
+use crate::fields::{self, Fields, Place};
 use crate::http1::{Body, Malformed};
 
 /// A head, its last CRLF included.
@@ -23,40 +23,6 @@ pub struct Head {
     pub status: StatusCode,
     /// Its header fields.
     pub fields: Fields,
-}
-
-/// The header fields of an answer, in their order, as they are written.
-#[derive(Debug)]
-pub struct Fields {
-    text: Bytes,
-    places: Vec<Place>,
-}
-
-#[derive(Debug)]
-struct Place {
-    name: Range<usize>,
-    value: Range<usize>,
-}
-
-impl Fields {
-    /// Of an answer of ours, which has a content type and nothing else.
-    pub(super) fn of_content_type(value: &'static str) -> Self {
-        const NAME: &str = "content-type";
-        let text = Bytes::from([NAME, value].concat());
-        let places = vec![Place { name: 0..NAME.len(), value: NAME.len()..text.len() }];
-        Self { text, places }
-    }
-
-    /// The value of the first field of this name, in whatever case.
-    pub fn get(&self, name: &str) -> Option<&[u8]> {
-        let named = |place: &&Place| self.text[place.name.clone()].eq_ignore_ascii_case(name.as_bytes());
-        self.places.iter().find(named).map(|place| &self.text[place.value.clone()])
-    }
-
-    /// Names, as they are written, and values.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Bytes)> {
-        self.places.iter().map(|place| (&self.text[place.name.clone()], self.text.slice(place.value.clone())))
-    }
 }
 
 /// Finds the head of the next answer.
@@ -88,7 +54,7 @@ impl HeadReader {
                 return if received.len() > HEAD_BYTES_MAX { Err(TOO_LONG) } else { Ok(None) };
             }
             self.searched = received.len();
-            let Some((begun, bytes)) = parse(received)? else {
+            let Some((begun, places, bytes)) = parse(received)? else {
                 return if received.len() > HEAD_BYTES_MAX { Err(TOO_LONG) } else { Ok(None) };
             };
             if bytes > HEAD_BYTES_MAX {
@@ -98,7 +64,7 @@ impl HeadReader {
             self.searched = 0;
             let status = begun.head.status;
             if !status.is_informational() {
-                let fields = Fields { text, ..begun.head.fields };
+                let fields = Fields::new(text, places);
                 return Ok(Some(Begun { head: Head { fields, ..begun.head }, ..begun }));
             }
             self.interim += 1;
@@ -117,8 +83,8 @@ fn ends_head(bytes: &[u8]) -> bool {
         .any(|at| bytes[at + 1..].starts_with(b"\n") || bytes[at + 1..].starts_with(b"\r\n"))
 }
 
-/// The head at the beginning, its fields still without their text, and its length.
-fn parse(received: &[u8]) -> Result<Option<(Begun, usize)>, Malformed> {
+/// The head at the beginning, still without its fields; their places in it, and its length.
+fn parse(received: &[u8]) -> Result<Option<(Begun, Vec<Place>, usize)>, Malformed> {
     let mut space = [const { MaybeUninit::uninit() }; HEAD_FIELDS_MAX];
     let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
@@ -137,19 +103,19 @@ fn parse(received: &[u8]) -> Result<Option<(Begun, usize)>, Malformed> {
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or(Malformed("an answer without a status"))?;
     let mut framing = Framing { http_1_1: response.version == Some(1), ..Framing::default() };
-    let mut places = Vec::with_capacity(response.headers.len());
+    let mut places = fields::places();
     let place = |part: &[u8]| {
         let start = part.as_ptr().addr() - received.as_ptr().addr();
         start..start + part.len()
     };
     for field in response.headers.iter() {
         framing.note(field.name, field.value)?;
-        places.push(Place { name: place(field.name.as_bytes()), value: place(field.value) });
+        places.push(Place::new(place(field.name.as_bytes()), place(field.value)));
     }
     let body = framing.body(status)?;
     let reusable = framing.keeps_alive() && body != Body::UntilClosed;
-    let fields = Fields { text: Bytes::new(), places };
-    Ok(Some((Begun { head: Head { status, fields }, body, reusable }, bytes)))
+    let fields = Fields::default();
+    Ok(Some((Begun { head: Head { status, fields }, body, reusable }, places, bytes)))
 }
 
 /// What header fields say about the end of the body and of the connection.

@@ -1,38 +1,61 @@
 //! Request line and field lines: heads, and the trailers of chunked bodies.
 
 use super::octets::{TARGET, TOKEN, is, run, text_run};
-use super::{EXTENSION_BYTES_MAX, NAME_MAX, Scanner, State, Text, Violation};
+use super::{EXTENSION_BYTES_MAX, NAME_MAX, Scanned, Scanner, State, TRAILER_BYTES_MAX, Text, Violation};
+use crate::fields::Place;
 
 const VERSION: &[u8] = b"HTTP/1.";
 
 impl Scanner {
-    /// A part of a head or of a trailer section, within what is left for it.
+    /// What is here of a head or of a trailer section, within what is left for it.
     pub(super) fn section(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
         let bytes = &bytes[..bytes.len().min(self.section_left)];
-        let Some(&first) = bytes.first() else {
+        if bytes.is_empty() {
             return Err(match self.in_trailers {
                 true => Violation::Trailers,
                 false => Violation::HeadTooLarge(self.head_bytes_max),
             });
-        };
-        let taken = match self.state {
-            State::Name => self.name(bytes)?,
-            State::Value => self.value(bytes)?,
-            State::FieldStart => self.field_start(bytes, first)?,
-            State::LineLf | State::SectionLf => self.line_feed(first)?,
-            State::LengthValue(number, text) => self.length_value(number, text, first)?,
-            State::CodingValue(matched, text) => self.coding_value(matched, text, first)?,
-            _ => self.request_line(bytes, first)?,
-        };
+        }
+        let most = if self.in_trailers { TRAILER_BYTES_MAX } else { self.head_bytes_max };
+        let start = most - self.section_left;
+        let mut taken = 0;
+        while let Some(&first) = bytes.get(taken) {
+            let (rest, at) = (&bytes[taken..], start + taken);
+            taken += match self.state {
+                State::Name => self.name(rest, at)?,
+                State::Value => self.value(rest, at)?,
+                State::FieldStart => self.field_start(rest, first, at)?,
+                State::LineLf => self.line_feed(first, at)?,
+                State::SectionLf => {
+                    self.line_feed(first, at)?;
+                    taken += 1;
+                    break;
+                }
+                State::LengthValue(number, text) => self.length_value(number, text, first, at)?,
+                State::CodingValue(matched, text) => self.coding_value(matched, text, first, at)?,
+                _ => self.request_line(rest, first, at)?,
+            };
+        }
         self.section_left -= taken;
         Ok(taken)
     }
 
-    fn request_line(&mut self, bytes: &[u8], first: u8) -> Result<usize, Violation> {
+    fn request_line(&mut self, bytes: &[u8], first: u8, at: usize) -> Result<usize, Violation> {
         let (next, taken) = match self.state {
-            State::Method => return self.word(bytes, TOKEN, State::TargetStart),
-            State::Target => return self.word(bytes, TARGET, State::Version(0)),
-            State::TargetStart if is(first, TARGET) => (State::Target, 1),
+            State::Method => {
+                let taken = self.word(bytes, TOKEN, State::TargetStart)?;
+                self.head.method = at + taken - usize::from(self.state == State::TargetStart);
+                return Ok(taken);
+            }
+            State::Target => {
+                let taken = self.word(bytes, TARGET, State::Version(0))?;
+                self.head.target.end = at + taken - usize::from(self.state == State::Version(0));
+                return Ok(taken);
+            }
+            State::TargetStart if is(first, TARGET) => {
+                self.head.target.start = at;
+                (State::Target, 1)
+            }
             State::Version(matched) => {
                 let expected = &VERSION[matched..];
                 let taken = expected.len().min(bytes.len());
@@ -43,7 +66,7 @@ impl Scanner {
                 (if whole { State::VersionMinor } else { State::Version(matched + taken) }, taken)
             }
             State::VersionMinor if matches!(first, b'0' | b'1') => {
-                self.http_1_1 = first == b'1';
+                self.head.http_1_1 = first == b'1';
                 (State::RequestLineCr, 1)
             }
             State::RequestLineCr if first == b'\r' => (State::LineLf, 1),
@@ -67,7 +90,7 @@ impl Scanner {
         }
     }
 
-    fn field_start(&mut self, bytes: &[u8], first: u8) -> Result<usize, Violation> {
+    fn field_start(&mut self, bytes: &[u8], first: u8, at: usize) -> Result<usize, Violation> {
         match first {
             b'\r' => {
                 self.state = State::SectionLf;
@@ -81,13 +104,14 @@ impl Scanner {
             _ => {
                 self.fields_left -= 1;
                 self.name_len = 0;
+                self.field_at = at;
                 self.state = State::Name;
-                self.name(bytes)
+                self.name(bytes, at)
             }
         }
     }
 
-    fn name(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
+    fn name(&mut self, bytes: &[u8], at: usize) -> Result<usize, Violation> {
         let taken = run(bytes, TOKEN);
         match bytes.get(taken) {
             None => {
@@ -102,8 +126,9 @@ impl Scanner {
                     self.name.get(..self.name_len).map_or(Field::Other, Field::of)
                 };
                 self.state = self.value_state(kind)?;
+                self.value_at = at + taken + 1;
                 let rest = &bytes[taken + 1..];
-                let value = if self.state == State::Value { self.value(rest)? } else { 0 };
+                let value = if self.state == State::Value { self.value(rest, self.value_at)? } else { 0 };
                 Ok(taken + 1 + value)
             }
             Some(b' ' | b'\t') => Err(Violation::SpaceBeforeColon),
@@ -129,25 +154,21 @@ impl Scanner {
                 self.host = true;
                 Ok(State::Value)
             }
-            Field::ContentLength if self.chunked => Err(Violation::LengthAndCoding),
-            Field::ContentLength if self.length.is_some() => Err(Violation::SeveralLengths),
+            Field::ContentLength if self.head.chunked => Err(Violation::LengthAndCoding),
+            Field::ContentLength if self.head.length.is_some() => Err(Violation::SeveralLengths),
             Field::ContentLength => Ok(State::LengthValue(0, Text::Before)),
-            Field::TransferEncoding if self.length.is_some() => Err(Violation::LengthAndCoding),
-            Field::TransferEncoding if self.chunked || !self.http_1_1 => Err(Violation::Coding),
+            Field::TransferEncoding if self.head.length.is_some() => Err(Violation::LengthAndCoding),
+            Field::TransferEncoding if self.head.chunked || !self.head.http_1_1 => Err(Violation::Coding),
             Field::TransferEncoding => Ok(State::CodingValue(0, Text::Before)),
         }
     }
 
-    fn value(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
+    fn value(&mut self, bytes: &[u8], at: usize) -> Result<usize, Violation> {
         let taken = text_run(bytes);
         match bytes.get(taken) {
             None => Ok(taken),
-            Some(b'\r') if bytes.get(taken + 1) == Some(&b'\n') => {
-                self.state = State::FieldStart;
-                Ok(taken + 2)
-            }
             Some(b'\r') => {
-                self.state = State::LineLf;
+                self.field_ends(at + taken);
                 Ok(taken + 1)
             }
             Some(b'\n') => Err(Violation::BareLineFeed),
@@ -155,7 +176,16 @@ impl Scanner {
         }
     }
 
-    fn length_value(&mut self, number: u64, text: Text, byte: u8) -> Result<usize, Violation> {
+    /// The value of a field ends here.
+    fn field_ends(&mut self, at: usize) {
+        self.state = State::LineLf;
+        if !self.in_trailers {
+            let name = self.field_at..self.value_at - 1;
+            self.head.fields.push(Place::new(name, self.value_at..at));
+        }
+    }
+
+    fn length_value(&mut self, number: u64, text: Text, byte: u8, at: usize) -> Result<usize, Violation> {
         self.state = match (text, byte) {
             (Text::Before | Text::Inside, b'0'..=b'9') => {
                 let number = number.checked_mul(10).and_then(|ten| ten.checked_add(u64::from(byte - b'0')));
@@ -167,8 +197,9 @@ impl Scanner {
             (Text::Before, b' ' | b'\t') => State::LengthValue(0, Text::Before),
             (_, b' ' | b'\t') => State::LengthValue(number, Text::After),
             (Text::Inside | Text::After, b'\r') => {
-                self.length = Some(number);
-                State::LineLf
+                self.head.length = Some(number);
+                self.field_ends(at);
+                return Ok(1);
             }
             (_, b'\n') => return Err(Violation::BareLineFeed),
             _ => return Err(Violation::Length),
@@ -177,14 +208,15 @@ impl Scanner {
     }
 
     /// Codings are compared without regard to case (RFC 9112, section 7).
-    fn coding_value(&mut self, matched: usize, text: Text, byte: u8) -> Result<usize, Violation> {
+    fn coding_value(&mut self, matched: usize, text: Text, byte: u8, at: usize) -> Result<usize, Violation> {
         let whole = matched == b"chunked".len();
         self.state = match byte {
             b' ' | b'\t' if text == Text::Before => State::CodingValue(0, Text::Before),
             b' ' | b'\t' if whole => State::CodingValue(matched, Text::After),
             b'\r' if whole => {
-                self.chunked = true;
-                State::LineLf
+                self.head.chunked = true;
+                self.field_ends(at);
+                return Ok(1);
             }
             b'\n' => return Err(Violation::BareLineFeed),
             byte if b"chunked".get(matched) == Some(&byte.to_ascii_lowercase()) => {
@@ -195,29 +227,32 @@ impl Scanner {
         Ok(1)
     }
 
-    fn line_feed(&mut self, byte: u8) -> Result<usize, Violation> {
+    fn line_feed(&mut self, byte: u8, at: usize) -> Result<usize, Violation> {
         if byte != b'\n' {
             return Err(Violation::StrayCarriageReturn);
         }
         self.state = match self.state {
             State::LineLf => State::FieldStart,
             _ if self.in_trailers => self.message_end(),
-            _ => self.head_end()?,
+            _ => self.head_end(at + 1)?,
         };
         Ok(1)
     }
 
-    fn head_end(&mut self) -> Result<State, Violation> {
-        if self.http_1_1 && !self.host {
+    fn head_end(&mut self, bytes: usize) -> Result<State, Violation> {
+        if self.head.http_1_1 && !self.host {
             return Err(Violation::NoHost);
         }
+        let head = Scanned { bytes, ..std::mem::take(&mut self.head) };
         self.heads += 1;
         self.extensions_left = EXTENSION_BYTES_MAX;
-        Ok(match self.length {
-            _ if self.chunked => State::ChunkSize(0, 0),
+        let state = match head.length {
+            _ if head.chunked => State::ChunkSize(0, 0),
             Some(length) if length > 0 => State::Body(length),
             _ => self.message_end(),
-        })
+        };
+        self.scanned.push_back(head);
+        Ok(state)
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::fields::Fields;
 use proptest::prelude::*;
 
 const HEAD_BYTES: usize = 400;
@@ -143,6 +144,7 @@ fn a_violation_behind_good_requests_cuts_exactly_there() {
         let cut = if expected == Violation::EmptyLines { good.len() + 8 } else { cut };
         assert_eq!(refusal, Refusal { violation: expected, cut: Cut::Before(cut) }, "{stream}");
         assert_eq!(scanner.heads(), 2, "{stream}");
+        assert!(scanner.take().is_some() && scanner.take().is_some() && scanner.take().is_none(), "{stream}");
     }
 }
 
@@ -153,6 +155,7 @@ fn a_violation_in_a_body_whose_head_was_handed_on_is_within() {
     let refusal = scanner.feed(b"b").expect_err("too long a chunk");
     assert_eq!(refusal, Refusal { violation: Violation::Chunk, cut: Cut::Within });
     assert_eq!(scanner.heads(), 1);
+    assert!(scanner.take().is_some_and(|head| head.chunked) && scanner.take().is_none());
 }
 
 #[test]
@@ -230,9 +233,29 @@ fn cut_at<'a>(stream: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
     cuts.windows(2).map(|pair| &stream[pair[0]..pair[1]]).collect()
 }
 
+/// Method, target, HTTP/1.1, fields, and what comes behind the head.
+type Head = (Vec<u8>, Vec<u8>, bool, Vec<(Vec<u8>, Vec<u8>)>, Vec<u8>);
+
+fn as_scanned(request: &[u8], head: Scanned) -> Head {
+    let text = bytes::Bytes::copy_from_slice(&request[head.before..]);
+    let (method, target) = (text[..head.method].to_vec(), text[head.target].to_vec());
+    let fields = Fields::new(text.clone(), head.fields);
+    let fields = fields.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
+    (method, target, head.http_1_1, fields, text[head.bytes..].to_vec())
+}
+
+fn as_parsed(request: &[u8]) -> Head {
+    let mut space = [httparse::EMPTY_HEADER; FIELDS];
+    let mut head = httparse::Request::new(&mut space);
+    let bytes = head.parse(request).expect("a head").unwrap();
+    let fields = head.headers.iter().map(|field| (field.name.into(), field.value.to_vec())).collect();
+    let [method, path] = [head.method, head.path].map(|part| part.expect("a part").into());
+    (method, path, head.version == Some(1), fields, request[bytes..].to_vec())
+}
+
 proptest! {
     #[test]
-    fn valid_requests_are_never_refused(
+    fn valid_requests_are_never_refused_and_read_as_others_read_them(
         requests in proptest::collection::vec(request(), 1..6),
         cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..6),
     ) {
@@ -243,6 +266,11 @@ proptest! {
         }
         prop_assert_eq!(scanner.heads(), requests.len() as u64);
         prop_assert_eq!(scanner.position(), Position::Between);
+        for request in &requests {
+            let head = scanner.take().expect("each has a head");
+            prop_assert_eq!(as_scanned(request, head), as_parsed(request), "{}", request.escape_ascii());
+        }
+        prop_assert_eq!(scanner.take(), None);
     }
 
     #[test]

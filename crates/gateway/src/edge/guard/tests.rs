@@ -3,9 +3,10 @@ use super::super::rewound::Rewound;
 use super::*;
 use crate::error::BodyError;
 use crate::relay::Reply;
+use crate::request::Request;
 use bytes::BytesMut;
 use futures_util::FutureExt;
-use http::{Request, Response};
+use http::Response;
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Either, Full, StreamBody};
 use hyper::service::service_fn;
@@ -81,7 +82,8 @@ where
         match speaks {
             None => return Ok(()),
             Some(None) => {
-                let service = service_fn(|request| respond(request, begin()).map(Ok::<_, Infallible>));
+                let service =
+                    service_fn(|request| respond(Request::from(request), begin()).map(Ok::<_, Infallible>));
                 let builder = hyper::server::conn::http1::Builder::new();
                 builder.serve_connection(TokioIo::new(guard), service).await?;
             }
@@ -92,7 +94,8 @@ where
                 .await?;
             }
             Some(Some(Speaks::Http2)) => {
-                let service = service_fn(|request| respond(request, begin()).map(Ok::<_, Infallible>));
+                let service =
+                    service_fn(|request| respond(Request::from(request), begin()).map(Ok::<_, Infallible>));
                 let socket = TokioIo::new(Rewound::new(received.freeze(), guard));
                 let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                 builder.serve_connection(socket, service).await?;
@@ -108,8 +111,8 @@ async fn respond<B: Body<Data = Bytes, Error: std::fmt::Debug>>(
     request: Request<B>,
     exchange: Exchange,
 ) -> Response<impl Body<Data = Bytes, Error: Into<Failure>> + Unpin> {
-    let (parts, body) = request.into_parts();
-    let text = match parts.uri.path() {
+    let Request { head, body } = request;
+    let text = match head.target.path() {
         "/slow" => {
             sleep(Duration::from_secs(1000)).await;
             Bytes::from("slow")
@@ -444,7 +447,8 @@ async fn http2_passes_and_idles_out() {
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await.unwrap();
     let connection = tokio::spawn(connection);
     for (path, expected) in [("/paused", "..."), ("/a", "echo"), ("/slow", "slow")] {
-        let request = Request::post(format!("http://a{path}")).body(Full::new(Bytes::from("echo"))).unwrap();
+        let request =
+            http::Request::post(format!("http://a{path}")).body(Full::new(Bytes::from("echo"))).unwrap();
         let response = sender.send_request(request).await.unwrap();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, expected);

@@ -188,9 +188,7 @@ fn fields_are_found_in_any_case_and_kept_as_written() {
     assert_eq!(fields.get("content-type"), Some(&b"a/b"[..]));
     assert_eq!(fields.get("x"), Some(&b"1"[..]), "the first");
     assert_eq!(fields.get("y"), None);
-    let all: Vec<(&[u8], Bytes)> = fields.iter().collect();
-    assert_eq!(all[0], (&b"Content-TYPE"[..], Bytes::from("a/b")));
-    assert_eq!(all[2], (&b"x"[..], Bytes::new()));
-    let ours = Fields::of_content_type("text/event-stream");
-    assert_eq!(ours.get("content-type"), Some(&b"text/event-stream"[..]));
+    let all: Vec<(&[u8], &[u8])> = fields.iter().collect();
+    assert_eq!(all[0], (&b"Content-TYPE"[..], &b"a/b"[..]));
+    assert_eq!(all[2], (&b"x"[..], &b""[..]));
 }
