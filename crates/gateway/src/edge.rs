@@ -10,17 +10,17 @@ mod rewound;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use futures_util::future::Either;
 use http::{Response, StatusCode};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
@@ -34,15 +34,16 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::guard::{Exchange, Exchanges, Guard, Held};
+use self::guard::{Exchanges, Guard, Held};
 use self::http1::Speaks;
 use self::rewound::Rewound;
 use crate::error::{BodyError, Error, raw_response};
 use crate::fields::Fields;
 use crate::headers::{self, Lines};
 use crate::identity::counted;
+use crate::ids::{RequestId, Trace};
 use crate::ledger::{Entry, Outcome};
-use crate::metrics::{ByReason, Name, OTHER};
+use crate::metrics::{ByReason, OTHER};
 use crate::pipeline::Arrival;
 use crate::relay::{Body, Reply};
 use crate::request::Request;
@@ -256,9 +257,8 @@ async fn serve(
         let status = StatusCode::from_u16(violation.status()).unwrap_or(StatusCode::BAD_REQUEST);
         refusals.metrics().connections_refused.get_or_create(&ByReason { reason: "malformed" }).inc();
         let none = Fields::default();
-        let trace = headers::Trace::of(&none);
-        let mut entry =
-            Entry::open(&refusals.ledger, OTHER, None, headers::request_id(&none), trace.id(), peer);
+        let (id, trace) = (RequestId::of(&none), Trace::of(&none).id);
+        let mut entry = Entry::open(&refusals.ledger, OTHER, None, id, trace, peer);
         entry.status = Some(status);
         entry.outcome = Some(Outcome::Refused);
         raw_response(status, &violation.to_string(), &entry.request_id)
@@ -271,15 +271,16 @@ async fn serve(
     // How a connection ends is the caller's affair: requests ended with their entries.
     match http1::greeting(&mut guard, &mut received, &closing).await {
         Some(Speaks::Http1) => {
-            let _ = http1::serve(guard, received, closing, |request| requests.answer(request)).await;
+            let answer = |request| requests.answer(request);
+            let _ = http1::serve(guard, received, &closing, &requests.ending, answer).await;
         }
-        Some(Speaks::Http2) => serve_http2(Rewound::new(received.freeze(), guard), closing, requests).await,
+        Some(Speaks::Http2) => serve_http2(Rewound::new(received.freeze(), guard), &closing, requests).await,
         None => {}
     }
     drop(visit);
 }
 
-async fn serve_http2(socket: Rewound<Guard<TcpStream>>, closing: CancellationToken, requests: Requests) {
+async fn serve_http2(socket: Rewound<Guard<TcpStream>>, closing: &CancellationToken, requests: Requests) {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -287,9 +288,15 @@ async fn serve_http2(socket: Rewound<Guard<TcpStream>>, closing: CancellationTok
         .max_header_list_size(guard::Limits::default().head_bytes as u32)
         .max_send_buf_size(WRITE_BYTES_MAX)
         .keep_alive_interval(Duration::from_secs(30));
+    let requests = Arc::new(requests);
     let service = service_fn(|request: http::Request<Incoming>| {
-        let answering = requests.answer(Request::from(request).map(|body| body.map_err(broken)));
-        answering.map(|reply| Ok::<_, Infallible>(Response::from(reply)))
+        let (requests, request) = (requests.clone(), Request::from(request).map(|body| body.map_err(broken)));
+        async move {
+            let mut ended = pin!(requests.ending.cancelled());
+            let mut answering = pin!(requests.answer(request));
+            let reply = poll_fn(|cx| poll_told(cx, ended.as_mut(), answering.as_mut())).await;
+            Ok::<_, Infallible>(Response::from(reply))
+        }
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(socket), service));
     let finished = tokio::select! {
@@ -316,40 +323,48 @@ struct Requests {
 }
 
 impl Requests {
-    /// Answers one. To be called exactly once for each.
-    fn answer<B>(
-        &self,
-        request: Request<B>,
-    ) -> impl Future<Output = Reply<Held<Body>>> + Send + 'static + use<B>
+    /// Answers one. To be called exactly once for each; to be polled when `ending` is cancelled, by whoever polls it.
+    async fn answer<B>(&self, request: Request<B>) -> Reply<Held<Body>>
     where
         B: HttpBody<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
     {
-        let (gateway, exchange) = (self.gateway.clone(), self.exchanges.begin());
-        let request_id = headers::request_id(&request.head.fields);
-        let (peer, lane) = (self.peer, self.lane);
-        if let Some(admin) = self.planes.admin_of(request.head.target.path()) {
+        let exchange = self.exchanges.begin();
+        let request_id = RequestId::of(&request.head.fields);
+        let reply = match self.planes.admin_of(request.head.target.path()) {
             // The rare one is boxed, so that the common one is not made as large.
-            let answering = Box::pin(admin::answer(admin.clone(), request.into(), peer));
-            return Either::Left(caught(answering, request_id, exchange));
-        }
-        let arrival = Arrival { request_id: request_id.clone(), peer, lane, ending: self.ending.clone() };
-        Either::Right(caught(pipeline::answer(gateway, request, arrival), request_id, exchange))
-    }
-}
-
-/// A defect in one request is that request's: its entry has ended with the unwinding.
-fn caught(
-    answering: impl Future<Output = Reply> + Send + 'static,
-    request_id: Name,
-    exchange: Exchange,
-) -> impl Future<Output = Reply<Held<Body>>> + Send + 'static {
-    AssertUnwindSafe(answering).catch_unwind().map(move |answered| {
-        let reply = answered.unwrap_or_else(|_| internal_error(&request_id));
+            Some(admin) => {
+                let answering = admin::answer(admin.clone(), request.into(), self.peer);
+                caught(Box::pin(answering), &request_id).await
+            }
+            None => {
+                let arrival = Arrival { request_id, peer: self.peer, lane: self.lane, ending: &self.ending };
+                caught(pin!(pipeline::answer(&self.gateway, request, &arrival)), &request_id).await
+            }
+        };
         if let Some(deadline) = reply.body.deadline() {
             exchange.until(deadline.into());
         }
         reply.map(|body| exchange.hold(body))
-    })
+    }
+}
+
+/// A defect in one request is that request's: its entry has ended with the unwinding.
+async fn caught(answering: impl Future<Output = Reply> + Unpin, request_id: &RequestId) -> Reply {
+    let answered = AssertUnwindSafe(answering).catch_unwind().await;
+    answered.unwrap_or_else(|_| internal_error(request_id))
+}
+
+/// What `answering` gives, which is polled once more when `ended` is ready: it looks by itself whether it must end, but
+/// waits for something else. A connection of HTTP/1 waits for its end once and not again with each request.
+fn poll_told<F: Future>(
+    cx: &mut Context<'_>,
+    mut ended: Pin<&mut impl Future<Output = ()>>,
+    mut answering: Pin<&mut F>,
+) -> Poll<F::Output> {
+    match answering.as_mut().poll(cx) {
+        Poll::Pending if ended.as_mut().poll(cx).is_ready() => answering.poll(cx),
+        polled => polled,
+    }
 }
 
 /// Why the body of a request in HTTP/2 broke off.
@@ -357,7 +372,7 @@ fn broken(_: hyper::Error) -> BodyError {
     BodyError::Left
 }
 
-fn internal_error(request_id: &str) -> Reply {
+fn internal_error(request_id: &RequestId) -> Reply {
     let mut fields = Lines::new();
     headers::request(&mut fields, request_id);
     Error::Internal.headers(&mut fields);

@@ -4,15 +4,12 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use serde_json::Value;
 use tollgate_limiter::{Denial, Limit, Millis, Reservation, Retry, Source, Standing, Unit};
 
 use crate::fields::Fields;
-use crate::metrics::Name;
-
-/// Longest request id taken over from a caller.
-const REQUEST_ID_BYTES_MAX: usize = 64;
+use crate::ids::{RequestId, TRACEPARENT, TRACESTATE, Trace, X_REQUEST_ID};
 
 /// A wait longer than this is not worth a client's own retry.
 const RETRY_WORTHWHILE_MAX: Duration = Duration::from_secs(60);
@@ -90,9 +87,6 @@ impl Text<'_> {
     }
 }
 
-const X_REQUEST_ID: &str = "x-request-id";
-const TRACEPARENT: &str = "traceparent";
-const TRACESTATE: &str = "tracestate";
 const CONTENT_TYPE: &str = "content-type";
 /// Whether a client should try again by itself.
 pub const SHOULD_RETRY: &str = "x-should-retry";
@@ -103,84 +97,6 @@ const TO_PROVIDER: [&str; 3] = ["accept", "openai-beta", "idempotency-key"];
 /// What comes back from a provider, besides `openai-*` and `anthropic-*` (without their limits).
 const FROM_PROVIDER: [&str; 3] = [CONTENT_TYPE, "content-disposition", "cache-control"];
 
-/// The W3C trace a request belongs to (Trace Context, level 1).
-pub struct Trace {
-    id: TraceId,
-    flags: [u8; 2],
-    state: Option<Bytes>,
-}
-
-impl Trace {
-    /// The caller's trace, or a new one where it sent none that is valid.
-    pub fn of(sent: &Fields) -> Self {
-        let parent = sent.get(TRACEPARENT).and_then(|value| parse_traceparent(str::from_utf8(value).ok()?));
-        match parent {
-            Some((id, flags)) => {
-                let flags = flags.as_bytes().try_into().unwrap_or(*b"00");
-                Self { id, flags, state: sent.owned(TRACESTATE) }
-            }
-            None => Self { id: TraceId(Hex::of(fastrand::u128(1..))), flags: *b"00", state: None },
-        }
-    }
-
-    /// By which the trace is known.
-    pub fn id(&self) -> TraceId {
-        self.id
-    }
-
-    fn write(&self, head: &mut BytesMut) {
-        let span = Hex::of(u128::from(fastrand::u64(1..)) << 64);
-        let value = [b"00-", self.id.as_str().as_bytes(), b"-", &span.0[..16], b"-", &self.flags];
-        line(head, TRACEPARENT, &value);
-        if let Some(state) = &self.state {
-            line(head, TRACESTATE, &[state]);
-        }
-    }
-}
-
-/// W3C trace id.
-#[derive(Clone, Copy, Debug)]
-pub struct TraceId(Hex);
-
-impl TraceId {
-    /// 32 hex digits.
-    pub fn as_str(&self) -> &str {
-        self.0.as_str()
-    }
-}
-
-/// `00-<trace>-<parent>-<flags>`: trace and flags.
-fn parse_traceparent(value: &str) -> Option<(TraceId, &str)> {
-    let mut parts = value.split('-');
-    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let hex = |text: &str, length: usize| {
-        text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let zero = |text: &str| text.bytes().all(|byte| byte == b'0');
-    let valid = hex(version, 2) && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
-    // Version 00 has nothing after the flags; later versions may.
-    let complete = version != "ff" && (version != "00" || parts.next().is_none());
-    if !valid || !complete || zero(trace) || zero(parent) {
-        return None;
-    }
-    Some((TraceId(Hex(trace.as_bytes().try_into().ok()?)), flags))
-}
-
-/// The caller's request id where it is short and printable, else a new one.
-pub fn request_id(sent: &Fields) -> Name {
-    let sent = sent.get(X_REQUEST_ID).and_then(|value| str::from_utf8(value).ok()).filter(|id| {
-        (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
-    });
-    sent.map_or_else(
-        || {
-            let mut id = *b"req_00000000000000000000000000000000";
-            id[4..].copy_from_slice(&Hex::of(fastrand::u128(..)).0);
-            Name::from(std::str::from_utf8(&id).unwrap_or_default())
-        },
-        Name::from,
-    )
-}
-
 /// The content type of a multipart body.
 pub fn multipart(sent: &Fields) -> Option<&str> {
     let content_type = sent.get(CONTENT_TYPE).filter(|value| value.is_ascii())?;
@@ -190,13 +106,13 @@ pub fn multipart(sent: &Fields) -> Option<&str> {
 }
 
 /// On every answer: which request it was.
-pub fn request(lines: &mut Lines, request_id: &str) {
+pub fn request(lines: &mut Lines, request_id: &RequestId) {
     lines.add_own(X_REQUEST_ID, request_id.as_bytes());
 }
 
 /// What a provider is sent along with the body besides [`TO_EVERY_PROVIDER`], as lines of a head: never anything about
 /// the body's length.
-pub fn to_provider(head: &mut BytesMut, sent: &Fields, trace: &Trace, request_id: &str) {
+pub fn to_provider(head: &mut BytesMut, sent: &Fields, trace: &Trace, request_id: &RequestId) {
     for name in TO_PROVIDER {
         if let Some(value) = sent.get(name) {
             line(head, name, &[value]);
@@ -205,7 +121,10 @@ pub fn to_provider(head: &mut BytesMut, sent: &Fields, trace: &Trace, request_id
     // A JSON body is sent as one whatever the caller called it: `curl -d` says it sends a form.
     line(head, CONTENT_TYPE, &[multipart(sent).unwrap_or("application/json").as_bytes()]);
     line(head, X_REQUEST_ID, &[request_id.as_bytes()]);
-    trace.write(head);
+    line(head, TRACEPARENT, &[&trace.parent()]);
+    if let Some(state) = &trace.state {
+        line(head, TRACESTATE, &[state]);
+    }
 }
 
 /// What is sent to a provider with every request.
@@ -475,21 +394,6 @@ fn quote(out: &mut String, text: &str) {
     out.push('"');
 }
 
-/// 32 hex digits.
-#[derive(Clone, Copy, Debug)]
-struct Hex([u8; 32]);
-
-impl Hex {
-    fn of(value: u128) -> Self {
-        let digit = |index: usize| b"0123456789abcdef"[(value >> (124 - 4 * index)) as usize & 15];
-        Self(std::array::from_fn(digit))
-    }
-
-    fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.0).unwrap_or_default()
-    }
-}
-
 /// As Go prints a `time.Duration`, which is how OpenAI writes resets: `6m0s`, `40.21s`, `17ms`, `0s`.
 fn go_duration(out: &mut Text<'_>, duration: Duration) {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -538,32 +442,6 @@ mod tests {
             let mut written = Vec::new();
             go_duration(&mut Text(&mut written), Duration::from_millis(millis));
             assert_eq!(String::from_utf8(written).unwrap(), expected);
-        }
-    }
-
-    #[test]
-    fn traceparents() {
-        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
-        for (value, expected) in [
-            (format!("00-{trace}-00f067aa0ba902b7-01"), true),
-            (format!("cc-{trace}-00f067aa0ba902b7-01-more"), true),
-            (format!("00-{trace}-00f067aa0ba902b7-01-more"), false),
-            (format!("ff-{trace}-00f067aa0ba902b7-01"), false),
-            (format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)), false),
-            (format!("00-{trace}-0000000000000000-01"), false),
-            (format!("00-{}-00f067aa0ba902b7-01", trace.to_uppercase()), false),
-            ("00".to_owned(), false),
-        ] {
-            assert_eq!(parse_traceparent(&value).is_some(), expected, "{value}");
-        }
-    }
-
-    #[test]
-    fn request_ids_are_short_and_printable() {
-        let sent = |value: &[u8]| request_id(&Fields::from_iter([(X_REQUEST_ID, value)])).to_string();
-        assert_eq!(sent(b"abc-123"), "abc-123");
-        for bad in [&b""[..], b"a b", b"\xff", &[b'a'; 65]] {
-            assert!(sent(bad).starts_with("req_"));
         }
     }
 

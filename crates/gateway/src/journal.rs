@@ -14,6 +14,7 @@ use tollgate_limiter::{Cost, Source};
 
 use crate::config::Key;
 use crate::dialect::Usage;
+use crate::ids::RequestId;
 use crate::metrics::{Name, ProviderSeries};
 
 /// How many requests are remembered.
@@ -27,7 +28,7 @@ pub struct Ended {
     /// The same by a clock that never steps.
     pub at: Instant,
     /// Its `x-request-id`.
-    pub request_id: Name,
+    pub request_id: RequestId,
     /// `GET`, `POST`, …; `other`, or `-` where there was none.
     pub method: &'static str,
     /// Canonical route or `other`.
@@ -220,7 +221,7 @@ pub(crate) mod tests {
         Ended {
             time: SystemTime::now(),
             at: Instant::now(),
-            request_id: "id".into(),
+            request_id: RequestId::parse(b"id").expect("one"),
             method: "POST",
             endpoint: "/v1/chat/completions",
             status,

@@ -19,7 +19,7 @@ use crate::call::{Content, Endpoint};
 use crate::config::{Key, TokenWeights};
 use crate::dialect;
 use crate::estimate::{Estimate, Estimates};
-use crate::headers::TraceId;
+use crate::ids::{RequestId, TraceId};
 use crate::journal::{Ended, Journal};
 use crate::log::{Line, Log, field};
 use crate::metrics::{ByEndpointCode, ByWhom, Metrics, Name, OTHER, RouteSeries};
@@ -108,7 +108,7 @@ pub struct Entry {
     started: Instant,
     method: &'static str,
     /// Returned to the caller as `x-request-id`.
-    pub request_id: Name,
+    pub request_id: RequestId,
     /// The trace it belongs to.
     pub trace_id: TraceId,
     /// The client's address.
@@ -159,7 +159,7 @@ impl Entry {
         ledger: &Arc<Ledger>,
         endpoint: &'static str,
         method: Option<&Method>,
-        request_id: Name,
+        request_id: RequestId,
         trace_id: TraceId,
         address: IpAddr,
     ) -> Self {
@@ -354,7 +354,7 @@ impl Entry {
         Ended {
             time,
             at: self.started + latency,
-            request_id: self.request_id.clone(),
+            request_id: self.request_id,
             method: self.method,
             endpoint: self.route.endpoint,
             status,

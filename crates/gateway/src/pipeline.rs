@@ -3,8 +3,11 @@
 //! One straight function of typed values. Its end is not here: an [`Entry`] is opened first, travels along, and ends the
 //! request wherever it is dropped (see [`crate::ledger`]).
 
+use std::future::{Future, poll_fn};
 use std::net::IpAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -24,8 +27,9 @@ use crate::error::{BodyError, Error};
 use crate::fields::Fields;
 use crate::headers::Lines;
 use crate::identity::{Caller, client_address, identify};
+use crate::ids::{RequestId, Trace};
 use crate::ledger::{Entry, Outcome};
-use crate::metrics::{Name, OTHER};
+use crate::metrics::OTHER;
 use crate::relay::{Basis, Body, Relay, Reply, Terms, tokens_of_answer};
 use crate::request::{Head, Request};
 use crate::router::{self, Route};
@@ -38,42 +42,41 @@ const BODY_BYTES_PER_SECOND_MIN: u64 = 1024;
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a request came.
-pub struct Arrival {
+pub struct Arrival<'a> {
     /// Its id, the caller's or ours.
-    pub request_id: Name,
+    pub request_id: RequestId,
     /// Who is at the other end of its connection.
     pub peer: IpAddr,
     /// Where its connection is served.
     pub lane: Lane,
-    /// Cancelled when it must end because the process does.
-    pub ending: CancellationToken,
+    /// Cancelled when it must end because the process does; it is to be polled then.
+    pub ending: &'a CancellationToken,
 }
 
 /// Answers one request. Never fails: every error is an answer too.
-pub async fn answer<B>(gateway: Arc<Gateway>, request: Request<B>, arrival: Arrival) -> Reply
+pub async fn answer<B>(gateway: &Gateway, request: Request<B>, arrival: &Arrival<'_>) -> Reply
 where
     B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
 {
-    let gateway = &*gateway;
     let now = gateway.snapshot.load_full();
     let Request { head, body } = request;
-    let Arrival { request_id, peer, lane, ending } = arrival;
+    let Arrival { request_id, peer, lane, ending } = *arrival;
     let found = router::route(&head.method, head.target.path());
     let endpoint = found.as_ref().map_or(OTHER, Route::name);
-    let trace = headers::Trace::of(&head.fields);
+    let trace = Trace::of(&head.fields);
     let forwarded = head.fields.get_all("x-forwarded-for");
     let address = client_address(&now.config.server.trusted_proxies, forwarded, peer);
     let mut entry =
-        Box::new(Entry::open(&gateway.ledger, endpoint, Some(&head.method), request_id, trace.id(), address));
+        Box::new(Entry::open(&gateway.ledger, endpoint, Some(&head.method), request_id, trace.id, address));
     let answered = match found {
         Ok(found) => {
-            let context = Context { gateway, now: &now, trace: &trace, head: &head, lane, ending: &ending };
+            let context = Context { gateway, now: &now, trace: &trace, head: &head, lane, ending };
             handle(&context, &mut entry, found, body).await
         }
         Err(error) => Err(error),
     };
     match answered {
-        Ok(answered) => answered.into_reply(entry, &ending),
+        Ok(answered) => answered.into_reply(entry, ending),
         Err(error) => refuse(entry, &error),
     }
 }
@@ -82,7 +85,7 @@ where
 struct Context<'a> {
     gateway: &'a Gateway,
     now: &'a Snapshot,
-    trace: &'a headers::Trace,
+    trace: &'a Trace,
     head: &'a Head,
     lane: Lane,
     ending: &'a CancellationToken,
@@ -103,21 +106,13 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     let endpoint = match found {
         Route::Call(endpoint) => endpoint,
         Route::Models => {
-            let list = tokio::select! {
-                biased;
-                list = list_models(now, &caller, lane) => list?,
-                () = ending.cancelled() => return Err(Error::ShuttingDown),
-            };
-            return Ok(Answered::Ours(list));
+            let list = pin!(list_models(now, &caller, lane));
+            return unless_ending(ending, list).await.map(Answered::Ours);
         }
         Route::Model(id) => return one_model(now, &caller, &id).map(Answered::ours),
         Route::Limits => return own_limits(context, &caller).await.map(Answered::ours),
     };
-    let call = tokio::select! {
-        biased;
-        call = parse(now, endpoint, &head.fields, body) => call?,
-        () = ending.cancelled() => return Err(Error::ShuttingDown),
-    };
+    let call = unless_ending(ending, pin!(parse(now, endpoint, &head.fields, body))).await?;
     entry.received = Some(Instant::now());
     entry.streamed = call.streamed();
     let model = usable_model(now, &caller, call.model())?;
@@ -146,16 +141,25 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     entry.content = Some(call.content());
     entry.admitted = Some(admitted);
 
-    let request_id = entry.request_id.clone();
+    let request_id = entry.request_id;
     let question = Question { call: &call, sent: &head.fields, trace, request_id: &request_id, lane };
-    let asked = tokio::select! {
-        biased;
-        asked = route::ask(&deployments, &question, &gateway.retries, &mut entry.attempts, gateway.metrics()) => asked,
-        () = ending.cancelled() => Err(Error::ShuttingDown),
-    };
+    let asking =
+        route::ask(&deployments, &question, &gateway.retries, &mut entry.attempts, gateway.metrics());
+    let asked = unless_ending(ending, pin!(asking)).await;
     let (deployment, answer) = asked.inspect_err(|_| entry.refund())?;
     entry.first_byte = Some(entry.attempts.answered - entry.started());
     Ok(Answered::Theirs(Box::new(Theirs { call, deployment: deployment.clone(), answer, said, limit_took })))
+}
+
+/// What `doing` gives, unless the process ends while it waits. Whoever polls the request does so then.
+fn unless_ending<T>(
+    ending: &CancellationToken,
+    mut doing: Pin<&mut impl Future<Output = Result<T, Error>>>,
+) -> impl Future<Output = Result<T, Error>> {
+    poll_fn(move |cx| match doing.as_mut().poll(cx) {
+        Poll::Pending if ending.is_cancelled() => Poll::Ready(Err(Error::ShuttingDown)),
+        polled => polled,
+    })
 }
 
 /// What a request is answered with, before it is a response.

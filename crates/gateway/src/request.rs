@@ -8,8 +8,8 @@ use crate::fields::Fields;
 /// A request.
 #[derive(Debug)]
 pub struct Request<B> {
-    /// Its head.
-    pub head: Head,
+    /// Its head. Boxed: it moves with the request.
+    pub head: Box<Head>,
     /// Its body.
     pub body: B,
 }
@@ -77,7 +77,7 @@ impl<B> From<http::Request<B>> for Request<B> {
     fn from(request: http::Request<B>) -> Self {
         let (head, body) = request.into_parts();
         let (target, fields) = (Target::from(&head.uri), Fields::from(&head.headers));
-        Self { head: Head { method: head.method, target, fields }, body }
+        Self { head: Box::new(Head { method: head.method, target, fields }), body }
     }
 }
 
@@ -110,8 +110,8 @@ mod tests {
         ] {
             let target = Target::parse(Bytes::from(written)).unwrap();
             assert_eq!((target.path(), target.query()), (path, query), "{written}");
-            let request =
-                Request { head: Head { method: Method::GET, target, fields: Fields::default() }, body: () };
+            let head = Head { method: Method::GET, target, fields: Fields::default() };
+            let request = Request { head: Box::new(head), body: () };
             let there = http::Request::from(request);
             if path.starts_with('/') && !path.starts_with("//") {
                 assert_eq!((there.uri().path(), there.uri().query()), (path, query), "{written}");

@@ -37,6 +37,7 @@ use crate::config::{Provider, ProviderKind, Secret};
 use crate::dialect::openai;
 use crate::fields::Fields;
 use crate::headers;
+use crate::ids::{RequestId, Trace};
 use crate::metrics::{ByProvider, ByProviderCode, Metrics, Name, ProviderSeries};
 use crate::recent::Recent;
 use crate::simulated::{Simulated, Simulation};
@@ -87,9 +88,9 @@ pub struct Question<'a> {
     /// The headers it came with.
     pub sent: &'a Fields,
     /// The trace it belongs to.
-    pub trace: &'a headers::Trace,
+    pub trace: &'a Trace,
     /// Its id.
-    pub request_id: &'a str,
+    pub request_id: &'a RequestId,
     /// Whose idle connections may be used.
     pub lane: Lane,
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the gateway and the floor each stands on. A module may name those of its own floor and below.
-const FLOORS: [(&str, u8); 34] = [
+const FLOORS: [(&str, u8); 35] = [
     ("cli", 5),
     ("edge", 5),
     ("admin", 5),
@@ -40,6 +40,7 @@ const FLOORS: [(&str, u8); 34] = [
     ("dialect", 1),
     ("fields", 1),
     ("http1", 1),
+    ("ids", 1),
     ("request", 1),
 ];
 

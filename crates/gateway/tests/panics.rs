@@ -14,6 +14,7 @@ use tollgate::Gateway;
 use tollgate::config::{self, LogFormat};
 use tollgate::control;
 use tollgate::error::BodyError;
+use tollgate::ids::RequestId;
 use tollgate::log::Log;
 use tollgate::pipeline::{Arrival, answer};
 use tollgate::relay::Body;
@@ -55,9 +56,9 @@ async fn ask(gateway: &Arc<Gateway>, method: Method, path: &str, body: &str) -> 
         http::Request::builder().method(method).uri(path).header("authorization", "Bearer sk-alice");
     let request = request.body(body).expect("a request");
     let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let ending = gateway.ending.clone();
-    let arrival = Arrival { request_id: "r-1".into(), peer, lane: Lane::default(), ending };
-    answer(gateway.clone(), Request::from(request), arrival).await.into()
+    let request_id = RequestId::parse(b"r-1").expect("an id");
+    let arrival = Arrival { request_id, peer, lane: Lane::default(), ending: &gateway.ending };
+    answer(gateway, Request::from(request), &arrival).await.into()
 }
 
 async fn used(gateway: &Arc<Gateway>) -> Vec<u64> {

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use self::sending::Sending;
 use super::framing::{Scanned, Violation};
 use super::guard::Guard;
+use super::poll_told;
 use crate::error::BodyError;
 use crate::fields::Fields;
 use crate::http1::Body;
@@ -76,14 +77,15 @@ where
 }
 
 /// Serves a connection of which `received` was read already, until it ends, or until the answer under way has when
-/// `closing` is cancelled.
+/// `closing` is cancelled. When `ending` is, the answer is polled.
 ///
 /// # Errors
 /// When the connection breaks. Whatever was being done for it is dropped then.
 pub(super) async fn serve<S, A, F, B>(
     guard: Guard<S>,
     received: BytesMut,
-    closing: CancellationToken,
+    closing: &CancellationToken,
+    ending: &CancellationToken,
     answer: A,
 ) -> io::Result<()>
 where
@@ -93,24 +95,21 @@ where
     B: http_body::Body<Data = Bytes> + Unpin,
 {
     let shared = Arc::new(Mutex::new(Connection::new(guard, received)));
-    let mut closed = pin!(closing.cancelled());
+    let (mut closed, mut ended) = (pin!(closing.cancelled()), pin!(ending.cancelled()));
     let mut space = BytesMut::new();
     loop {
-        let next = poll_fn(|cx| match lock(&shared).poll_request(cx) {
+        let next = poll_fn(|cx| match lock(&shared).poll_head(cx) {
             // Whoever has not sent a whole head is not waited for.
             Poll::Pending => closed.as_mut().poll(cx).map(|()| Ok(None)),
             ready => ready,
         });
-        let (request, terms) = match next.await? {
-            Some(Ok(asked)) => asked,
-            Some(Err(violation)) => {
-                return poll_fn(|cx| lock(&shared).guard.poll_refuse_last(cx, violation)).await;
-            }
-            None => break,
+        let Some(head) = next.await? else { break };
+        let Some((head, whole, terms)) = lock(&shared).take_request(head) else {
+            return poll_fn(|cx| lock(&shared).guard.poll_refuse_last(cx, Violation::RequestLine)).await;
         };
-        let body = |whole| RequestBody { whole, rest: shared.clone() };
-        let mut answering = pin!(answer(request.map(body)));
-        let answered = poll_fn(|cx| match answering.as_mut().poll(cx) {
+        let body = RequestBody { whole, rest: shared.clone() };
+        let mut answering = pin!(answer(Request { head, body }));
+        let answered = poll_fn(|cx| match poll_told(cx, ended.as_mut(), answering.as_mut()) {
             Poll::Ready(reply) => Poll::Ready(Ok(reply)),
             Poll::Pending => lock(&shared).poll_left(cx).map(Err),
         });
@@ -127,8 +126,8 @@ where
     poll_fn(|cx| Pin::new(&mut lock(&shared).guard).poll_shutdown(cx)).await
 }
 
-/// A request, with what has come of its body if that is all of it.
-type Asked = (Request<Option<Bytes>>, Terms);
+/// The head of a request, what has come of its body if that is all of it, and how it wants to be answered.
+type Asked = (Box<Head>, Option<Bytes>, Terms);
 
 /// What a request says about its answer.
 struct Terms {
@@ -164,11 +163,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Self { guard, received, body: Body::Ended, invitation: &[] }
     }
 
-    /// The next request; `None`: there will be none.
-    fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Result<Asked, Violation>>>> {
+    /// The head of the next request; `None`: there will be none.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Scanned>>> {
         loop {
             if let Some(head) = self.guard.take_head() {
-                return Poll::Ready(Ok(Some(self.take_request(head).ok_or(Violation::RequestLine))));
+                return Poll::Ready(Ok(Some(head)));
             }
             if ready!(self.poll_read(cx, READ_BYTES))? == 0 {
                 return Poll::Ready(Ok(None));
@@ -208,7 +207,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.invitation = if invited { CONTINUE } else { &[] };
         let persists = !says("connection", b"close") && (http_1_1 || says("connection", b"keep-alive"));
         let terms = Terms { http_1_1, head_only: method == Method::HEAD, persists };
-        Some((Request { head: Head { method, target, fields }, body }, terms))
+        Some((Box::new(Head { method, target, fields }), body, terms))
     }
 
     /// More of the body of the request being served.

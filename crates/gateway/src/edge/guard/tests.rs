@@ -88,10 +88,8 @@ where
                 builder.serve_connection(TokioIo::new(guard), service).await?;
             }
             Some(Some(Speaks::Http1)) => {
-                http1::serve(guard, received, closing, |request| {
-                    Box::pin(respond(request, begin()).map(Reply::from))
-                })
-                .await?;
+                let answer = |request| Box::pin(respond(request, begin()).map(Reply::from));
+                http1::serve(guard, received, &closing, &CancellationToken::new(), answer).await?;
             }
             Some(Some(Speaks::Http2)) => {
                 let service =

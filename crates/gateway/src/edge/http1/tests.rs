@@ -79,7 +79,8 @@ fn connect() -> Served {
         let speaks = greeting(&mut guard, &mut received, &until).await;
         assert_ne!(speaks, Some(Speaks::Http2));
         let answer = |request| Box::pin(respond(request, exchanges.clone(), counted.clone()));
-        if speaks.is_some() { serve(guard, received, until, answer).await } else { Ok(()) }
+        let ending = CancellationToken::new();
+        if speaks.is_some() { serve(guard, received, &until, &ending, answer).await } else { Ok(()) }
     });
     Served { client, connection, left, closing }
 }
