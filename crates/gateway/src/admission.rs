@@ -36,7 +36,7 @@ pub async fn admit(
     limits: &Limits,
     metrics: &Metrics,
     rates: &Rates,
-    plan: &Arc<Plan>,
+    plan: Arc<Plan>,
     caller: &Caller,
     demand: Demand,
 ) -> Result<(Admitted, Lines), Error> {
@@ -62,8 +62,8 @@ pub async fn admit(
             metrics.rate_limit_tokens.reserved.inc_by(reserved);
             let said = headers::granted(&reservation, plan.words());
             let source = reservation.source();
-            let hold = Hold::new(reservation, plan);
-            Ok((Admitted { hold, plan: plan.clone(), demand, reserved, took, source }, said))
+            let hold = Hold::new(reservation, &plan);
+            Ok((Admitted { hold, plan, demand, reserved, took, source }, said))
         }
         Decision::Denied(denial) => {
             plan.count_denied(&denial);
@@ -131,8 +131,8 @@ impl Admitted {
         self.source
     }
 
-    /// Replaces the estimates by what was used. Sent, not waited for.
-    pub fn settle(self, used: &Used, metrics: &Metrics) {
+    /// Replaces the estimates by what was used. Sent, not waited for. Gives back what it was admitted by.
+    pub fn settle(self, used: &Used, metrics: &Metrics) -> Arc<Plan> {
         if self.plan.counts_tokens() {
             let tokens = used.usage.prompt.saturating_add(used.usage.completion);
             metrics.rate_limit_tokens.used.inc_by(tokens);
@@ -150,15 +150,17 @@ impl Admitted {
             }
             metrics.rate_limit_settlements.settled.inc();
         }
+        self.plan
     }
 
-    /// Gives everything back: it reached no provider.
-    pub fn refund(self, metrics: &Metrics) {
+    /// Gives everything back: it reached no provider. The plan is the caller's, as with [`Admitted::settle`].
+    pub fn refund(self, metrics: &Metrics) -> Arc<Plan> {
         if let Some(reservation) = self.hold.take() {
             reservation.refund();
             metrics.rate_limit_tokens.returned.inc_by(self.reserved);
             metrics.rate_limit_settlements.refunded.inc();
         }
+        self.plan
     }
 }
 

@@ -22,6 +22,8 @@ pub use error::CallError;
 pub use text::DEPTH_MAX;
 pub(crate) use text::{Part, text_bytes};
 
+use crate::fields::Fields;
+
 /// Longest name of a model, bytes.
 pub const MODEL_BYTES_MAX: usize = 256;
 
@@ -128,6 +130,15 @@ impl Call {
     /// The endpoint it came to.
     pub fn endpoint(&self) -> Endpoint {
         self.endpoint
+    }
+
+    /// The content type in which its body goes to a provider; `sent`: the fields it came with.
+    pub fn content_type<'a>(&self, sent: &'a Fields) -> &'a [u8] {
+        match self.form {
+            // A JSON body is sent as one whatever the caller called it: `curl -d` says it sends a form.
+            Form::Json | Form::Either => b"application/json",
+            Form::Multipart => sent.get("content-type").unwrap_or_default(),
+        }
     }
 
     /// The model the client named: 1 to [`MODEL_BYTES_MAX`] bytes.

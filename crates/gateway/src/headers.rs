@@ -54,6 +54,11 @@ impl Lines {
         self.0.extend_from_slice(b"\r\n");
     }
 
+    /// Adds whole lines that `write` writes: words and numbers of ours.
+    fn written(&mut self, write: impl FnOnce(&mut Text<'_>)) {
+        write(&mut Text(&mut self.0));
+    }
+
     /// Adds a field whose value is a number.
     fn add_number(&mut self, name: &str, value: u64) {
         self.add_own(name, itoa::Buffer::new().format(value).as_bytes());
@@ -112,14 +117,19 @@ pub fn request(lines: &mut Lines, request_id: &RequestId) {
 
 /// What a provider is sent along with the body besides [`TO_EVERY_PROVIDER`], as lines of a head: never anything about
 /// the body's length.
-pub fn to_provider(head: &mut BytesMut, sent: &Fields, trace: &Trace, request_id: &RequestId) {
+pub fn to_provider(
+    head: &mut BytesMut,
+    sent: &Fields,
+    content_type: &[u8],
+    trace: &Trace,
+    request_id: &RequestId,
+) {
     for name in TO_PROVIDER {
         if let Some(value) = sent.get(name) {
             line(head, name, &[value]);
         }
     }
-    // A JSON body is sent as one whatever the caller called it: `curl -d` says it sends a form.
-    line(head, CONTENT_TYPE, &[multipart(sent).unwrap_or("application/json").as_bytes()]);
+    line(head, CONTENT_TYPE, &[content_type]);
     line(head, X_REQUEST_ID, &[request_id.as_bytes()]);
     line(head, TRACEPARENT, &[&trace.parent()]);
     if let Some(state) = &trace.state {
@@ -192,8 +202,37 @@ pub fn retry_after(lines: &mut Lines, wait: Option<Duration>) {
 pub struct Words {
     /// `RateLimit-Policy`.
     policy: Box<str>,
-    /// Of each limit, the beginning of its item in `RateLimit`.
-    items: Vec<Box<str>>,
+    /// What is said of each limit.
+    limits: Vec<Said>,
+}
+
+/// What headers say of one limit every time, up to how much of it is left.
+#[derive(Debug)]
+struct Said {
+    /// Where it is the one that matters most.
+    general: Box<str>,
+    /// Where it is the one that matters most in its unit; empty where that has no headers.
+    of_unit: Box<str>,
+    /// In `RateLimit`.
+    item: Box<str>,
+}
+
+impl Said {
+    fn of(limit: &Limit) -> Self {
+        let lines = |unit: &str| {
+            let (name, remaining) =
+                (format!("x-ratelimit-limit{unit}"), format!("x-ratelimit-remaining{unit}"));
+            format!("{name}: {}\r\n{remaining}: ", limit.capacity()).into_boxed_str()
+        };
+        let of_unit = match limit.unit() {
+            Unit::Requests => lines("-requests"),
+            Unit::Tokens => lines("-tokens"),
+            _ => Box::default(),
+        };
+        let mut item = String::new();
+        quote(&mut item, limit.id());
+        Self { general: lines(""), of_unit, item: (item + ";r=").into() }
+    }
 }
 
 impl Words {
@@ -203,12 +242,7 @@ impl Words {
         for (index, limit) in limits.clone().filter(|limit| is_shown(limit, None)).enumerate() {
             policy_item(&mut policy, index, limit);
         }
-        let item = |limit: &Limit| {
-            let mut item = String::new();
-            quote(&mut item, limit.id());
-            (item + ";r=").into_boxed_str()
-        };
-        Self { policy: policy.into(), items: limits.map(item).collect() }
+        Self { policy: policy.into(), limits: limits.map(Said::of).collect() }
     }
 }
 
@@ -297,20 +331,29 @@ struct Families<'a> {
     words: &'a Words,
 }
 
+/// What one limit says now, and what it says every time.
+type Shown<'a> = (&'a Standing, &'a Said);
+
 impl<'a> Families<'a> {
-    fn shown(&self) -> impl Iterator<Item = (&'a Standing, &'a str)> {
+    fn shown(&self) -> impl Iterator<Item = Shown<'a>> {
         let refusing = self.refusing.map(|standing| &*standing.limit);
-        let all = self.standings.iter().zip(self.words.items.iter().map(|item| &**item));
+        let all = self.standings.iter().zip(&self.words.limits);
         all.filter(move |(standing, _)| is_shown(&standing.limit, refusing))
     }
 
+    /// The one that refused.
+    fn refusing(&self) -> Option<Shown<'a>> {
+        let refusing = self.refusing?;
+        self.shown().find(|(standing, _)| std::ptr::eq(*standing, refusing))
+    }
+
     /// The one that refused; else that with the least left of its limit, of equals that with the shortest window.
-    fn binding(&self, unit: Unit) -> Option<&'a Standing> {
-        if let Some(refusing) = self.refusing.filter(|standing| standing.limit.unit() == unit) {
-            return Some(refusing);
+    fn binding(&self, unit: Unit) -> Option<Shown<'a>> {
+        if self.refusing.is_some_and(|standing| standing.limit.unit() == unit) {
+            return self.refusing();
         }
-        let of_unit = self.shown().map(|(standing, _)| standing).filter(|s| s.limit.unit() == unit);
-        of_unit.min_by(|a, b| {
+        let of_unit = self.shown().filter(|(standing, _)| standing.limit.unit() == unit);
+        of_unit.min_by(|(a, _), (b, _)| {
             // a.remaining / a.capacity against b.remaining / b.capacity, without division.
             let left = u128::from(a.remaining) * u128::from(b.limit.capacity());
             let right = u128::from(b.remaining) * u128::from(a.limit.capacity());
@@ -320,19 +363,27 @@ impl<'a> Families<'a> {
 
     fn write(&self, lines: &mut Lines) {
         let requests = self.binding(Unit::Requests);
-        if let Some(general) = self.refusing.or(requests) {
-            lines.add_number("x-ratelimit-limit", general.limit.capacity());
-            lines.add_number("x-ratelimit-remaining", general.remaining);
-            let reset = Millis(self.now.get() + general.reset.get()).ceil_secs();
-            lines.add_number("x-ratelimit-reset", reset);
+        if let Some((general, said)) = self.refusing().or(requests) {
+            lines.written(|text| {
+                text.text(&said.general);
+                text.number(general.remaining);
+                text.text("\r\nx-ratelimit-reset: ");
+                text.number(Millis(self.now.get() + general.reset.get()).ceil_secs());
+                text.text("\r\n");
+            });
         }
-        for (binding, [limit, remaining, reset]) in
-            [(requests, REQUESTS), (self.binding(Unit::Tokens), TOKENS)]
-        {
-            let Some(binding) = binding else { continue };
-            lines.add_number(limit, binding.limit.capacity());
-            lines.add_number(remaining, binding.remaining);
-            lines.add_written(reset, |text| go_duration(text, Duration::from_millis(binding.reset.get())));
+        for (binding, reset) in [
+            (requests, "\r\nx-ratelimit-reset-requests: "),
+            (self.binding(Unit::Tokens), "\r\nx-ratelimit-reset-tokens: "),
+        ] {
+            let Some((binding, said)) = binding else { continue };
+            lines.written(|text| {
+                text.text(&said.of_unit);
+                text.number(binding.remaining);
+                text.text(reset);
+                go_duration(text, Duration::from_millis(binding.reset.get()));
+                text.text("\r\n");
+            });
         }
         // Calls in flight are part of the policy only where they refuse.
         if self.refusing.is_some_and(|standing| standing.limit.unit() == Unit::Concurrency) {
@@ -346,9 +397,9 @@ impl<'a> Families<'a> {
         }
         if self.shown().next().is_some() {
             lines.add_written("ratelimit", |text| {
-                for (index, (standing, item)) in self.shown().enumerate() {
+                for (index, (standing, said)) in self.shown().enumerate() {
                     text.text(if index > 0 { ", " } else { "" });
-                    text.text(item);
+                    text.text(&said.item);
                     text.number(standing.remaining);
                     text.text(";t=");
                     text.number(standing.reset.ceil_secs());
@@ -365,10 +416,6 @@ fn policy_item(text: &mut String, index: usize, limit: &Limit) {
     push(text, ";w=", limit.window().longest().ceil_secs());
 }
 
-const REQUESTS: [&str; 3] =
-    ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"];
-const TOKENS: [&str; 3] =
-    ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
 const POLICY: &str = "ratelimit-policy";
 
 /// A name and a number.

@@ -141,8 +141,8 @@ pub struct Entry {
     pub received: Option<Instant>,
     /// What was asked.
     pub content: Option<Content>,
-    /// What limits it met.
-    pub plan: Option<Arc<Plan>>,
+    /// What limits it met; known when what it held of them was given back or settled.
+    plan: Option<Arc<Plan>>,
     /// What it holds of them.
     pub admitted: Option<Admitted>,
     /// How much special tokens count.
@@ -205,7 +205,7 @@ impl Entry {
     /// Nobody answered it: it costs nothing.
     pub fn refund(&mut self) {
         if let Some(admitted) = self.admitted.take() {
-            admitted.refund(&self.ledger.metrics);
+            self.plan = Some(admitted.refund(&self.ledger.metrics));
         }
     }
 
@@ -254,7 +254,7 @@ impl Entry {
     fn settle(&mut self, outcome: Outcome) {
         let Some(admitted) = self.admitted.take() else { return };
         if !self.attempts.reached.load(Ordering::Relaxed) {
-            admitted.refund(&self.ledger.metrics);
+            self.plan = Some(admitted.refund(&self.ledger.metrics));
             return;
         }
         let cut = !matches!(outcome, Outcome::Done | Outcome::Refused);
@@ -267,7 +267,7 @@ impl Entry {
         let usage = self.tokens.map(|tokens| tokens.usage).unwrap_or_default();
         self.cost = self.attempts.price.map_or(Cost::ZERO, |price| admission::cost(&price, &usage));
         let used = Used { usage, weights: self.weights, cost: self.cost };
-        admitted.settle(&used, &self.ledger.metrics);
+        self.plan = Some(admitted.settle(&used, &self.ledger.metrics));
     }
 
     /// The next estimate is the better for it, where the provider itself said what was used.
@@ -285,14 +285,15 @@ impl Entry {
     }
 
     /// Tells what was used, of requests that ask a model for something.
-    fn report(&self, outcome: Outcome, now: SystemTime) {
+    fn report(&mut self, outcome: Outcome, now: SystemTime) {
         if !Endpoint::ALL.iter().any(|endpoint| endpoint.route() == self.route.endpoint) {
             return;
         }
         let refused = outcome == Outcome::Refused && self.attempts.count == 0;
-        let (key, model) = (self.key.clone(), self.model.clone());
-        let ended = usage::Ended { key, model, refused, tokens: self.tokens, cost: self.cost };
-        self.ledger.usage.note(now, ended);
+        let (key, model) = (self.key.take(), self.model.take());
+        let mut ended = usage::Ended { key, model, refused, tokens: self.tokens, cost: self.cost };
+        self.ledger.usage.note(now, &mut ended);
+        (self.key, self.model) = (ended.key, ended.model);
     }
 
     fn count(&self, outcome: Outcome, status: u16, latency: Duration) {

@@ -150,8 +150,8 @@ pub struct Line<'a> {
 
 impl Line<'_> {
     fn begin(&mut self, time: SystemTime, level: &str, message: &str) {
-        let first = if self.format == LogFormat::Json { "{\"timestamp\":" } else { "timestamp=" };
-        self.time(Field { json: first, text: first }, time);
+        let (json, json_text) = ("{\"timestamp\":", "{\"timestamp\":\"");
+        self.time(Field { json, json_text, text: "timestamp=" }, time);
         self.word(field!("level"), level);
         self.text(field!("message"), message);
     }
@@ -162,28 +162,26 @@ impl Line<'_> {
 
     /// A string.
     pub fn text(&mut self, name: Field, value: &str) {
-        self.name(name);
         // Without branches: looked at many bytes at a time.
         let special = |byte: u8| !matches!(byte, b'!' | b'#'..=b'<' | b'>'..=b'[' | b']'..=b'~');
         let plain = !value.bytes().fold(false, |found, byte| found | special(byte));
-        match self.format {
-            LogFormat::Text if plain && !value.is_empty() => self.bytes.extend_from_slice(value.as_bytes()),
-            _ if plain => {
-                self.bytes.push(b'"');
-                self.bytes.extend_from_slice(value.as_bytes());
-                self.bytes.push(b'"');
-            }
-            // Writing a string to memory does not fail.
-            _ => drop(serde_json::to_writer(&mut *self.bytes, value)),
+        if plain && !value.is_empty() {
+            return self.word(name, value);
         }
+        self.name(name);
+        // Writing a string to memory does not fail.
+        drop(serde_json::to_writer(&mut *self.bytes, value));
     }
 
-    /// A word of ours: letters, digits, `_`, `-`, `/` and `.` only.
+    /// A word that needs no escaping, as ours do not: visible ASCII without quotes, `\` and `=`, and not empty.
     pub fn word(&mut self, name: Field, value: &str) {
-        self.name(name);
-        let quote: &[u8] = if self.format == LogFormat::Json { b"\"" } else { b"" };
-        for part in [quote, value.as_bytes(), quote] {
-            self.bytes.extend_from_slice(part);
+        if self.format == LogFormat::Json {
+            self.bytes.extend_from_slice(name.json_text.as_bytes());
+            self.bytes.extend_from_slice(value.as_bytes());
+            self.bytes.push(b'"');
+        } else {
+            self.bytes.extend_from_slice(name.text.as_bytes());
+            self.bytes.extend_from_slice(value.as_bytes());
         }
     }
 
@@ -267,13 +265,19 @@ impl Line<'_> {
 #[derive(Clone, Copy, Debug)]
 pub struct Field {
     pub(crate) json: &'static str,
+    /// With the beginning of a string.
+    pub(crate) json_text: &'static str,
     pub(crate) text: &'static str,
 }
 
 /// A [`Field`] of this name: letters and `_`.
 macro_rules! field {
     ($name:literal) => {
-        $crate::log::Field { json: concat!(",\"", $name, "\":"), text: concat!(" ", $name, "=") }
+        $crate::log::Field {
+            json: concat!(",\"", $name, "\":"),
+            json_text: concat!(",\"", $name, "\":\""),
+            text: concat!(" ", $name, "="),
+        }
     };
 }
 pub(crate) use field;

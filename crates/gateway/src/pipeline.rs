@@ -34,7 +34,7 @@ use crate::relay::{Basis, Body, Relay, Reply, Terms, tokens_of_answer};
 use crate::request::{Head, Request};
 use crate::router::{self, Route};
 use crate::snapshot::{EVERY_MODEL, Model, Snapshot};
-use crate::upstream::{Answer, AnswerBody, Deployment, Lane, Question, is_event_stream};
+use crate::upstream::{Answer, AnswerBody, Deployment, Kind, Lane, Question};
 use crate::{Gateway, admission, headers, route};
 
 /// A body must come at this pace, after a first [`BODY_PATIENCE`].
@@ -113,7 +113,8 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
         Route::Limits => return own_limits(context, &caller).await.map(Answered::ours),
     };
     let call = unless_ending(ending, pin!(parse(now, endpoint, &head.fields, body))).await?;
-    entry.received = Some(Instant::now());
+    let received = Instant::now();
+    entry.received = Some(received);
     entry.streamed = call.streamed();
     let model = usable_model(now, &caller, call.model())?;
     entry.model = Some(model.name.clone());
@@ -133,19 +134,20 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     let plan = now.plans.plan(now.rules(), gateway.metrics(), &caller, endpoint.route(), &model.name);
     let demand = expect(gateway, now, &caller, model, &call, &deployments).await;
     let (admitted, said) =
-        admission::admit(&gateway.limits, gateway.metrics(), &gateway.rates, &plan, &caller, demand).await?;
+        admission::admit(&gateway.limits, gateway.metrics(), &gateway.rates, plan, &caller, demand).await?;
     let limit_took = admitted.took();
     entry.source = Some(admitted.source());
     entry.weights = model.token_weights;
-    entry.plan = Some(plan);
     entry.content = Some(call.content());
     entry.admitted = Some(admitted);
 
     let request_id = entry.request_id;
     let question = Question { call: &call, sent: &head.fields, trace, request_id: &request_id, lane };
-    let asking =
-        route::ask(&deployments, &question, &gateway.retries, &mut entry.attempts, gateway.metrics());
-    let asked = unless_ending(ending, pin!(asking)).await;
+    let asked = {
+        let (retries, attempts, metrics) = (&gateway.retries, &mut entry.attempts, gateway.metrics());
+        let asking = pin!(route::ask(&deployments, &question, retries, attempts, metrics, received));
+        unless_ending(ending, asking).await
+    };
     let (deployment, answer) = asked.inspect_err(|_| entry.refund())?;
     entry.first_byte = Some(entry.attempts.answered - entry.started());
     Ok(Answered::Theirs(Box::new(Theirs { call, deployment: deployment.clone(), answer, said, limit_took })))
@@ -173,7 +175,7 @@ enum Answered {
 struct Theirs {
     call: Call,
     deployment: Arc<Deployment>,
-    answer: Answer,
+    answer: Box<Answer>,
     /// What the limits said: headers.
     said: Lines,
     limit_took: Duration,
@@ -200,7 +202,7 @@ impl Answered {
                 headers::provider(&mut fields, &deployment.name, limit_took, entry.attempts.waited);
                 let status = answer.head.status;
                 entry.answer_starts(status);
-                Reply { status, fields, body: relay(&call, deployment, answer, entry, ending) }
+                Reply { status, fields, body: relay(&call, deployment, *answer, entry, ending) }
             }
         }
     }
@@ -213,7 +215,7 @@ fn relay(
     mut entry: Box<Entry>,
     ending: &CancellationToken,
 ) -> Body {
-    let events = is_event_stream(&answer.head.fields);
+    let events = answer.kind == Kind::Events;
     let waited = entry.attempts.answered - entry.attempts.last_asked;
     deployment.series.duration.observe(waited.as_secs_f64());
     deployment.latency.add(waited);

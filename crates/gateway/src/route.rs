@@ -14,7 +14,7 @@ use crate::upstream::{Answer, Deployment, Failure, Flight, Question};
 /// Providers asked for one request at most.
 const ATTEMPTS_MAX: usize = 8;
 
-/// Asks the deployments in turn until one answers.
+/// Asks the deployments in turn until one answers; `now`: about when that begins.
 ///
 /// Those that rest after failures are passed over. When all of them rest, the one whose rest ends first is asked all the
 /// same: a request that is refused unasked can never find out that it is back. A second attempt needs a healthy deployment
@@ -29,14 +29,15 @@ pub async fn ask<'a>(
     budget: &RetryBudget,
     attempts: &mut Attempts,
     metrics: &Metrics,
-) -> Result<(&'a Arc<Deployment>, Answer), Error> {
+    now: Instant,
+) -> Result<(&'a Arc<Deployment>, Box<Answer>), Error> {
     let mut failures: Vec<(&Arc<Deployment>, Failure)> = Vec::new();
-    budget.request();
+    budget.request(now);
     for deployment in deployments {
         if failures.len() == ATTEMPTS_MAX || !deployment.health.take_turn() {
             continue;
         }
-        if !failures.is_empty() && !budget.retry() {
+        if !failures.is_empty() && !budget.retry(attempts.answered) {
             deployment.health.pass_turn();
             break;
         }
@@ -96,7 +97,7 @@ impl Attempts {
         deployment: &Deployment,
         question: &Question<'_>,
         metrics: &Metrics,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Box<Answer>, Failure> {
         self.count += 1;
         self.asked = Some(deployment.series.clone());
         self.price = deployment.provider.price;
@@ -159,13 +160,13 @@ impl Default for RetryBudget {
 }
 
 impl RetryBudget {
-    fn request(&self) {
-        let number = self.slot_number();
+    fn request(&self, now: Instant) {
+        let number = self.slot_number(now);
         self.lock().slot(number).requests += 1;
     }
 
-    fn retry(&self) -> bool {
-        let number = self.slot_number();
+    fn retry(&self, now: Instant) -> bool {
+        let number = self.slot_number(now);
         let mut window = self.lock();
         let recent = window.slots.iter().filter(|slot| slot.number + SLOTS as u64 > number);
         let (requests, retries) =
@@ -178,8 +179,8 @@ impl RetryBudget {
     }
 
     /// Slots are numbered from `SLOTS`, so that the zeroes of a fresh window are never recent.
-    fn slot_number(&self) -> u64 {
-        (self.born.elapsed().as_millis() / SLOT.as_millis()) as u64 + SLOTS as u64
+    fn slot_number(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.born).as_secs() / SLOT.as_secs() + SLOTS as u64
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Window> {
@@ -190,7 +191,8 @@ impl RetryBudget {
 impl Window {
     fn slot(&mut self, number: u64) -> &mut Slot {
         let slot = &mut self.slots[(number % SLOTS as u64) as usize];
-        if slot.number != number {
+        // Who was held up since it looked at the clock is counted with those of now.
+        if slot.number < number {
             *slot = Slot { number, ..Slot::default() };
         }
         slot
@@ -204,10 +206,11 @@ mod tests {
     #[test]
     fn a_tenth_of_the_requests_and_a_few_always() {
         let budget = RetryBudget::default();
-        let granted = (0..100).filter(|_| budget.retry()).count();
+        let now = Instant::now();
+        let granted = (0..100).filter(|_| budget.retry(now)).count();
         assert_eq!(granted as u64, RETRIES_ALWAYS);
-        (0..1_000).for_each(|_| budget.request());
-        let granted = (0..1_000).filter(|_| budget.retry()).count();
+        (0..1_000).for_each(|_| budget.request(now));
+        let granted = (0..1_000).filter(|_| budget.retry(now)).count();
         assert_eq!(granted as u64, 100 - RETRIES_ALWAYS);
     }
 }

@@ -99,8 +99,35 @@ pub struct Question<'a> {
 pub struct Answer {
     /// Its status and header fields.
     pub head: Head,
+    /// What its body is.
+    pub kind: Kind,
     /// Its body.
     pub body: AnswerBody,
+}
+
+/// What a body is, as its `Content-Type` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Server-sent events.
+    Events,
+    /// JSON.
+    Json,
+    /// Something else.
+    Other,
+}
+
+impl Kind {
+    fn of(fields: &Fields) -> Self {
+        let value = fields.get("content-type").unwrap_or_default();
+        let essence = value.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
+        if essence.eq_ignore_ascii_case(b"application/json") {
+            Self::Json
+        } else if essence.eq_ignore_ascii_case(b"text/event-stream") {
+            Self::Events
+        } else {
+            Self::Other
+        }
+    }
 }
 
 /// The body of an [`Answer`].
@@ -264,7 +291,7 @@ impl Deployment {
         reached: &AtomicBool,
         metrics: &Metrics,
         now: Instant,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Box<Answer>, Failure> {
         let mut asking = Asking { deployment: self, metrics, ended: false };
         let result = self.attempt(question, reached, now).await;
         asking.ended(&result);
@@ -276,7 +303,7 @@ impl Deployment {
         question: &Question<'_>,
         reached: &AtomicBool,
         asked: Instant,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Box<Answer>, Failure> {
         let deadlines = self.provider.deadlines;
         let total = asked + deadlines.total;
         let stream = question.call.streamed();
@@ -305,19 +332,21 @@ impl Deployment {
             return Err(failure);
         }
         let mut reading = Reading::of(body);
-        let body = if is_event_stream(&head.fields) {
-            let first = timeout_at(by, reading.until_first_event()).await;
-            first.map_err(|_| Failure::TimedOut("first token", bound))??;
-            reading.open()
-        } else if is_json(&head.fields) {
-            reading.whole(deadlines.idle, deadlines.total, total).await?
-        } else if reading.source.is_empty() {
-            reading.source.discard();
-            AnswerBody::Whole(Bytes::new())
-        } else {
-            reading.open()
+        let kind = Kind::of(&head.fields);
+        let body = match kind {
+            Kind::Events => {
+                let first = timeout_at(by, reading.until_first_event()).await;
+                first.map_err(|_| Failure::TimedOut("first token", bound))??;
+                reading.open()
+            }
+            Kind::Json => reading.whole(deadlines.idle, deadlines.total, total).await?,
+            Kind::Other if reading.source.is_empty() => {
+                reading.source.discard();
+                AnswerBody::Whole(Bytes::new())
+            }
+            Kind::Other => reading.open(),
         };
-        Ok(Answer { head, body })
+        Ok(Box::new(Answer { head, kind, body }))
     }
 }
 
@@ -329,14 +358,14 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    fn ended(&mut self, result: &Result<Answer, Failure>) {
+    fn ended(&mut self, result: &Result<Box<Answer>, Failure>) {
         self.ended = true;
         match result {
             Ok(answer) => self.count(answer.head.status.as_str()),
             Err(failure) => self.count(&failure.code()),
         }
         match result {
-            Ok(Answer { body: AnswerBody::Whole(_), .. }) => self.deployment.health.answered(),
+            Ok(answer) if matches!(answer.body, AnswerBody::Whole(_)) => self.deployment.health.answered(),
             Ok(_) => self.deployment.health.began(),
             Err(failure) => self.deployment.health.failed(failure),
         }
@@ -460,7 +489,8 @@ impl Reading {
 impl Http {
     fn request(&self, question: &Question<'_>, body: Bytes) -> Outgoing {
         let mut head = self.client.head("POST", question.call.endpoint().upstream_path(), &body);
-        headers::to_provider(&mut head, question.sent, question.trace, question.request_id);
+        let Question { call, sent, trace, request_id, .. } = question;
+        headers::to_provider(&mut head, sent, call.content_type(sent), trace, request_id);
         Outgoing::new(head, body)
     }
 }
@@ -490,21 +520,6 @@ fn retry_after(fields: &Fields) -> Option<Duration> {
     let number = |name| std::str::from_utf8(fields.get(name)?).ok()?.trim().parse::<f64>().ok();
     let seconds = number("retry-after-ms").map(|ms| ms / 1e3);
     Duration::try_from_secs_f64(seconds.or_else(|| number("retry-after"))?).ok()
-}
-
-/// Whether the body is server-sent events.
-pub fn is_event_stream(fields: &Fields) -> bool {
-    content_type_is(fields, "text/event-stream")
-}
-
-fn is_json(fields: &Fields) -> bool {
-    content_type_is(fields, "application/json")
-}
-
-fn content_type_is(fields: &Fields, wanted: &str) -> bool {
-    let value = fields.get("content-type").unwrap_or_default();
-    let essence = value.split(|&byte| byte == b';').next().unwrap_or_default();
-    essence.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes())
 }
 
 /// An answer of ours as if it had come over HTTP.

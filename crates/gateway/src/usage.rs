@@ -4,7 +4,6 @@
 //! What was handed over and not acknowledged is kept and sent again, as it was: the store adds each batch once. What the
 //! process has not handed over when it is killed is lost, a second of it where the store answers.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,16 +69,20 @@ impl Default for Usage {
 
 impl Usage {
     /// Counts a request that ended at this moment.
-    pub fn note(&self, at: SystemTime, ended: Ended) {
+    pub fn note(&self, at: SystemTime, ended: &mut Ended) {
         let counts = ended.counts();
         let hour = Span::Hour.start(at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
+        // Looked for by what the request itself holds, which it gets back.
+        let whose = Whose { hour, who: Some((ended.key.take(), ended.model.take())) };
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let full = open.len() >= ROWS_MAX;
-        match open.entry(Whose { hour, who: Some((ended.key, ended.model)) }) {
-            Entry::Occupied(mut row) => *row.get_mut() += counts,
-            Entry::Vacant(place) if !full => drop(place.insert(counts)),
-            Entry::Vacant(_) => *open.entry(Whose { hour, who: None }).or_default() += counts,
+        match open.get_mut(&whose) {
+            Some(row) => *row += counts,
+            None if !full => drop(open.insert(whose.clone(), counts)),
+            None => *open.entry(Whose { hour, who: None }).or_default() += counts,
         }
+        drop(open);
+        (ended.key, ended.model) = whose.who.unwrap_or_default();
     }
 
     /// Hands over all there is now, and comes back when the store has it.
@@ -209,6 +212,7 @@ impl Ended {
 
 /// What a row is found by, without making one: keys and models as requests hold them, compared by what they say. `None`:
 /// all that are beyond the bound.
+#[derive(Clone)]
 struct Whose {
     hour: u64,
     who: Option<(Option<Arc<Key>>, Option<Name>)>,
@@ -315,7 +319,7 @@ mod tests {
             (7_199, key("a", Some("red"))),
             (7_200, key("b", None)),
         ] {
-            usage.note(at(second), ended(key, 10));
+            usage.note(at(second), &mut ended(key, 10));
         }
         let added = Added::default();
         let sent = hand_over(&usage, |batch| added.add(&batch));
@@ -337,7 +341,7 @@ mod tests {
         let mut noted = 0;
         for round in 0..500_u64 {
             for _ in 0..random.u64(..4) {
-                usage.note(at(round * 900), ended(key(&random.u8(..9).to_string(), None), round));
+                usage.note(at(round * 900), &mut ended(key(&random.u8(..9).to_string(), None), round));
                 noted += round;
             }
             let fate = random.u8(..3);
@@ -350,7 +354,7 @@ mod tests {
     #[tokio::test]
     async fn a_round_ends_while_requests_do() {
         let usage = Usage::default();
-        let note = || usage.note(at(0), ended(key("a", None), 1));
+        let note = || usage.note(at(0), &mut ended(key("a", None), 1));
         let (added, sent) = (Added::default(), std::cell::Cell::new(0));
         note();
         let lost = hand_over(&usage, |_| false);
@@ -370,7 +374,7 @@ mod tests {
     async fn what_waits_is_bounded_and_nothing_of_it_is_lost() {
         let usage = Usage::default();
         for number in 0..3 * ROWS_MAX {
-            usage.note(at(0), ended(key(&number.to_string(), None), 1));
+            usage.note(at(0), &mut ended(key(&number.to_string(), None), 1));
         }
         assert_eq!(usage.waiting().await, ROWS_MAX + 1);
         let added = Added::default();

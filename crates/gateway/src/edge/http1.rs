@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 use tokio_util::sync::CancellationToken;
 
-use self::sending::Sending;
+use self::sending::{Date, Sending};
 use super::framing::{Scanned, Violation};
 use super::guard::Guard;
 use super::poll_told;
@@ -96,7 +96,7 @@ where
 {
     let shared = Arc::new(Mutex::new(Connection::new(guard, received)));
     let (mut closed, mut ended) = (pin!(closing.cancelled()), pin!(ending.cancelled()));
-    let mut space = BytesMut::new();
+    let (mut date, mut space) = (Date::default(), BytesMut::new());
     loop {
         let next = poll_fn(|cx| match lock(&shared).poll_head(cx) {
             // Whoever has not sent a whole head is not waited for.
@@ -116,7 +116,7 @@ where
         let reply = answered.await?;
         let wanted = terms.persists && !closing.is_cancelled();
         let persists = poll_fn(|cx| Poll::Ready(wanted && lock(&shared).discard(cx))).await;
-        let mut sending = Sending::new(reply, &terms, persists, std::mem::take(&mut space));
+        let mut sending = Sending::new(reply, &terms, persists, &mut date, std::mem::take(&mut space));
         poll_fn(|cx| lock(&shared).poll_answer(cx, &mut sending)).await?;
         if !sending.persists() {
             break;

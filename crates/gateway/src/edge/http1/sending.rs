@@ -1,10 +1,9 @@
 //! An answer on its way to a caller: its head, and its body framed as the caller knows it.
 
-use std::fmt::Write;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::StatusCode;
@@ -20,6 +19,25 @@ const COPIED_BYTES_MAX: usize = 4 << 10;
 
 /// Room for a head as most are.
 const HEAD_BYTES: usize = 2 << 10;
+
+/// The time as answers say it, written anew once a second.
+#[derive(Default)]
+pub(super) struct Date {
+    second: u64,
+    line: String,
+}
+
+impl Date {
+    /// The last line of a head, and the empty one behind it.
+    fn line(&mut self, now: SystemTime) -> &str {
+        let second = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        if self.line.is_empty() || self.second != second {
+            self.second = second;
+            self.line = format!("date: {}\r\n\r\n", HttpDate::from(UNIX_EPOCH + Duration::from_secs(second)));
+        }
+        &self.line
+    }
+}
 
 /// How a body ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,7 +71,13 @@ pub(super) struct Sending<B> {
 impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
     /// Begins an answer; `persists`: another may follow on its connection, if that need not end with its body. `space` is
     /// where it is put together, without what was left there.
-    pub(super) fn new(reply: Reply<B>, terms: &Terms, persists: bool, space: BytesMut) -> Self {
+    pub(super) fn new(
+        reply: Reply<B>,
+        terms: &Terms,
+        persists: bool,
+        date: &mut Date,
+        space: BytesMut,
+    ) -> Self {
         let Reply { status, fields, body } = reply;
         let bare = terms.head_only || without_body(status);
         let length = body.size_hint().exact();
@@ -89,10 +113,7 @@ impl<B: Body<Data = Bytes> + Unpin> Sending<B> {
             (true, false) => before.extend_from_slice(b"connection: keep-alive\r\n"),
             (true, true) => {}
         }
-        before.extend_from_slice(b"date: ");
-        // Room is made as needed: writing it does not fail.
-        let _ = write!(before, "{}", HttpDate::from(SystemTime::now()));
-        before.extend_from_slice(b"\r\n\r\n");
+        before.extend_from_slice(date.line(SystemTime::now()).as_bytes());
         let body = (!bare).then_some(body);
         let (data, after, next) = (Bytes::new(), &[][..], None);
         Self { body, framing, before, data, after, next, begun: false, broken: false, persists }
@@ -227,4 +248,25 @@ fn size_line(out: &mut BytesMut, length: usize) {
         out.extend_from_slice(&[b"0123456789abcdef"[length >> (4 * place) & 15]]);
     }
     out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_is_that_of_its_second() {
+        let mut date = Date::default();
+        for (millis, said) in [
+            (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (999, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (1_000, "Thu, 01 Jan 1970 00:00:01 GMT"),
+            (784_111_777_500, "Sun, 06 Nov 1994 08:49:37 GMT"),
+            // A clock may be set back.
+            (1_000, "Thu, 01 Jan 1970 00:00:01 GMT"),
+        ] {
+            let now = UNIX_EPOCH + Duration::from_millis(millis);
+            assert_eq!(date.line(now), format!("date: {said}\r\n\r\n"));
+        }
+    }
 }

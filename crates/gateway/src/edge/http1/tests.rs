@@ -304,7 +304,7 @@ async fn who_does_not_read_holds_the_body_back() {
     let body = StreamBody::new(Box::pin(pieces) as Pin<Box<dyn futures_util::Stream<Item = _> + Send>>);
     let terms = Terms { http_1_1: true, head_only: false, persists: true };
     let reply = Reply { status: http::StatusCode::OK, fields: Default::default(), body };
-    let mut sending = Sending::new(reply, &terms, true, BytesMut::new());
+    let mut sending = Sending::new(reply, &terms, true, &mut Date::default(), BytesMut::new());
     let mut socket = Narrow(50);
     for _ in 0..1_000 {
         let polled = poll_fn(|cx| Poll::Ready(sending.poll(cx, &mut socket))).await;
