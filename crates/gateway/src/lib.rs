@@ -8,7 +8,7 @@
 //! | 4 the order of things | [`pipeline`] [`relay`] [`ledger`] [`refusals`] [`reload`] [`fleet`] [`live`] [`usage`] |
 //! | 3 one outside world each | [`snapshot`] [`control`] [`identity`] [`admission`] [`limits`] [`route`] [`upstream`] [`simulated`] [`rates`] |
 //! | 2 meaning | [`config`] [`metrics`] [`log`] [`error`] [`headers`] [`router`] [`estimate`] [`recent`] [`journal`] |
-//! | 1 bytes and values | [`call`] [`dialect`] [`fields`] [`http1`] [`ids`] [`request`] [`sse`] |
+//! | 1 bytes and values | [`call`] [`dialect`] [`fields`] [`http1`] [`ids`] [`json`] [`request`] [`sse`] |
 //! | 0 the engine | [`tollgate_limiter`] |
 
 pub mod admin;
@@ -28,6 +28,7 @@ pub mod http1;
 pub mod identity;
 pub mod ids;
 pub mod journal;
+pub mod json;
 pub mod ledger;
 pub mod limits;
 pub mod live;

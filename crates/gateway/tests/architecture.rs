@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the gateway and the floor each stands on. A module may name those of its own floor and below.
-const FLOORS: [(&str, u8); 35] = [
+const FLOORS: [(&str, u8); 36] = [
     ("cli", 5),
     ("edge", 5),
     ("admin", 5),
@@ -41,6 +41,7 @@ const FLOORS: [(&str, u8); 35] = [
     ("fields", 1),
     ("http1", 1),
     ("ids", 1),
+    ("json", 1),
     ("request", 1),
 ];
 

@@ -13,7 +13,7 @@ use super::text::{self, TooDeep};
 use super::{
     Call, CallError, Edit, Endpoint, Field, Form, Prompt, Text, UsageReport, answers, checked_model, number,
 };
-use crate::dialect::openai;
+use crate::json;
 
 const ASK_AFTER_MODEL: &str = r#","stream_options":{"include_usage":true}"#;
 const ASK_AS_VALUE: &str = r#"{"include_usage":true}"#;
@@ -183,7 +183,7 @@ impl<'de> Visitor<'de> for MembersVisitor<'_, 'de> {
 
 fn fill<'a>(members: &mut Members<'a>, json: &'a str) -> Result<(), CallError> {
     // Nearly all are written in a way that is quickly read.
-    if openai::members(json, |name, value| members.add(Name::of(name), value)).is_some() {
+    if json::members(json, |name, value| members.add(Name::of(name), value)).is_some() {
         return Ok(());
     }
     *members = Members::default();

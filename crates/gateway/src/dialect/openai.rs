@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 pub use super::{Delta, Usage};
 use crate::call::{Part, text_bytes};
+use crate::json;
 
 /// Most tokens that one answer can have used; a provider that says more is not believed.
 pub const TOKENS_MAX: u64 = 1 << 40;
@@ -67,7 +68,7 @@ impl Events {
     fn like_the_last(&self, data: &[u8]) -> Option<Delta> {
         let (before, after) = (&self.last[..self.text.start], &self.last[self.text.end..]);
         let text = data.strip_prefix(before)?.strip_suffix(after)?;
-        let same = !self.last.is_empty() && skim::is_plain(text);
+        let same = !self.last.is_empty() && json::is_plain(text);
         same.then_some(Delta { content_bytes: text.len() as u64, ..self.delta })
     }
 }
@@ -109,12 +110,6 @@ pub fn usage_of_answer(body: &[u8]) -> Option<Usage> {
 /// Generated text in a whole answer, bytes of UTF-8: for one that reports no usage.
 pub fn answer_content_bytes(body: &[u8]) -> u64 {
     read(body).map_or(0, |answer| answer.content_bytes())
-}
-
-/// The members of an object that is all of `json`: names, of plain letters, and values as they are written. `None`: it is
-/// written in an unusual way, or is none, which serde_json will tell; the members before were given.
-pub fn members<'a>(json: &'a str, member: impl FnMut(&'a str, &'a str)) -> Option<()> {
-    skim::members(json, member)
 }
 
 /// An error as an event, for a stream that has begun: `data: {"error":{…}}` and a blank line.
