@@ -116,6 +116,11 @@ enum Hold {
 }
 
 impl Admitted {
+    /// What it was admitted by.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
     /// What it was expected to use.
     pub fn demand(&self) -> &Demand {
         &self.demand

@@ -34,7 +34,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::guard::{Exchanges, Guard, Held};
+use self::guard::{Exchange, Exchanges, Guard, Held};
 use self::http1::Speaks;
 use self::rewound::Rewound;
 use crate::error::{BodyError, Error, raw_response};
@@ -46,7 +46,7 @@ use crate::ledger::{Entry, Outcome};
 use crate::metrics::{ByReason, OTHER};
 use crate::pipeline::Arrival;
 use crate::relay::{Body, Reply};
-use crate::request::Request;
+use crate::request::{Request, Target};
 use crate::upstream::Lane;
 use crate::{Gateway, admin, pipeline};
 
@@ -95,9 +95,9 @@ struct Planes {
 }
 
 impl Planes {
-    /// What answers this path, unless the pipeline does.
-    fn admin_of(&self, path: &str) -> Option<&axum::Router> {
-        self.admin.as_ref().filter(|_| self.plane == Plane::Admin || admin::is_admin_path(path))
+    /// What answers this, unless the pipeline does.
+    fn admin_of(&self, target: &Target) -> Option<&axum::Router> {
+        self.admin.as_ref().filter(|_| self.plane == Plane::Admin || admin::is_admin_path(target.path()))
     }
 }
 
@@ -261,7 +261,7 @@ async fn serve(
         let mut entry = Entry::open(&refusals.ledger, OTHER, None, id, trace, peer);
         entry.status = Some(status);
         entry.outcome = Some(Outcome::Refused);
-        raw_response(status, &violation.to_string(), &entry.request_id)
+        raw_response(status, &violation.to_string(), entry.request_id.as_str())
     });
     let mut guard = Guard::new(socket, guard::Limits::default(), refuse);
     let closing = closing_of(&gateway, planes.plane);
@@ -271,7 +271,7 @@ async fn serve(
     // How a connection ends is the caller's affair: requests ended with their entries.
     match http1::greeting(&mut guard, &mut received, &closing).await {
         Some(Speaks::Http1) => {
-            let answer = |request| requests.answer(request);
+            let answer = |request| requests.answer(request, requests.exchanges.begin());
             let _ = http1::serve(guard, received, &closing, &requests.ending, answer).await;
         }
         Some(Speaks::Http2) => serve_http2(Rewound::new(received.freeze(), guard), &closing, requests).await,
@@ -290,10 +290,11 @@ async fn serve_http2(socket: Rewound<Guard<TcpStream>>, closing: &CancellationTo
         .keep_alive_interval(Duration::from_secs(30));
     let requests = Arc::new(requests);
     let service = service_fn(|request: http::Request<Incoming>| {
-        let (requests, request) = (requests.clone(), Request::from(request).map(|body| body.map_err(broken)));
+        let (requests, exchange) = (requests.clone(), requests.exchanges.begin());
+        let request = Request::from(request).map(|body| body.map_err(broken));
         async move {
             let mut ended = pin!(requests.ending.cancelled());
-            let mut answering = pin!(requests.answer(request));
+            let mut answering = pin!(requests.answer(request, exchange));
             let reply = poll_fn(|cx| poll_told(cx, ended.as_mut(), answering.as_mut())).await;
             Ok::<_, Infallible>(Response::from(reply))
         }
@@ -324,13 +325,12 @@ struct Requests {
 
 impl Requests {
     /// Answers one. To be called exactly once for each; to be polled when `ending` is cancelled, by whoever polls it.
-    async fn answer<B>(&self, request: Request<B>) -> Reply<Held<Body>>
+    async fn answer<B>(&self, request: Request<B>, exchange: Exchange) -> Reply<Held<Body>>
     where
         B: HttpBody<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
     {
-        let exchange = self.exchanges.begin();
         let request_id = RequestId::of(&request.head.fields);
-        let reply = match self.planes.admin_of(request.head.target.path()) {
+        let reply = match self.planes.admin_of(&request.head.target) {
             // The rare one is boxed, so that the common one is not made as large.
             Some(admin) => {
                 let answering = admin::answer(admin.clone(), request.into(), self.peer);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-/// Room for the places of as many fields as most messages have.
+/// Room for the places of as many fields as most callers send.
 const FIELDS: usize = 16;
 
 /// Header fields. Names keep their case and are compared without regard to it.
@@ -19,22 +19,25 @@ pub struct Fields {
 /// Where in a text a field stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    name: Range<u32>,
-    value: Range<u32>,
+    name: Range<u16>,
+    value: Range<u16>,
 }
 
 impl Place {
-    /// Of a name and a value.
+    /// Of a name and a value in a head, which is at most 32 KiB on every side. What lay beyond 64 KiB would be empty.
     pub fn new(name: Range<usize>, value: Range<usize>) -> Self {
-        // Heads are bounded far below 4 GiB. A place that is not in its text is an empty one.
-        let narrow = |range: Range<usize>| range.start as u32..range.end as u32;
+        let narrow = |at| u16::try_from(at).unwrap_or(u16::MAX);
+        let narrow = |range: Range<usize>| narrow(range.start)..narrow(range.end);
         Self { name: narrow(name), value: narrow(value) }
     }
 }
 
-/// An empty list of places with room for most messages'.
-pub fn places() -> Vec<Place> {
-    Vec::with_capacity(FIELDS)
+/// Adds a place to a list that gets room for most callers' fields with the first.
+pub fn add(places: &mut Vec<Place>, place: Place) {
+    if places.is_empty() {
+        places.reserve(FIELDS);
+    }
+    places.push(place);
 }
 
 impl Fields {
@@ -43,8 +46,8 @@ impl Fields {
         Self { text, places }
     }
 
-    fn part(&self, range: &Range<u32>) -> &[u8] {
-        self.text.get(range.start as usize..range.end as usize).unwrap_or_default()
+    fn part(&self, range: &Range<u16>) -> &[u8] {
+        self.text.get(usize::from(range.start)..usize::from(range.end)).unwrap_or_default()
     }
 
     fn value(&self, place: &Place) -> &[u8] {
@@ -75,14 +78,14 @@ impl Fields {
 
 impl<N: AsRef<[u8]>, V: AsRef<[u8]>> FromIterator<(N, V)> for Fields {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(all: I) -> Self {
-        let (mut text, mut places) = (BytesMut::new(), places());
-        let mut add = |part: &[u8]| {
+        let (mut text, mut places) = (BytesMut::new(), Vec::new());
+        let mut write = |part: &[u8]| {
             let start = text.len();
             text.extend_from_slice(part);
             start..text.len()
         };
         for (name, value) in all {
-            places.push(Place::new(add(name.as_ref()), add(value.as_ref())));
+            add(&mut places, Place::new(write(name.as_ref()), write(value.as_ref())));
         }
         Self { text: text.freeze(), places }
     }
@@ -133,5 +136,10 @@ mod tests {
     fn a_place_outside_of_the_text_is_empty() {
         let fields = Fields::new(Bytes::from_static(b"a: b"), vec![Place::new(0..1, 3..99)]);
         assert_eq!(fields.get("a"), Some(&b""[..]));
+        let text = Bytes::from([&b"a:"[..], &vec![b'x'; 70_000], b"b:y"].concat());
+        let places = vec![Place::new(0..1, 2..70_002), Place::new(70_002..70_003, 70_004..70_005)];
+        let fields = Fields::new(text, places);
+        assert_eq!(fields.get("a").map(<[u8]>::len), Some(65_533), "what can be said of it");
+        assert_eq!((fields.get("b"), fields.get("")), (None, Some(&b""[..])));
     }
 }

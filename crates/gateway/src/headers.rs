@@ -104,10 +104,13 @@ const FROM_PROVIDER: [&str; 3] = [CONTENT_TYPE, "content-disposition", "cache-co
 
 /// The content type of a multipart body.
 pub fn multipart(sent: &Fields) -> Option<&str> {
-    let content_type = sent.get(CONTENT_TYPE).filter(|value| value.is_ascii())?;
-    let content_type = str::from_utf8(content_type).ok()?;
-    let kind = content_type.get(.."multipart/".len())?;
-    kind.eq_ignore_ascii_case("multipart/").then_some(content_type)
+    const KIND: &[u8] = b"multipart/";
+    let content_type = sent.get(CONTENT_TYPE)?;
+    let kind = content_type.get(..KIND.len())?;
+    if !kind.eq_ignore_ascii_case(KIND) || !content_type.is_ascii() {
+        return None;
+    }
+    str::from_utf8(content_type).ok()
 }
 
 /// On every answer: which request it was.

@@ -1,7 +1,6 @@
 //! What a request is known by: its id, and the trace it belongs to.
 
 use std::fmt;
-use std::ops::Deref;
 
 use bytes::Bytes;
 
@@ -51,18 +50,22 @@ impl RequestId {
     pub fn as_bytes(&self) -> &[u8] {
         &self.text[..usize::from(self.length)]
     }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
 }
 
-impl Deref for RequestId {
-    type Target = str;
-    fn deref(&self) -> &str {
-        str::from_utf8(self.as_bytes()).unwrap_or_default()
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Debug for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self)
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::admission::{self, Admitted, Plan, Used};
 use crate::call::{Content, Endpoint};
 use crate::config::{Key, TokenWeights};
 use crate::dialect;
-use crate::estimate::{Estimate, Estimates};
+use crate::estimate::Estimates;
 use crate::ids::{RequestId, TraceId};
 use crate::journal::{Ended, Journal};
 use crate::log::{Line, Log, field};
@@ -224,7 +224,7 @@ impl Entry {
     pub fn limited(&mut self, denial: &Denial) {
         self.rule = Some(Name::from(denial.binding().limit.id()));
         self.source = Some(denial.source());
-        self.ledger.refusals.note(&self.ledger.log, &self.request_id, denial);
+        self.ledger.refusals.note(&self.ledger.log, self.request_id.as_str(), denial);
     }
 
     /// The metrics of this process.
@@ -263,7 +263,7 @@ impl Entry {
             let usage = dialect::Usage { prompt, total: prompt, ..dialect::Usage::default() };
             self.tokens = (prompt > 0).then_some(Tokens { usage, estimated: true });
         }
-        self.learn(&admitted.demand().estimate);
+        self.learn(&admitted);
         let usage = self.tokens.map(|tokens| tokens.usage).unwrap_or_default();
         self.cost = self.attempts.price.map_or(Cost::ZERO, |price| admission::cost(&price, &usage));
         let used = Used { usage, weights: self.weights, cost: self.cost };
@@ -271,7 +271,7 @@ impl Entry {
     }
 
     /// The next estimate is the better for it, where the provider itself said what was used.
-    fn learn(&self, estimate: &Estimate) {
+    fn learn(&self, admitted: &Admitted) {
         let (Some(Tokens { usage, estimated: false }), Some(content), Some(model)) =
             (self.tokens, &self.content, &self.model)
         else {
@@ -279,8 +279,8 @@ impl Entry {
         };
         let key = self.key.as_ref().map(|key| key.id.as_str());
         self.ledger.estimates.learn(key, model, content, &usage);
-        if let Some(ratio) = estimate.error_ratio(&usage) {
-            self.ledger.metrics.observe_estimate(model, ratio);
+        if let Some(ratio) = admitted.demand().estimate.error_ratio(&usage) {
+            admitted.plan().estimate_errors.observe(ratio);
         }
     }
 
@@ -380,7 +380,7 @@ impl Entry {
 
     /// A request's line in the log. No prompt, no answer, no secret: only what is listed here.
     fn write(&self, line: &mut Line<'_>, status: u16, outcome: Outcome, latency: Duration) {
-        line.text(field!("request_id"), &self.request_id);
+        line.text(field!("request_id"), self.request_id.as_str());
         line.word(field!("trace_id"), self.trace_id.as_str());
         line.word(field!("method"), self.method);
         line.text(field!("endpoint"), self.route.endpoint);

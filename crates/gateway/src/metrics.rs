@@ -478,8 +478,8 @@ impl Metrics {
     }
 
     /// One request's estimate, divided by what it used; `model` is a configured one or [`OTHER`].
-    pub fn observe_estimate(&self, model: &Name, ratio: f64) {
-        self.estimate_error_ratio.get_or_create(&ByModel { model: model.clone() }).observe(ratio);
+    pub fn estimate_errors(&self, model: &Name) -> Histogram {
+        self.estimate_error_ratio.get_or_create_owned(&ByModel { model: model.clone() })
     }
 
     /// The scrape: OpenMetrics text.
@@ -692,8 +692,9 @@ mod tests {
     #[test]
     fn errors_of_estimates_are_shown_by_model() {
         let metrics = Metrics::new("tollgate", crate::log::Log::to(std::io::sink(), LogFormat::Json));
-        metrics.observe_estimate(&Name::from("chat"), 1.9);
-        metrics.observe_estimate(&Name::from("chat"), 1e18);
+        for ratio in [1.9, 1e18] {
+            metrics.estimate_errors(&Name::from("chat")).observe(ratio);
+        }
         let text = metrics.encode();
         for (bound, count) in [("0.25", 0), ("1.5", 0), ("2.0", 1), ("8.0", 1), ("+Inf", 2)] {
             let series =

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use support::{
-    Gate, Listener, Provider, Redis, Response, SOON, Step, Tollgate, get, json_answer, post, question,
-    request,
+    Gate, Listener, Provider, Redis, Response, SOON, Step, Tollgate, get, json_answer, over_http2, post,
+    question, request,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 const ANSWER: &str = r#"{"id":"a","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
 /// What is told of a fleet is at most so old.
@@ -528,6 +530,30 @@ async fn pages_of_others_change_nothing_where_there_is_no_key() {
     ] {
         let answer = ask(&headers).await;
         assert_eq!(answer.status, status, "{headers:?}: {}", answer.text());
+    }
+    let elsewhere = "evil.example:8081";
+    for (authority, origin, status) in [
+        (&*host, None, 201),
+        (&*host, Some(&*own), 201),
+        (&*host, Some("https://evil.example"), 403),
+        (elsewhere, None, 403),
+        (elsewhere, Some("http://evil.example:8081"), 403),
+    ] {
+        let path = "/admin/keys?dry_run=true";
+        let mut ask =
+            http::Request::post(format!("http://{authority}{path}")).body("{}".to_owned()).expect("one");
+        if let Some(origin) = origin {
+            ask.headers_mut().insert("origin", origin.parse().expect("a value"));
+        }
+        let answer = over_http2(gateway.admin, ask).await;
+        assert_eq!(answer.status(), status, "HTTP/2, {authority} {origin:?}: {:?}", answer.body());
+        let origin = origin.map_or(String::new(), |origin| format!("Origin: {origin}\r\n"));
+        let ask = format!("POST http://{authority}{path} HTTP/1.0\r\n{origin}content-length: 2\r\n\r\n{{}}");
+        let mut stream = TcpStream::connect(gateway.admin).await.expect("a connection");
+        stream.write_all(ask.as_bytes()).await.expect("room");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an end");
+        assert!(answer.starts_with(&format!("HTTP/1.0 {status} ")), "{authority} {origin}: {answer}");
     }
     let made = ask(&[("Host", &*host)]).await;
     assert_eq!(made.header("cache-control"), Some("no-store"), "it has a key in it");

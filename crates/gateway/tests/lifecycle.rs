@@ -2,20 +2,14 @@
 
 mod support;
 
-use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustix::process::Signal;
 use support::{
-    Conn, Gate, Provider, Step, Tollgate, chat, chat_config, chunk, get, json_answer, openai, post, question,
-    request, soon, sse,
+    Conn, Gate, Provider, Step, Tollgate, chat, chat_config, chunk, get, json_answer, openai, over_http2,
+    post, question, request, soon, sse,
 };
-use tokio::net::TcpStream;
 
 const ANSWER: &str = r#"{"id":"a","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
 
@@ -105,7 +99,9 @@ async fn after_the_grace_streams_end_with_an_error_event() {
         streams.push(begin_stream(&gateway).await);
     }
     let mut waiting = Conn::ask(gateway.data, &chat(&question(false))).await;
-    let over_http2 = tokio::spawn(asked_over_http2(gateway.data));
+    let ask = http::Request::post(format!("http://{}/v1/chat/completions", gateway.data));
+    let ask = ask.header("authorization", "Bearer sk-alice").body(question(false)).expect("a request");
+    let waiting_over_http2 = tokio::spawn(over_http2(gateway.data, ask));
     provider.request(21).await;
     gateway.sigterm();
     for conn in &mut streams {
@@ -122,25 +118,13 @@ async fn after_the_grace_streams_end_with_an_error_event() {
     let answer = waiting.response().await;
     assert_eq!((answer.status, answer.code()), (503, "shutting_down".into()));
     assert!(answer.number("retry-after") >= 1);
-    assert_eq!(over_http2.await.expect("an answer"), 503);
+    assert_eq!(waiting_over_http2.await.expect("an answer").status(), 503);
     assert_eq!(gateway.ended(Duration::from_secs(10)).await.code(), Some(0));
     let lines = gateway.requests_logged(22).await;
     for line in lines {
         assert_eq!(line["code"], "shutting_down", "{line}");
         assert!(line["status"] == 503 || line["outcome"] == "shutdown", "{line}");
     }
-}
-
-/// The status of the answer to the usual question.
-async fn asked_over_http2(gateway: SocketAddr) -> u16 {
-    let stream = TcpStream::connect(gateway).await.expect("a connection");
-    let (mut sender, driver) =
-        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
-    tokio::spawn(driver);
-    let ask = http::Request::post(format!("http://{gateway}/v1/chat/completions"));
-    let ask = ask.header("authorization", "Bearer sk-alice").body(Full::new(Bytes::from(question(false))));
-    let answer = sender.send_request(ask.expect("a request"));
-    soon("an answer", answer).await.expect("an answer").status().as_u16()
 }
 
 #[tokio::test]

@@ -123,7 +123,7 @@ pub(super) fn shown(ended: &Ended, instance: &str) -> Value {
     json!({
         "time": control::precise(ended.time),
         "instance": instance,
-        "request_id": &*ended.request_id,
+        "request_id": ended.request_id.as_str(),
         "method": ended.method,
         "endpoint": ended.endpoint,
         "status": ended.status,

@@ -26,6 +26,8 @@ pub struct Plan {
     denied: Option<Name>,
     /// From such a request's head to the last byte handed over.
     pub duration: Histogram,
+    /// How many times what they used was estimated.
+    pub estimate_errors: Histogram,
     words: Arc<Words>,
     holds_calls: bool,
     counts_tokens: bool,
@@ -80,6 +82,7 @@ impl Plan {
             model: model.clone(),
             strangers: strangers.clone(),
             duration: metrics.durations(route, model),
+            estimate_errors: metrics.estimate_errors(model),
             denied: rules().find(|rule| rule.deny).map(|rule| Name::from(rule.name.as_str())),
             words: Arc::new(Words::of(met.iter().map(|met| &*met.limit))),
             holds_calls: any(|unit| unit == Unit::Concurrency),

@@ -1,9 +1,12 @@
 //! Where one HTTP/1.x request ends and the next begins, decided strictly (RFC 9112). Pure: bytes in, verdict out.
 //!
-//! The scanner is a state machine whose whole memory is a few words: it keeps no byte of a body and none of a
-//! head beyond the first 17 of a field name. It judges each byte as it comes, so its verdict cannot depend on how
-//! the stream was cut into reads, and it is never later than that of a parser that is fed the same bytes.
-//! It is stricter than the standard where leniency is what request smuggling is made of.
+//! The scanner is a state machine: it keeps no byte of a body and none of a head beyond the first 17 of a field name. It
+//! judges each byte as it comes, so its verdict cannot depend on how the stream was cut into reads, and it is never later
+//! than that of a parser that is fed the same bytes. It is stricter than the standard where leniency is what request
+//! smuggling is made of.
+//!
+//! Of each head it notes where its parts stand, until somebody takes that: whoever feeds it bounds how many heads that can
+//! be, as one of 16 bytes is noted in five times as many.
 
 mod head;
 mod octets;
@@ -17,7 +20,7 @@ use std::ops::Range;
 use octets::{TOKEN, is, text_run};
 pub use violation::Violation;
 
-use crate::fields::{self, Place};
+use crate::fields::Place;
 
 /// Where in the stream the next byte falls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +109,8 @@ const EXTENSION_BYTES_MAX: usize = 8 * 1024;
 const TRAILER_BYTES_MAX: usize = 8 * 1024;
 const TRAILER_FIELDS_MAX: usize = 32;
 const CHUNK_SIZE_DIGITS_MAX: u8 = 16;
+/// Room that is kept for heads that wait.
+const SCANNED_KEPT: usize = 4;
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,7 +228,17 @@ impl Scanner {
 
     /// Takes the first of the complete heads, in the order in which they came.
     pub fn take(&mut self) -> Option<Scanned> {
-        self.scanned.pop_front()
+        let first = self.scanned.pop_front();
+        if self.scanned.is_empty() {
+            // A burst is over: most connections never have a second head here.
+            self.scanned.shrink_to(SCANNED_KEPT);
+        }
+        first
+    }
+
+    /// How many complete heads nobody has taken.
+    pub fn waiting(&self) -> usize {
+        self.scanned.len()
     }
 
     /// One part's worth of bytes; may take none if the state changes instead.
@@ -285,7 +300,6 @@ impl Scanner {
                 self.fields_left = self.head_fields_max;
                 self.host = false;
                 self.head.before = 2 * usize::from(self.empty_lines);
-                self.head.fields = fields::places();
                 self.state = State::Method;
                 return Ok(0);
             }

@@ -35,10 +35,10 @@ use super::framing::{Cut, Position, Refusal, Scanned, Scanner, Violation};
 /// What a connection may take, in bytes, lines and time.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// A request head, from the first byte of its method to its last CRLF. At most 64 KiB make sense:
-    /// longer targets are no URI to us.
+    /// A request head, from the first byte of its method to its last CRLF. At most 64 KiB make sense: places in a head are
+    /// counted so far.
     pub head_bytes: usize,
-    /// Field lines in a head, at most 100: the server has no room for more.
+    /// Field lines in a head.
     pub head_fields: usize,
     /// Silence on a new connection: closed without an answer.
     pub first_byte: Duration,
@@ -154,6 +154,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Guard<S> {
     /// Where the service of this connection counts its requests.
     pub fn exchanges(&self) -> Exchanges {
         self.exchanges.clone()
+    }
+
+    /// How many heads were complete in what was read and were not taken.
+    pub fn heads_waiting(&self) -> usize {
+        self.scanner.waiting()
     }
 
     /// The next head that was complete in what was read.

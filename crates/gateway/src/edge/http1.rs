@@ -16,7 +16,7 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::Method;
 use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -33,9 +33,12 @@ use crate::http1::Body;
 use crate::relay::Reply;
 use crate::request::{Head, Request, Target};
 
-/// What is read at once, of a head and of a body that is still to come.
+/// What is read at once: where heads may be, which are noted as they come, and of a body.
 const READ_BYTES: usize = 8 << 10;
 const READ_BODY_BYTES: usize = 64 << 10;
+
+/// With so many other requests waiting behind the one that is served, no more are read.
+const HEADS_WAITING_MAX: usize = 8;
 
 /// What of a body that nobody wants is taken for the sake of the connection.
 const DISCARDED_BYTES_MAX: usize = 64 << 10;
@@ -179,24 +182,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// request.
     fn take_request(&mut self, head: Scanned) -> Option<Asked> {
         let Scanned { before, bytes, method, target, http_1_1, fields, length, chunked } = head;
+        // What is said of a head is true of these bytes, or of none.
+        let here = self.received.get(before..before + bytes)?;
+        if !here.ends_with(b"\r\n\r\n") || target.end > bytes {
+            return None;
+        }
         self.received.advance(before);
-        let text = self.received.split().freeze();
+        let length = if chunked { None } else { Some(length.unwrap_or(0)) };
+        let whole = length.and_then(|length| bytes.checked_add(usize::try_from(length).ok()?));
+        let text = match whole.filter(|whole| *whole <= self.received.len()) {
+            Some(whole) => self.received.split_to(whole).freeze(),
+            None => self.received.split_to(bytes).freeze(),
+        };
         let method = Method::from_bytes(text.get(..method)?).ok()?;
         let target = Target::parse(text.slice(target))?;
         let fields = Fields::new(text.clone(), fields);
-        let whole = length.map_or(Some(0), |length| usize::try_from(length).ok());
-        let rest = text.slice(bytes..);
-        let body = match whole.filter(|length| !chunked && *length <= rest.len()) {
-            Some(length) => {
-                self.body = Body::Ended;
-                self.received.extend_from_slice(&rest[length..]);
-                Some(rest.slice(..length))
-            }
-            None => {
-                self.body = if chunked { Body::chunked() } else { Body::of_length(length?) };
-                self.received.extend_from_slice(&rest);
-                None
-            }
+        let body = if whole == Some(text.len()) {
+            self.body = Body::Ended;
+            Some(text.slice(bytes..))
+        } else {
+            self.body = length.map_or_else(Body::chunked, Body::of_length);
+            None
         };
         let says = |name, option: &[u8]| {
             let options = fields.get_all(name).flat_map(|value: &[u8]| value.split(|byte| *byte == b','));
@@ -223,7 +229,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if let Err(error) = ready!(self.poll_invite(cx)) {
                 return Poll::Ready(Some(Err(broken(&error))));
             }
-            match ready!(self.poll_read(cx, READ_BODY_BYTES)) {
+            // Behind the end of a body heads may be.
+            let bytes = match &self.body {
+                Body::Length(left) => usize::try_from(*left).unwrap_or(READ_BODY_BYTES).min(READ_BODY_BYTES),
+                _ => READ_BYTES,
+            };
+            match ready!(self.poll_read(cx, bytes)) {
                 Ok(0) => return Poll::Ready(Some(Err(BodyError::Left))),
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(Some(Err(broken(&error)))),
@@ -245,10 +256,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Ready when the caller is gone, which nobody else would notice while its request is served.
     fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         // Behind a body that is still to come, or more than a little of other requests, only who reads those gets to know.
-        while self.body.is_ended() && self.received.len() < READ_BYTES {
+        let little =
+            |all: &Self| all.received.len() < READ_BYTES && all.guard.heads_waiting() < HEADS_WAITING_MAX;
+        while self.body.is_ended() && little(self) {
             match ready!(self.poll_read(cx, READ_BYTES)) {
                 Ok(0) => return Poll::Ready(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
+                // Of a later request, whose body will say so.
+                Err(error) if Violation::at_root_of(&error).is_some() => break,
                 Err(error) => return Poll::Ready(error),
             }
         }
@@ -291,10 +306,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, bytes: usize) -> Poll<io::Result<usize>> {
-        if self.received.capacity() - self.received.len() < bytes / 4 {
+        if self.received.capacity() - self.received.len() < bytes.div_ceil(4) {
             self.received.reserve(bytes);
         }
-        poll_read_buf(Pin::new(&mut self.guard), cx, &mut self.received)
+        poll_read_buf(Pin::new(&mut self.guard), cx, &mut (&mut self.received).limit(bytes))
     }
 }
 

@@ -103,14 +103,14 @@ fn parse(received: &[u8]) -> Result<Option<(Begun, Vec<Place>, usize)>, Malforme
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or(Malformed("an answer without a status"))?;
     let mut framing = Framing { http_1_1: response.version == Some(1), ..Framing::default() };
-    let mut places = fields::places();
+    let mut places = Vec::new();
     let place = |part: &[u8]| {
         let start = part.as_ptr().addr() - received.as_ptr().addr();
         start..start + part.len()
     };
     for field in response.headers.iter() {
         framing.note(field.name, field.value)?;
-        places.push(Place::new(place(field.name.as_bytes()), place(field.value)));
+        fields::add(&mut places, Place::new(place(field.name.as_bytes()), place(field.value)));
     }
     let body = framing.body(status)?;
     let reusable = framing.keeps_alive() && body != Body::UntilClosed;

@@ -4,6 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -264,6 +268,18 @@ pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) 
 pub fn chat(body: &str) -> Vec<u8> {
     let headers = [("Authorization", "Bearer sk-alice"), ("Content-Type", "application/json")];
     request("POST", "/v1/chat/completions", &headers, body.as_bytes())
+}
+
+/// Sends one request on a connection of its own, in HTTP/2; `:authority` is that of its URI.
+pub async fn over_http2(address: SocketAddr, request: http::Request<String>) -> http::Response<Bytes> {
+    let stream = TcpStream::connect(address).await.expect("a connection");
+    let (mut sender, driver) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+    tokio::spawn(driver);
+    let answer = sender.send_request(request).await.expect("an answer");
+    let (head, body) = answer.into_parts();
+    let body = body.collect().await.expect("all of it").to_bytes();
+    http::Response::from_parts(head, body)
 }
 
 /// Sends one request on a connection of its own.

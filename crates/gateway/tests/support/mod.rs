@@ -19,7 +19,7 @@ mod tollgate;
 use std::time::Duration;
 
 pub use callers::{Answer, Callers, Doors, Window, users_config, windows};
-pub use client::{Conn, Response, chat, get, post, request};
+pub use client::{Conn, Response, chat, get, over_http2, post, request};
 pub use fleet::{CHAT, Fleet, tokens_of};
 pub use governed::{Ask, Store, governed, obedient, start_counting, start_governed};
 pub use listener::Listener;

@@ -2,7 +2,7 @@
 
 use super::octets::{TARGET, TOKEN, is, run, text_run};
 use super::{EXTENSION_BYTES_MAX, NAME_MAX, Scanned, Scanner, State, TRAILER_BYTES_MAX, Text, Violation};
-use crate::fields::Place;
+use crate::fields::{self, Place};
 
 const VERSION: &[u8] = b"HTTP/1.";
 
@@ -25,9 +25,9 @@ impl Scanner {
                 State::Name => self.name(rest, at)?,
                 State::Value => self.value(rest, at)?,
                 State::FieldStart => self.field_start(rest, first, at)?,
-                State::LineLf => self.line_feed(first, at)?,
+                State::LineLf => self.line_feed(first)?,
                 State::SectionLf => {
-                    self.line_feed(first, at)?;
+                    self.section_end(first, at)?;
                     taken += 1;
                     break;
                 }
@@ -181,7 +181,7 @@ impl Scanner {
         self.state = State::LineLf;
         if !self.in_trailers {
             let name = self.field_at..self.value_at - 1;
-            self.head.fields.push(Place::new(name, self.value_at..at));
+            fields::add(&mut self.head.fields, Place::new(name, self.value_at..at));
         }
     }
 
@@ -227,16 +227,21 @@ impl Scanner {
         Ok(1)
     }
 
-    fn line_feed(&mut self, byte: u8, at: usize) -> Result<usize, Violation> {
+    fn line_feed(&mut self, byte: u8) -> Result<usize, Violation> {
         if byte != b'\n' {
             return Err(Violation::StrayCarriageReturn);
         }
-        self.state = match self.state {
-            State::LineLf => State::FieldStart,
-            _ if self.in_trailers => self.message_end(),
-            _ => self.head_end(at + 1)?,
-        };
+        self.state = State::FieldStart;
         Ok(1)
+    }
+
+    /// The last line feed of a head or of trailers.
+    fn section_end(&mut self, byte: u8, at: usize) -> Result<(), Violation> {
+        if byte != b'\n' {
+            return Err(Violation::StrayCarriageReturn);
+        }
+        self.state = if self.in_trailers { self.message_end() } else { self.head_end(at + 1)? };
+        Ok(())
     }
 
     fn head_end(&mut self, bytes: usize) -> Result<State, Violation> {

@@ -144,7 +144,9 @@ fn a_violation_behind_good_requests_cuts_exactly_there() {
         let cut = if expected == Violation::EmptyLines { good.len() + 8 } else { cut };
         assert_eq!(refusal, Refusal { violation: expected, cut: Cut::Before(cut) }, "{stream}");
         assert_eq!(scanner.heads(), 2, "{stream}");
-        assert!(scanner.take().is_some() && scanner.take().is_some() && scanner.take().is_none(), "{stream}");
+        let left: Vec<_> =
+            std::iter::from_fn(|| scanner.take()).map(|head| (head.method, head.bytes)).collect();
+        assert_eq!(left, [(3, 28), (4, 47)], "{stream}");
     }
 }
 
@@ -244,6 +246,12 @@ fn as_scanned(request: &[u8], head: Scanned) -> Head {
     (method, target, head.http_1_1, fields, text[head.bytes..].to_vec())
 }
 
+/// What a field says, by the first of its name.
+fn said<'a>(head: &'a Head, name: &str) -> Option<&'a [u8]> {
+    let named = |(other, _): &&(Vec<u8>, Vec<u8>)| other.eq_ignore_ascii_case(name.as_bytes());
+    head.3.iter().find(named).map(|(_, value)| &value[..])
+}
+
 fn as_parsed(request: &[u8]) -> Head {
     let mut space = [httparse::EMPTY_HEADER; FIELDS];
     let mut head = httparse::Request::new(&mut space);
@@ -267,8 +275,11 @@ proptest! {
         prop_assert_eq!(scanner.heads(), requests.len() as u64);
         prop_assert_eq!(scanner.position(), Position::Between);
         for request in &requests {
-            let head = scanner.take().expect("each has a head");
-            prop_assert_eq!(as_scanned(request, head), as_parsed(request), "{}", request.escape_ascii());
+            let (head, parsed) = (scanner.take().expect("each has a head"), as_parsed(request));
+            let length = said(&parsed, "content-length").map(|length| str::from_utf8(length).unwrap().parse());
+            prop_assert_eq!(head.length, length.map(|length| length.expect("a number")));
+            prop_assert_eq!(head.chunked, said(&parsed, "transfer-encoding").is_some());
+            prop_assert_eq!(as_scanned(request, head), parsed, "{}", request.escape_ascii());
         }
         prop_assert_eq!(scanner.take(), None);
     }

@@ -13,6 +13,9 @@ use super::*;
 type Answer = Reply<super::super::guard::Held<Either<Full<Bytes>, Pieces>>>;
 type Pieces = StreamBody<Pin<Box<dyn futures_util::Stream<Item = Result<Frame<Bytes>, io::Error>> + Send>>>;
 
+/// How long `/slow` takes.
+const SLOW: Duration = Duration::from_secs(5);
+
 /// Counts those that are dropped unfinished.
 struct Dropped(Arc<AtomicUsize>);
 
@@ -41,6 +44,10 @@ async fn respond(
             let _dropped = Dropped(left);
             std::future::pending().await
         }
+        "/slow" => {
+            sleep(SLOW).await;
+            whole("slow".to_owned())
+        }
         "/unread" => whole("unread".to_owned()),
         "/pieces" => pieces(vec![Ok("one"), Ok(""), Ok("three")]),
         "/broken" => pieces(vec![Ok("half"), Err(io::ErrorKind::Other.into())]),
@@ -51,7 +58,11 @@ async fn respond(
         _ => match body.collect().await {
             Ok(body) => {
                 let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
-                whole(format!("{} {} {body}", head.method, head.target.path()))
+                let query = head.target.query().map(|query| format!("?{query}")).unwrap_or_default();
+                let named =
+                    head.fields.get("named").map(|name| format!("{} ", String::from_utf8_lossy(name)));
+                let named = named.unwrap_or_default();
+                whole(format!("{} {}{query} {named}{body}", head.method, head.target.path()))
             }
             Err(error) => whole(format!("{error:?}")),
         },
@@ -60,11 +71,29 @@ async fn respond(
     Reply { status, fields: Default::default(), body: exchange.hold(answer) }
 }
 
+/// As requests end with the process: they look whether it ends when they are polled, and are not woken for it.
+async fn unless(
+    ending: CancellationToken,
+    exchanges: Exchanges,
+    answering: impl Future<Output = Answer>,
+) -> Answer {
+    let mut answering = pin!(answering);
+    poll_fn(|cx| match answering.as_mut().poll(cx) {
+        Poll::Pending if ending.is_cancelled() => {
+            let body = exchanges.begin().hold(Either::Left(Full::new(Bytes::from("ending"))));
+            Poll::Ready(Reply { status: http::StatusCode::OK, fields: Default::default(), body })
+        }
+        polled => polled,
+    })
+    .await
+}
+
 struct Served {
     client: DuplexStream,
     connection: JoinHandle<io::Result<()>>,
     left: Arc<AtomicUsize>,
     closing: CancellationToken,
+    ending: CancellationToken,
 }
 
 fn connect() -> Served {
@@ -73,16 +102,19 @@ fn connect() -> Served {
     let mut guard = Guard::new(server, Limits::default(), Arc::new(refuse));
     let (exchanges, closing) = (guard.exchanges(), CancellationToken::new());
     let left = Arc::new(AtomicUsize::new(0));
-    let (until, counted) = (closing.clone(), left.clone());
+    let ending = CancellationToken::new();
+    let (until, end, counted) = (closing.clone(), ending.clone(), left.clone());
     let connection = tokio::spawn(async move {
         let mut received = BytesMut::new();
         let speaks = greeting(&mut guard, &mut received, &until).await;
         assert_ne!(speaks, Some(Speaks::Http2));
-        let answer = |request| Box::pin(respond(request, exchanges.clone(), counted.clone()));
-        let ending = CancellationToken::new();
-        if speaks.is_some() { serve(guard, received, &until, &ending, answer).await } else { Ok(()) }
+        let answer = |request| {
+            let answering = respond(request, exchanges.clone(), counted.clone());
+            Box::pin(unless(end.clone(), exchanges.clone(), answering))
+        };
+        if speaks.is_some() { serve(guard, received, &until, &end, answer).await } else { Ok(()) }
     });
-    Served { client, connection, left, closing }
+    Served { client, connection, left, closing, ending }
 }
 
 impl Served {
@@ -127,7 +159,7 @@ async fn answers_are_framed_as_the_caller_knows_it() {
         (GET.repeat(3), ok("GET /a ").repeat(3), true),
         (GET.replace("GET", "HEAD"), "HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n".into(), true),
         (GET.replace("/a", "/empty"), "HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n".into(), true),
-        (GET.replace("/a", "http://b/c?d"), ok("GET /c "), true),
+        (GET.replace("/a", "http://b/c?d"), ok("GET /c?d "), true),
         (format!("\r\n\r\n{GET}"), ok("GET /a "), true),
         (
             GET.replace("/a", "/pieces"),
@@ -168,9 +200,11 @@ async fn answers_are_framed_as_the_caller_knows_it() {
 async fn requests_are_the_same_however_they_are_cut() {
     let chunks = "POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nabc\r\n2\r\nde\r\n0\r\nT: r\r\n\r\n";
     let length = "POST /l HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nabcd";
-    let requests = [chunks, length, GET, length, chunks].concat();
-    let [c, l] = ["POST /c abcde", "POST /l abcd"].map(ok);
-    let wanted = [&c, &l, &ok("GET /a "), &l, &c].map(String::as_str).concat();
+    // Between them empty lines, and a method that begins like the preface of HTTP/2.
+    let named = "\r\nPRI /n HTTP/1.1\r\nHost: a\r\nNamed:  x y\t\r\n\r\n";
+    let requests = [chunks, length, named, GET, "\r\n\r\n", length, chunks].concat();
+    let [c, l, n] = ["POST /c abcde", "POST /l abcd", "PRI /n x y "].map(ok);
+    let wanted = [&c, &l, &n, &ok("GET /a "), &l, &c].map(String::as_str).concat();
     assert_eq!(said_to(&requests).await, (wanted.clone(), true));
     for cut in 1..requests.len() {
         let mut served = connect();
@@ -260,6 +294,52 @@ async fn closing_ends_what_is_idle_and_the_answer_under_way_is_the_last() {
     served.send(&format!("2{GET}")).await;
     let answer = served.said().await;
     assert_eq!(answer, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\nconnection: close\r\n\r\nPOST /a 12");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whichever_request_it_is_it_is_polled_when_the_process_ends() {
+    for before in 0..3 {
+        let mut served = connect();
+        for _ in 0..before {
+            served.send(GET).await;
+            assert_eq!(served.said().await, ok("GET /a "));
+        }
+        served.send(&GET.replace("/a", "/never")).await;
+        assert_eq!(served.said().await, "");
+        served.ending.cancel();
+        assert_eq!(served.said().await, ok("ending"), "after {before}");
+        // It is polled once for that, and goes on where it does not wait.
+        served.send(GET).await;
+        assert_eq!(served.said().await, ok("GET /a "));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_behind_a_request_does_not_end_it_and_is_bounded() {
+    let gate = "POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n";
+    let chunks = "POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    // A later request turns out to be none while the first is served.
+    let mut served = connect();
+    served.send(&GET.replace("/a", "/slow")).await;
+    served.send(chunks).await;
+    assert_eq!(served.said().await, "");
+    served.send("nonsense").await;
+    assert_eq!(served.said().await, "");
+    sleep(SLOW).await;
+    let refused = served.said().await;
+    let refused = refused.strip_prefix(&ok("slow")).unwrap_or_else(|| panic!("{refused}"));
+    assert!(refused.ends_with("close\r\n\r\nMalformed(\"The chunked body is malformed.\")"), "{refused}");
+    // As small as requests can be, as many as one sends at once.
+    let small = "G / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n";
+    let count = 3 * READ_BYTES / small.len();
+    let mut served = connect();
+    served.send(&GET.replace("/a", "/slow")).await;
+    served.send(&small.repeat(count)).await;
+    assert_eq!(served.said().await, "");
+    sleep(SLOW).await;
+    assert_eq!(served.said().await.matches("\r\n\r\nG / ").count(), count);
+    served.send(&format!("{gate}1")).await;
+    assert_eq!(served.said().await, ok("POST /a 1"));
 }
 
 #[tokio::test(start_paused = true)]
