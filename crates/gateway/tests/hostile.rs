@@ -6,7 +6,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use support::{
-    Conn, Provider, Response, SOON, Step, Tollgate, chat, chat_config, get, json_answer, openai, post,
+    Conn, Gate, Provider, Response, SOON, Step, Tollgate, chat, chat_config, get, json_answer, openai, post,
     question, request, soon,
 };
 
@@ -140,6 +140,39 @@ async fn a_gigabyte_is_refused_without_being_read() {
     }
     assert_eq!(provider.hits(), 1);
     unharmed(&mut gateway, before, 48).await;
+}
+
+#[tokio::test]
+async fn requests_that_wait_behind_one_take_little() {
+    const CALLERS: usize = 200;
+    let gate = Gate::new();
+    let hold = vec![Step::Wait(gate.clone()), Step::Send(json_answer("200 OK", "", ANSWER))];
+    let provider = Provider::start(move |seen| match seen.json()["n"].as_u64() {
+        Some(_) => hold.clone(),
+        None => vec![Step::Send(json_answer("200 OK", "", ANSWER))],
+    })
+    .await;
+    let mut gateway = Tollgate::start(&chat_config(&[openai(&provider)])).await;
+    assert_eq!(post(gateway.data, &chat(&question(false))).await.status, 200);
+    let before = gateway.resident_bytes();
+    let first = chat(&question(false).replacen('{', r#"{"n":1,"#, 1));
+    // As small as requests can be; they come with the last byte of the one that is served.
+    let small = b"G / HTTP/1.0\r\n\r\n".repeat(4 * 1024);
+    let burst = [&first[first.len() - 1..], &small].concat();
+    let mut callers = Vec::new();
+    for _ in 0..CALLERS {
+        let mut conn = Conn::ask(gateway.data, &first[..first.len() - 1]).await;
+        // What the gateway does not read stays in the socket, which has room.
+        conn.send(&burst).await;
+        callers.push(conn);
+    }
+    gate.reached(CALLERS).await;
+    let grown = gateway.resident_bytes().saturating_sub(before);
+    println!("resident: {} KiB more for each", grown / 1024 / CALLERS as u64);
+    assert!(grown < 32 * MIB, "{grown} bytes more");
+    gate.open();
+    drop(callers);
+    unharmed(&mut gateway, before, 32).await;
 }
 
 #[tokio::test]
