@@ -155,15 +155,16 @@ async fn requests_that_wait_behind_one_take_little() {
     let mut gateway = Tollgate::start(&chat_config(&[openai(&provider)])).await;
     assert_eq!(post(gateway.data, &chat(&question(false))).await.status, 200);
     let before = gateway.resident_bytes();
-    let first = chat(&question(false).replacen('{', r#"{"n":1,"#, 1));
-    // As small as requests can be; they come with the last byte of the one that is served.
-    let small = b"G / HTTP/1.0\r\n\r\n".repeat(4 * 1024);
-    let burst = [&first[first.len() - 1..], &small].concat();
+    let body = question(false).replacen('{', r#"{"n":1,"#, 1);
+    let first = head(&format!("Host: g\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n", body.len()));
+    // As small as requests can be; they come with the body of the one that is served.
+    let burst = body + &"G / HTTP/1.0\r\n\r\n".repeat(4 * 1024);
     let mut callers = Vec::new();
     for _ in 0..CALLERS {
-        let mut conn = Conn::ask(gateway.data, &first[..first.len() - 1]).await;
+        let mut conn = Conn::ask(gateway.data, first.as_bytes()).await;
+        assert_eq!(conn.head().await.status, 100);
         // What the gateway does not read stays in the socket, which has room.
-        conn.send(&burst).await;
+        conn.send(burst.as_bytes()).await;
         callers.push(conn);
     }
     gate.reached(CALLERS).await;
