@@ -12,7 +12,7 @@ mod strangers;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tollgate_limiter::{Decision, Reservation, Source, Standing, StoreError, Unit};
+use tollgate_limiter::{CHARGES_MAX, Decision, Reservation, Source, Standing, StoreError, Unit};
 
 pub use self::amounts::{Demand, Used, cost};
 pub use self::counts::{Counts as LimitCounts, Said};
@@ -144,9 +144,19 @@ impl Admitted {
             metrics.rate_limit_tokens.returned.inc_by(self.reserved.saturating_sub(tokens));
         }
         if let Some(reservation) = self.hold.take() {
-            let amounts: Vec<u64> =
-                reservation.standings().iter().map(|standing| used.amount(standing.limit.unit())).collect();
-            let corrections = reservation.settle(&amounts);
+            let standings = reservation.standings();
+            let (mut few, mut many) = ([0; CHARGES_MAX], Vec::new());
+            let amounts = match few.get_mut(..standings.len()) {
+                Some(few) => few,
+                None => {
+                    many.resize(standings.len(), 0);
+                    &mut many[..]
+                }
+            };
+            for (amount, standing) in amounts.iter_mut().zip(standings) {
+                *amount = used.amount(standing.limit.unit());
+            }
+            let corrections = reservation.settle(amounts);
             let of_tokens =
                 corrections.iter().zip(self.plan.units()).filter(|(_, unit)| counts_tokens(*unit));
             let forgiven = of_tokens.map(|(correction, _)| correction.forgiven).max().unwrap_or(0);

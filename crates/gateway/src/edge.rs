@@ -325,7 +325,7 @@ struct Requests {
 
 impl Requests {
     /// Answers one. To be called exactly once for each; to be polled when `ending` is cancelled, by whoever polls it.
-    async fn answer<B>(&self, request: Request<B>, exchange: Exchange) -> Reply<Held<Body>>
+    async fn answer<B>(&self, request: Request<B>, mut exchange: Exchange) -> Reply<Held<Body>>
     where
         B: HttpBody<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
     {

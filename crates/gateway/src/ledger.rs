@@ -22,7 +22,7 @@ use crate::estimate::Estimates;
 use crate::ids::{RequestId, TraceId};
 use crate::journal::{Ended, Journal};
 use crate::log::{Line, Log, field};
-use crate::metrics::{ByEndpointCode, ByWhom, Metrics, Name, OTHER, RouteSeries};
+use crate::metrics::{ByEndpointCode, ByWhom, Metrics, Name, OTHER, RouteNumber, RouteSeries};
 use crate::refusals::Refusals;
 use crate::route::Attempts;
 use crate::usage::{self, Usage};
@@ -104,7 +104,7 @@ pub struct Ledger {
 /// One request from head to end. See the module.
 pub struct Entry {
     ledger: Arc<Ledger>,
-    route: Arc<RouteSeries>,
+    route: RouteNumber,
     started: Instant,
     method: &'static str,
     /// Returned to the caller as `x-request-id`.
@@ -163,8 +163,8 @@ impl Entry {
         trace_id: TraceId,
         address: IpAddr,
     ) -> Self {
-        let route = ledger.metrics.route(endpoint).clone();
-        route.in_flight.inc();
+        let route = ledger.metrics.route(endpoint);
+        ledger.metrics.of_route(route).in_flight.inc();
         ledger.journal.begin();
         let started = Instant::now();
         Self {
@@ -195,6 +195,10 @@ impl Entry {
             first_event: None,
             overhead: None,
         }
+    }
+
+    fn route(&self) -> &RouteSeries {
+        self.ledger.metrics.of_route(self.route)
     }
 
     /// When the request's head arrived.
@@ -236,7 +240,7 @@ impl Entry {
     pub fn answer_starts(&mut self, status: StatusCode) {
         self.status = Some(status);
         let ours = self.received.unwrap_or(self.started).elapsed().saturating_sub(self.attempts.waited);
-        self.route.overhead.observe(ours.as_secs_f64());
+        self.route().overhead.observe(ours.as_secs_f64());
         self.overhead = Some(ours);
     }
 
@@ -286,7 +290,7 @@ impl Entry {
 
     /// Tells what was used, of requests that ask a model for something.
     fn report(&mut self, outcome: Outcome, now: SystemTime) {
-        if !Endpoint::ALL.iter().any(|endpoint| endpoint.route() == self.route.endpoint) {
+        if !Endpoint::ALL.iter().any(|endpoint| endpoint.route() == self.route().endpoint) {
             return;
         }
         let refused = outcome == Outcome::Refused && self.attempts.count == 0;
@@ -298,9 +302,9 @@ impl Entry {
 
     fn count(&self, outcome: Outcome, status: u16, latency: Duration) {
         let metrics = &self.ledger.metrics;
-        let endpoint = self.route.endpoint;
+        let endpoint = self.route().endpoint;
         match status {
-            200 => self.route.ok.inc(),
+            200 => self.route().ok.inc(),
             code => metrics.http_requests.get_or_create(&ByEndpointCode { endpoint, code }).inc(),
         };
         match (&self.plan, &self.model) {
@@ -344,7 +348,7 @@ impl Drop for Entry {
         let ended = self.ended(now, status, outcome, latency);
         self.ledger.journal.end(ended);
         // Last: who sees that nothing is under way finds all of it counted and written down.
-        self.route.in_flight.dec();
+        self.route().in_flight.dec();
     }
 }
 
@@ -357,7 +361,7 @@ impl Entry {
             at: self.started + latency,
             request_id: self.request_id,
             method: self.method,
-            endpoint: self.route.endpoint,
+            endpoint: self.route().endpoint,
             status,
             outcome: outcome.as_str(),
             code: self.code,
@@ -383,7 +387,7 @@ impl Entry {
         line.text(field!("request_id"), self.request_id.as_str());
         line.word(field!("trace_id"), self.trace_id.as_str());
         line.word(field!("method"), self.method);
-        line.text(field!("endpoint"), self.route.endpoint);
+        line.word(field!("endpoint"), self.route().endpoint);
         line.number(field!("status"), u64::from(status));
         line.word(field!("outcome"), outcome.as_str());
         let key = self.key.as_deref();

@@ -57,10 +57,10 @@ impl Limits {
     }
 
     /// Takes every charge, or none.
-    pub async fn reserve(&self, charges: Vec<Charge>) -> Result<Decision, StoreError> {
+    pub async fn reserve(&self, charges: impl Iterator<Item = Charge>) -> Result<Decision, StoreError> {
         match self {
             Self::Memory(store) => Ok(store.reserve(charges)),
-            Self::Redis(store) => store.reserve(charges).await,
+            Self::Redis(store) => store.reserve(charges.collect()).await,
         }
     }
 

@@ -4,7 +4,6 @@
 //! configuration, codes are HTTP statuses. Nothing a caller sends becomes a label; unknown models are [`OTHER`].
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -193,7 +192,7 @@ pub struct Metrics {
     /// What a decision took, by who decided.
     rate_limit_decision_duration: Family<BySource, Histogram, Buckets>,
     decisions: Vec<(Source, Histogram)>,
-    routes: Vec<Arc<RouteSeries>>,
+    routes: Vec<RouteSeries>,
     /// Tokens reserved, used, returned, forgiven.
     pub rate_limit_tokens: TokenCounters,
     /// Reservations settled, refunded, lost.
@@ -331,8 +330,7 @@ impl Metrics {
             (source, this.rate_limit_decision_duration.get_or_create_owned(&by))
         };
         this.decisions = SOURCES.into_iter().map(decision).collect();
-        this.routes =
-            router::NAMES.into_iter().map(|endpoint| Arc::new(this.route_series(endpoint))).collect();
+        this.routes = router::NAMES.into_iter().map(|endpoint| this.route_series(endpoint)).collect();
         this.registry = registry;
         this
     }
@@ -378,10 +376,15 @@ impl Metrics {
         }
     }
 
-    /// The series of a route; what is none of ours is `other`.
-    pub fn route(&self, endpoint: &str) -> &Arc<RouteSeries> {
-        let own = self.routes.iter().find(|route| route.endpoint == endpoint);
-        own.or(self.routes.last()).expect("there is a series for every route, `other` being the last")
+    /// The number of a route's series; what is none of ours is `other`, which is the last.
+    pub fn route(&self, endpoint: &str) -> RouteNumber {
+        let own = self.routes.iter().position(|route| route.endpoint == endpoint);
+        RouteNumber(own.unwrap_or(self.routes.len() - 1))
+    }
+
+    /// The series of a route.
+    pub fn of_route(&self, RouteNumber(number): RouteNumber) -> &RouteSeries {
+        &self.routes[number]
     }
 
     /// What the servers of the counters say of themselves.
@@ -549,6 +552,10 @@ impl ProviderSeries {
         }
     }
 }
+
+/// Which of the routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteNumber(usize);
 
 /// What is counted of one route, looked up once.
 #[derive(Debug)]

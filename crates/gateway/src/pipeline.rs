@@ -91,12 +91,12 @@ struct Context<'a> {
     ending: &'a CancellationToken,
 }
 
-async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
-    context: &Context<'_>,
+async fn handle<'a, B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
+    context: &Context<'a>,
     entry: &mut Entry,
     found: Route,
     body: B,
-) -> Result<Answered, Error> {
+) -> Result<Answered<'a>, Error> {
     let Context { gateway, now, trace, head, lane, ending } = *context;
     let caller = identify(now, &head.fields, entry.address)?;
     entry.key.clone_from(&caller.key);
@@ -150,7 +150,7 @@ async fn handle<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin>(
     };
     let (deployment, answer) = asked.inspect_err(|_| entry.refund())?;
     entry.first_byte = Some(entry.attempts.answered - entry.started());
-    Ok(Answered::Theirs(Box::new(Theirs { call, deployment: deployment.clone(), answer, said, limit_took })))
+    Ok(Answered::Theirs(Box::new(Theirs { call, deployment, answer, said, limit_took })))
 }
 
 /// What `doing` gives, unless the process ends while it waits. Whoever polls the request does so then.
@@ -165,23 +165,23 @@ fn unless_ending<T>(
 }
 
 /// What a request is answered with, before it is a response.
-enum Answered {
+enum Answered<'a> {
     /// JSON of ours.
     Ours(Bytes),
     /// A provider's answer.
-    Theirs(Box<Theirs>),
+    Theirs(Box<Theirs<'a>>),
 }
 
-struct Theirs {
+struct Theirs<'a> {
     call: Call,
-    deployment: Arc<Deployment>,
+    deployment: &'a Arc<Deployment>,
     answer: Box<Answer>,
     /// What the limits said: headers.
     said: Lines,
     limit_took: Duration,
 }
 
-impl Answered {
+impl Answered<'_> {
     fn ours(value: serde_json::Value) -> Self {
         Self::Ours(value.to_string().into())
     }
@@ -210,7 +210,7 @@ impl Answered {
 
 fn relay(
     call: &Call,
-    deployment: Arc<Deployment>,
+    deployment: &Arc<Deployment>,
     answer: Answer,
     mut entry: Box<Entry>,
     ending: &CancellationToken,
@@ -234,7 +234,7 @@ fn relay(
         }
         AnswerBody::Open { head, rest } => {
             let deadline = entry.attempts.last_asked + deployment.provider.deadlines.total;
-            let terms = Terms { call, deployment, basis, events, deadline, ending };
+            let terms = Terms { call, deployment: deployment.clone(), basis, events, deadline, ending };
             Body::Relay(Box::pin(Relay::new(terms, head, rest, entry)))
         }
     }

@@ -180,12 +180,12 @@ impl Snapshot {
 
     /// Every deployment that may answer for `model`, in order: its own, then those of its fallback models that the
     /// caller may use. Those that are drained are among them.
-    pub fn deployments<'a>(
+    pub fn deployments<'a, 'c>(
         &'a self,
         model: &'a Model,
-        caller: &'a Caller,
-    ) -> impl Iterator<Item = &'a Arc<Deployment>> {
-        let allowed = model.fallback.iter().filter(|name| caller.may_use(name));
+        caller: &'c Caller,
+    ) -> impl Iterator<Item = &'a Arc<Deployment>> + use<'a, 'c> {
+        let allowed = model.fallback.iter().filter(move |name| caller.may_use(name));
         let next = allowed.filter_map(|name| self.models.get(name)).flat_map(|model| &model.deployments);
         model.deployments.iter().chain(next)
     }

@@ -87,7 +87,7 @@ impl MemoryStore {
     }
 
     /// Takes every charge, or none.
-    pub fn reserve(&self, charges: Vec<Charge>) -> Decision {
+    pub fn reserve(&self, charges: impl IntoIterator<Item = Charge>) -> Decision {
         let standings: Vec<Standing> = charges.into_iter().map(Standing::unanswered).collect();
         match standings.len() {
             0..=1 => self.decide(standings, [None; 1]),

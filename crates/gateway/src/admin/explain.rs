@@ -154,7 +154,6 @@ async fn rules(
     // Asked for one unit, so that an answer can say when there is one.
     let charges: Vec<Charge> = plan
         .charges(caller, &Demand::default())
-        .iter()
         .map(|charge| Charge::new(charge.limit().clone(), charge.subject().clone(), 1))
         .collect();
     let mut said: Vec<Standing> = Vec::with_capacity(charges.len());

@@ -117,10 +117,10 @@ impl Plan {
     }
 
     /// One charge for each limit.
-    pub fn charges(&self, caller: &Caller, demand: &Demand) -> Vec<Charge> {
+    pub fn charges(&self, caller: &Caller, demand: &Demand) -> impl Iterator<Item = Charge> {
         let (route, model) = (self.route, &*self.model);
         let mut last: Option<(Scope, Subject)> = None;
-        let charge = |met: &Met| {
+        let charge = move |met: &Met| {
             let subject = met.subject.clone().unwrap_or_else(|| {
                 // The limits of a rule share their subject.
                 let scope = met.limit.scope();
@@ -132,7 +132,7 @@ impl Plan {
             });
             demand.charge(&met.limit, subject)
         };
-        self.met.iter().map(charge).collect()
+        self.met.iter().map(charge)
     }
 
     /// The caller's session; that of its whole address, where too many strangers have one already.

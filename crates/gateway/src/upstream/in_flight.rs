@@ -1,31 +1,42 @@
 //! How many requests one provider is busy with.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How many requests are under way.
-#[derive(Clone, Debug, Default)]
-pub struct InFlight(Arc<AtomicU64>);
+/// How many requests are under way: as many as share it with who counts them.
+#[derive(Debug, Default)]
+pub struct InFlight(Arc<()>);
 
 impl InFlight {
     /// One more, until what this gives is dropped.
     pub fn begin(&self) -> Flight {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Flight(self.0.clone())
+        Flight { _counted: self.0.clone() }
     }
 
     /// How many there are.
     pub fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        Arc::strong_count(&self.0) as u64 - 1
     }
 }
 
 /// One of them.
 #[derive(Debug)]
-pub struct Flight(Arc<AtomicU64>);
+pub struct Flight {
+    _counted: Arc<()>,
+}
 
-impl Drop for Flight {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flights_are_counted_while_they_last() {
+        let in_flight = InFlight::default();
+        assert_eq!(in_flight.count(), 0);
+        let (one, two) = (in_flight.begin(), in_flight.begin());
+        assert_eq!(in_flight.count(), 2);
+        drop(one);
+        assert_eq!(in_flight.count(), 1);
+        drop(two);
+        assert_eq!(in_flight.count(), 0);
     }
 }

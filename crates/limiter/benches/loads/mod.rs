@@ -86,6 +86,6 @@ impl Load {
     fn reserve(&self, turn: usize, limits: usize) -> Decision {
         let subject = &self.subjects[turn % CALLERS];
         let charge = |limit: &Arc<Limit>| Charge::new(Arc::clone(limit), subject.clone(), 1);
-        self.store.reserve(self.limits[..limits].iter().map(charge).collect())
+        self.store.reserve(self.limits[..limits].iter().map(charge))
     }
 }

@@ -63,48 +63,70 @@ impl Hasher for Brought {
     }
 }
 
-/// One, and seldom more: only the others are allocated.
+/// So many are kept in place.
+const IN_PLACE: usize = 4;
+
+/// As a rule no more than [`IN_PLACE`]: only the others are allocated.
 pub(super) struct Few<T> {
-    first: Option<T>,
+    first: [Option<T>; IN_PLACE],
+    count: usize,
     rest: Vec<T>,
 }
 
 impl<T> Few<T> {
     pub(super) const fn new() -> Few<T> {
-        Few { first: None, rest: Vec::new() }
+        Few { first: [const { None }; IN_PLACE], count: 0, rest: Vec::new() }
     }
 
     #[inline]
     pub(super) fn push(&mut self, item: T) {
-        if self.first.is_none() {
-            self.first = Some(item);
-        } else {
-            self.rest.push(item);
+        match self.first.get_mut(self.count) {
+            Some(place) => *place = Some(item),
+            None => self.rest.push(item),
         }
+        self.count += 1;
     }
 
     /// The first, if there is no other.
     #[inline]
     pub(super) fn only(&self) -> Option<&T> {
-        self.first.as_ref().filter(|_| self.rest.is_empty())
+        self.first[0].as_ref().filter(|_| self.count == 1)
     }
 
     /// The item at a place below their number.
     #[inline]
     pub(super) fn get_mut(&mut self, place: usize) -> &mut T {
-        match (place, &mut self.first) {
-            (0, Some(first)) => first,
-            _ => &mut self.rest[place.saturating_sub(1)],
+        match self.first.get_mut(place) {
+            Some(Some(item)) => item,
+            _ => &mut self.rest[place.saturating_sub(IN_PLACE)],
         }
     }
 
     #[inline]
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.first.iter().chain(&self.rest)
+        self.first[..self.count.min(IN_PLACE)].iter().flatten().chain(&self.rest)
     }
 
     #[inline]
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.first.iter_mut().chain(&mut self.rest)
+        self.first[..self.count.min(IN_PLACE)].iter_mut().flatten().chain(&mut self.rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_and_many_are_found_where_they_were_put() {
+        for count in 0..3 * IN_PLACE {
+            let mut few = Few::new();
+            (0..count).for_each(|item| few.push(item));
+            assert!(few.iter().copied().eq(0..count));
+            assert_eq!(few.only(), (count == 1).then_some(&0));
+            (0..count).for_each(|place| *few.get_mut(place) += 1);
+            few.iter_mut().for_each(|item| *item += 1);
+            assert!(few.iter().copied().eq(2..count + 2));
+        }
     }
 }

@@ -29,7 +29,7 @@ impl Held {
             let without_bound = Arc::new(standing.limit.without_bound());
             Charge::new(without_bound, standing.subject.clone(), standing.requested)
         };
-        match memory.reserve(calls.iter().map(charge).collect()) {
+        match memory.reserve(calls.iter().map(charge)) {
             Decision::Granted(reservation) => {
                 let (standings, hold) = reservation.into_parts();
                 Some(Held { standings, hold })

@@ -78,7 +78,7 @@ impl Inner {
                 Charge::new(Arc::clone(&standing.limit), standing.subject.clone(), standing.requested);
             self.ledger.share(&failing, &self.mirror, charge)
         };
-        match self.ledger.memory.reserve(shared.iter().map(charge).collect()) {
+        match self.ledger.memory.reserve(shared.iter().map(charge)) {
             Decision::Granted(here) => {
                 for Standing { limit, subject, requested, .. } in shared {
                     // Not owed: Redis was charged already.

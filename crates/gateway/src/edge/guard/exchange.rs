@@ -16,13 +16,13 @@ pub struct Exchanges(Arc<Counts>);
 struct Counts {
     begun: AtomicU64,
     ended: AtomicU64,
-    /// Those in service, each with the time by which its answer must have ended, once it has one. One of HTTP/1 at a time.
-    open: Mutex<Vec<(u64, Option<Instant>)>>,
+    /// Of those in service that have one, the time by which the answer must have ended.
+    bounded: Mutex<Vec<(u64, Instant)>>,
 }
 
 impl Counts {
-    fn open(&self) -> MutexGuard<'_, Vec<(u64, Option<Instant>)>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn bounded(&self) -> MutexGuard<'_, Vec<(u64, Instant)>> {
+        self.bounded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -35,15 +35,16 @@ impl Exchanges {
 
     /// When the last of the answers under way must have ended; `None`: there is none, or one that has no such time.
     pub(super) fn due(&self) -> Option<Instant> {
-        let open = self.0.open();
-        open.iter().try_fold(None, |latest, (_, due)| Some(latest.max(Some((*due)?))))?
+        let bounded = self.0.bounded();
+        let (begun, ended) = self.counts();
+        let all = begun.wrapping_sub(ended) == bounded.len() as u64;
+        bounded.iter().map(|(_, due)| *due).max().filter(|_| all)
     }
 
     /// To be called exactly once for each request the service is given.
     pub fn begin(&self) -> Exchange {
         let number = self.0.begun.fetch_add(1, Ordering::AcqRel);
-        self.0.open().push((number, None));
-        Exchange { counts: Arc::clone(&self.0), number }
+        Exchange { counts: Arc::clone(&self.0), number, bounded: false }
     }
 }
 
@@ -53,15 +54,17 @@ impl Exchanges {
 pub struct Exchange {
     counts: Arc<Counts>,
     number: u64,
+    bounded: bool,
 }
 
 impl Exchange {
     /// Sets when its answer must have ended. A body that is never asked for more, because the client takes nothing,
     /// cannot notice that by itself; the guard then ends the connection.
-    pub fn until(&self, deadline: Instant) {
-        if let Some((_, due)) = self.counts.open().iter_mut().find(|(number, _)| *number == self.number) {
-            *due = Some(deadline);
-        }
+    pub fn until(&mut self, deadline: Instant) {
+        let mut bounded = self.counts.bounded();
+        bounded.retain(|(number, _)| *number != self.number);
+        bounded.push((self.number, deadline));
+        self.bounded = true;
     }
 
     /// Ties the exchange to the response body.
@@ -72,8 +75,14 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.counts.open().retain(|(number, _)| *number != self.number);
-        self.counts.ended.fetch_add(1, Ordering::AcqRel);
+        if self.bounded {
+            // Both at once, to whoever asks when the others are due.
+            let mut bounded = self.counts.bounded();
+            bounded.retain(|(number, _)| *number != self.number);
+            self.counts.ended.fetch_add(1, Ordering::AcqRel);
+        } else {
+            self.counts.ended.fetch_add(1, Ordering::AcqRel);
+        }
     }
 }
 
@@ -114,13 +123,13 @@ mod tests {
     fn a_deadline_is_its_own_answer_s() {
         let exchanges = Exchanges::default();
         let (early, late) = (Instant::now(), Instant::now() + Duration::from_secs(9));
-        let first = exchanges.begin();
+        let mut first = exchanges.begin();
         assert_eq!(exchanges.due(), None, "it has no answer yet");
         first.until(early);
         assert_eq!(exchanges.due(), Some(early));
         drop(first);
         assert_eq!(exchanges.due(), None);
-        let (second, third) = (exchanges.begin(), exchanges.begin());
+        let (mut second, mut third) = (exchanges.begin(), exchanges.begin());
         second.until(late);
         assert_eq!(exchanges.due(), None, "an answer that is gone leaves no deadline to another");
         third.until(early);

@@ -107,7 +107,7 @@ where
 /// What the path asks for; else an echo.
 async fn respond<B: Body<Data = Bytes, Error: std::fmt::Debug>>(
     request: Request<B>,
-    exchange: Exchange,
+    mut exchange: Exchange,
 ) -> Response<impl Body<Data = Bytes, Error: Into<Failure>> + Unpin> {
     let Request { head, body } = request;
     let text = match head.target.path() {
