@@ -2,6 +2,7 @@
 //!
 //! Both crossings are by allow-list: a header nobody thought of stays on its side.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -210,8 +211,10 @@ pub struct Words {
 }
 
 /// What headers say of one limit every time, up to how much of it is left.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Said {
+    /// Of this capacity: where a limit is shared out, each has less for a while.
+    capacity: u64,
     /// Where it is the one that matters most.
     general: Box<str>,
     /// Where it is the one that matters most in its unit; empty where that has no headers.
@@ -234,7 +237,12 @@ impl Said {
         };
         let mut item = String::new();
         quote(&mut item, limit.id());
-        Self { general: lines(""), of_unit, item: (item + ";r=").into() }
+        Self { capacity: limit.capacity(), general: lines(""), of_unit, item: (item + ";r=").into() }
+    }
+
+    /// The same of this limit, which may be a share of the one that it was written for.
+    fn of_share(&self, limit: &Limit) -> Cow<'_, Self> {
+        if self.capacity == limit.capacity() { Cow::Borrowed(self) } else { Cow::Owned(Self::of(limit)) }
     }
 }
 
@@ -368,7 +376,7 @@ impl<'a> Families<'a> {
         let requests = self.binding(Unit::Requests);
         if let Some((general, said)) = self.refusing().or(requests) {
             lines.written(|text| {
-                text.text(&said.general);
+                text.text(&said.of_share(&general.limit).general);
                 text.number(general.remaining);
                 text.text("\r\nx-ratelimit-reset: ");
                 text.number(Millis(self.now.get() + general.reset.get()).ceil_secs());
@@ -381,7 +389,7 @@ impl<'a> Families<'a> {
         ] {
             let Some((binding, said)) = binding else { continue };
             lines.written(|text| {
-                text.text(&said.of_unit);
+                text.text(&said.of_share(&binding.limit).of_unit);
                 text.number(binding.remaining);
                 text.text(reset);
                 go_duration(text, Duration::from_millis(binding.reset.get()));
@@ -473,6 +481,10 @@ fn go_duration(out: &mut Text<'_>, duration: Duration) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use tollgate_limiter::{Algorithm, Charge, Decision, ManualClock, MemoryStore, Scope};
+
     use super::*;
 
     #[test]
@@ -492,6 +504,27 @@ mod tests {
             let mut written = Vec::new();
             go_duration(&mut Text(&mut written), Duration::from_millis(millis));
             assert_eq!(String::from_utf8(written).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_share_says_what_it_is() {
+        let limit = |quota: &str| {
+            let quota = quota.parse().expect("a quota");
+            Arc::new(Limit::new("r", quota, Algorithm::FixedWindow, Scope::GLOBAL).expect("a limit"))
+        };
+        let whole = limit("60/minute");
+        let words = Words::of([&*whole].into_iter());
+        for (limit, capacity) in [(whole, 60), (limit("30/minute"), 30)] {
+            let store = MemoryStore::new(ManualClock::default());
+            let subject = Scope::GLOBAL.subject(|_| unreachable!("it has no dimension"));
+            let charge = Charge::new(limit, subject, 1);
+            let Decision::Granted(reservation) = store.reserve([charge]) else { panic!("there is room") };
+            let lines = granted(&reservation, &words);
+            for name in ["x-ratelimit-limit", "x-ratelimit-limit-requests"] {
+                let said = lines.iter().find(|(line, _)| *line == name.as_bytes()).map(|(_, value)| value);
+                assert_eq!(said, Some(capacity.to_string().as_bytes()), "{name}");
+            }
         }
     }
 

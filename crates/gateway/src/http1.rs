@@ -63,6 +63,16 @@ impl Body {
         }
     }
 
+    /// How many of the next bytes are certainly part of it; `None`: not one for sure.
+    pub fn certain(&self) -> Option<usize> {
+        let left = match self {
+            Self::Length(left) | Self::Chunked(Chunks { state: Chunk::Data(left), .. }) => *left,
+            Self::UntilClosed => u64::MAX,
+            Self::Ended | Self::Chunked(_) => return None,
+        };
+        Some(usize::try_from(left).unwrap_or(usize::MAX))
+    }
+
     /// Whether all of it was taken.
     pub fn is_ended(&self) -> bool {
         *self == Self::Ended

@@ -4,7 +4,7 @@
 //! no JSON, is `None` everywhere here, and left to serde_json. Property tests of those who read with it hold the two equal.
 
 /// Nesting in a value that is passed over; what is deeper is left to serde_json.
-pub const DEPTH_MAX: u32 = 16;
+pub const SKIPPED_DEPTH_MAX: u32 = 16;
 
 /// The members of an object that is all of `json`: names, of plain letters, and values as they are written. `None`: it is
 /// written in an unusual way, or is none, which serde_json will tell; the members before were given.
@@ -13,7 +13,7 @@ pub fn members<'a>(json: &'a str, mut member: impl FnMut(&'a str, &'a str)) -> O
     reader.object(|reader, name| {
         reader.blank();
         let start = reader.at;
-        reader.skip(DEPTH_MAX)?;
+        reader.skip(SKIPPED_DEPTH_MAX)?;
         // Cut between characters that are whole: nothing is to be looked at again.
         member(std::str::from_utf8(name).ok()?, json.get(start..reader.at)?);
         Some(())
@@ -110,7 +110,7 @@ impl<'a> Reader<'a> {
     pub fn written(&mut self) -> Option<&'a str> {
         self.blank();
         let start = self.at;
-        self.skip(DEPTH_MAX)?;
+        self.skip(SKIPPED_DEPTH_MAX)?;
         self.since(start)
     }
 
@@ -150,9 +150,7 @@ impl<'a> Reader<'a> {
     }
 
     fn word(&mut self, word: &[u8]) -> Option<()> {
-        let found = self.json[self.at..].starts_with(word);
-        self.at += word.len();
-        found.then_some(())
+        self.json[self.at..].starts_with(word).then(|| self.at += word.len())
     }
 
     /// RFC 8259, section 6.

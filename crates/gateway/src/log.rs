@@ -20,8 +20,10 @@ pub const BUFFERED_BYTES_MAX: usize = 4 << 20;
 /// Room for a line as most are.
 const LINE_BYTES: usize = 640;
 
-/// Lines gathered this long go out as one write.
+/// Lines gathered this long go out as one write, or sooner when they are so many bytes: what is written soon is still in a
+/// cache.
 const BATCH: Duration = Duration::from_millis(20);
+const BATCH_BYTES: usize = 64 << 10;
 
 /// A handle on the log. Clones share one buffer and one writer thread.
 #[derive(Clone)]
@@ -111,10 +113,11 @@ impl Shared {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let was_empty = state.buffer.is_empty();
+        let before = state.buffer.len();
         state.buffer.extend_from_slice(line);
+        let crossed = before < BATCH_BYTES && before + line.len() >= BATCH_BYTES;
         drop(state);
-        if was_empty {
+        if before == 0 || crossed {
             self.changed.notify_all();
         }
     }
@@ -129,12 +132,11 @@ impl Shared {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             state.writing = true;
-            let pressing = state.buffer.len() > BUFFERED_BYTES_MAX / 2;
+            let few = |state: &mut State| state.buffer.len() < BATCH_BYTES;
+            let waited = self.changed.wait_timeout_while(state, BATCH, few);
+            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            std::mem::swap(&mut batch, &mut state.buffer);
             drop(state);
-            if !pressing {
-                std::thread::sleep(BATCH);
-            }
-            std::mem::swap(&mut batch, &mut self.lock().buffer);
             // A closed standard error is nobody's to repair: the lines are gone either way.
             let _ = sink.write_all(&batch).and_then(|()| sink.flush());
             batch.clear();

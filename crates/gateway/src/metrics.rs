@@ -480,7 +480,7 @@ impl Metrics {
         }
     }
 
-    /// One request's estimate, divided by what it used; `model` is a configured one or [`OTHER`].
+    /// Where estimates for a model, each divided by what was used, are counted; `model` is a configured one or [`OTHER`].
     pub fn estimate_errors(&self, model: &Name) -> Histogram {
         self.estimate_error_ratio.get_or_create_owned(&ByModel { model: model.clone() })
     }

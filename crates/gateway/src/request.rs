@@ -96,8 +96,8 @@ impl<B> From<Request<B>> for http::Request<B> {
         // Without a path it is about nothing.
         *request.uri_mut() = Uri::from_maybe_shared(text).unwrap_or(Uri::from_static("*"));
         let mut fields = HeaderMap::from(&head.fields);
-        let host = authority.and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
-        if let (Some(host), false) = (host, fields.contains_key(header::HOST)) {
+        // It counts, whatever the field says (RFC 9112, 3.2.2; RFC 9113, 8.3.1).
+        if let Some(host) = authority.and_then(|host| HeaderValue::from_str(host.as_str()).ok()) {
             fields.insert(header::HOST, host);
         }
         *request.headers_mut() = fields;
@@ -148,6 +148,6 @@ mod tests {
         assert_eq!(there.headers()["host"], "b");
         let target = Target::parse(Bytes::from("http://b/")).unwrap();
         let own = asked(target, Fields::from_iter([("Host", "a")]));
-        assert!(own.headers().get_all("host").iter().eq(["a"]), "what the field says counts");
+        assert!(own.headers().get_all("host").iter().eq(["b"]), "what the target says counts");
     }
 }

@@ -14,7 +14,7 @@ use crate::upstream::{Answer, Deployment, Failure, Flight, Question};
 /// Providers asked for one request at most.
 const ATTEMPTS_MAX: usize = 8;
 
-/// Asks the deployments in turn until one answers; `now`: about when that begins.
+/// Asks the deployments in turn until one answers; `now`: when the request had come.
 ///
 /// Those that rest after failures are passed over. When all of them rest, the one whose rest ends first is asked all the
 /// same: a request that is refused unasked can never find out that it is back. A second attempt needs a healthy deployment
@@ -180,7 +180,7 @@ impl RetryBudget {
 
     /// Slots are numbered from `SLOTS`, so that the zeroes of a fresh window are never recent.
     fn slot_number(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.born).as_secs() / SLOT.as_secs() + SLOTS as u64
+        (now.saturating_duration_since(self.born).as_millis() / SLOT.as_millis()) as u64 + SLOTS as u64
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Window> {
@@ -212,5 +212,15 @@ mod tests {
         (0..1_000).for_each(|_| budget.request(now));
         let granted = (0..1_000).filter(|_| budget.retry(now)).count();
         assert_eq!(granted as u64, 100 - RETRIES_ALWAYS);
+    }
+
+    #[test]
+    fn who_was_held_up_takes_nothing_from_those_of_now() {
+        let budget = RetryBudget::default();
+        let then = Instant::now();
+        let now = then + SLOT * SLOTS as u32;
+        (0..1_000).for_each(|_| budget.request(now));
+        budget.request(then);
+        assert_eq!((0..1_000).filter(|_| budget.retry(now)).count(), 100);
     }
 }

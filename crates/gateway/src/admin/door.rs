@@ -151,7 +151,6 @@ pub(super) async fn gate(
 /// Whether a browser asks in the name of a page that is not ours: of another origin, or of a name that was made to lead here.
 fn is_foreign(request: &Request) -> bool {
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    let host = host.or_else(|| request.uri().authority().map(|authority| authority.as_str()));
     let origin = request.headers().get(header::ORIGIN).map(|origin| origin.to_str().unwrap_or_default());
     let same = |origin: &str| origin.split_once("://").is_some_and(|(_, authority)| Some(authority) == host);
     let ours = |host: &str| {

@@ -6,7 +6,7 @@
 //! smuggling is made of.
 //!
 //! Of each head it notes where its parts stand, until somebody takes that: whoever feeds it bounds how many heads that can
-//! be, as a short one is noted in up to ten times as many bytes.
+//! be, as a short one is noted in a dozen times as many bytes.
 
 mod head;
 mod octets;

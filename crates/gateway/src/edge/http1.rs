@@ -37,8 +37,9 @@ use crate::request::{Head, Request, Target};
 const READ_BYTES: usize = 8 << 10;
 const READ_BODY_BYTES: usize = 64 << 10;
 
-/// With so many other requests waiting behind the one that is served, no more are read.
-const HEADS_WAITING_MAX: usize = 8;
+/// With so many other requests waiting behind the one that is served, no more are read, and a caller that leaves is not
+/// noticed until it is their turn.
+const HEADS_WAITING_MAX: usize = 100;
 
 /// What of a body that nobody wants is taken for the sake of the connection.
 const DISCARDED_BYTES_MAX: usize = 64 << 10;
@@ -172,6 +173,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if let Some(head) = self.guard.take_head() {
                 return Poll::Ready(Ok(Some(head)));
             }
+            if self.received.is_empty() {
+                // Nobody looks at the last request any more: the next comes to the same place, which is in a cache.
+                let _ = self.received.try_reclaim(READ_BYTES);
+            }
             if ready!(self.poll_read(cx, READ_BYTES))? == 0 {
                 return Poll::Ready(Ok(None));
             }
@@ -230,10 +235,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return Poll::Ready(Some(Err(broken(&error))));
             }
             // Behind the end of a body heads may be.
-            let bytes = match &self.body {
-                Body::Length(left) => usize::try_from(*left).unwrap_or(READ_BODY_BYTES).min(READ_BODY_BYTES),
-                _ => READ_BYTES,
-            };
+            let bytes = self.body.certain().map_or(READ_BYTES, |left| left.min(READ_BODY_BYTES));
             match ready!(self.poll_read(cx, bytes)) {
                 Ok(0) => return Poll::Ready(Some(Err(BodyError::Left))),
                 Ok(_) => {}
@@ -262,7 +264,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             match ready!(self.poll_read(cx, READ_BYTES)) {
                 Ok(0) => return Poll::Ready(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
-                // Of a later request, whose body will say so.
+                // Of a later request, whose body will say so. Nothing more can be read.
                 Err(error) if Violation::at_root_of(&error).is_some() => break,
                 Err(error) => return Poll::Ready(error),
             }

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::{Delta, Usage, text_in, usage};
-use crate::json::{DEPTH_MAX, Reader};
+use crate::json::{Reader, SKIPPED_DEPTH_MAX};
 
 /// What an event holds, and where its text is written if it is one string without escapes; `None`: it is not of the shape
 /// that is known here.
@@ -62,7 +62,7 @@ pub(super) fn usage_at_end(answer: &[u8]) -> Option<Found<'_>> {
         reader.expect(b'"')?;
         reader.string()?;
         reader.expect(b':')?;
-        reader.skip(DEPTH_MAX)?;
+        reader.skip(SKIPPED_DEPTH_MAX)?;
     }
     reader.end().map(|()| usage)
 }
@@ -136,7 +136,7 @@ impl Answer {
                 self.seen.once(5)?;
                 self.text = reader.unless_null(|reader| self.texts.text(reader))?;
             }
-            _ => reader.skip(DEPTH_MAX)?,
+            _ => reader.skip(SKIPPED_DEPTH_MAX)?,
         }
         Some(())
     }
@@ -188,7 +188,7 @@ impl Texts {
                     b"delta" => (0, true),
                     b"message" => (1, true),
                     b"text" => (2, false),
-                    _ => return reader.skip(DEPTH_MAX),
+                    _ => return reader.skip(SKIPPED_DEPTH_MAX),
                 };
                 seen.once(member)?;
                 let read = if message { Self::message } else { Self::text };
@@ -206,7 +206,7 @@ impl Texts {
         let mut bytes = [0; TEXTS.len()];
         reader.object(|reader, name| {
             let Some(member) = TEXTS.iter().position(|text| *text == name) else {
-                return reader.skip(DEPTH_MAX);
+                return reader.skip(SKIPPED_DEPTH_MAX);
             };
             seen.once(member)?;
             bytes[member] = reader.unless_null(|reader| self.text(reader))?.unwrap_or(0);
@@ -232,7 +232,7 @@ impl Texts {
                 return Some(bytes);
             }
         } else {
-            reader.skip(DEPTH_MAX)?;
+            reader.skip(SKIPPED_DEPTH_MAX)?;
         }
         self.count += 1;
         reader.since(start).map(text_in)

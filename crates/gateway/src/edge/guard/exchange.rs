@@ -75,14 +75,12 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if self.bounded {
-            // Both at once, to whoever asks when the others are due.
-            let mut bounded = self.counts.bounded();
+        // Both at once, to whoever asks when the others are due.
+        let mut bounded = self.bounded.then(|| self.counts.bounded());
+        if let Some(bounded) = &mut bounded {
             bounded.retain(|(number, _)| *number != self.number);
-            self.counts.ended.fetch_add(1, Ordering::AcqRel);
-        } else {
-            self.counts.ended.fetch_add(1, Ordering::AcqRel);
         }
+        self.counts.ended.fetch_add(1, Ordering::AcqRel);
     }
 }
 

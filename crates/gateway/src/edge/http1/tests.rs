@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::super::guard::{Exchanges, Limits};
+use super::super::guard::{Exchange, Limits};
 use super::*;
 
 type Answer = Reply<super::super::guard::Held<Either<Full<Bytes>, Pieces>>>;
@@ -28,10 +28,9 @@ impl Drop for Dropped {
 /// What the path asks for; else the method, the path and an echo of the body.
 async fn respond(
     request: Request<RequestBody<DuplexStream>>,
-    exchanges: Exchanges,
+    exchange: Arc<Mutex<Option<Exchange>>>,
     left: Arc<AtomicUsize>,
 ) -> Answer {
-    let exchange = exchanges.begin();
     let Request { head, body } = request;
     let pieces = |pieces: Vec<Result<&'static str, io::Error>>| {
         let frames = pieces.into_iter().map(|piece| piece.map(|text| Frame::data(Bytes::from(text))));
@@ -68,19 +67,23 @@ async fn respond(
         },
     };
     let status = http::StatusCode::from_u16(status).unwrap();
-    Reply { status, fields: Default::default(), body: exchange.hold(answer) }
+    Reply { status, fields: Default::default(), body: taken(&exchange).hold(answer) }
+}
+
+fn taken(exchange: &Mutex<Option<Exchange>>) -> Exchange {
+    exchange.lock().unwrap().take().expect("one for each request")
 }
 
 /// As requests end with the process: they look whether it ends when they are polled, and are not woken for it.
 async fn unless(
     ending: CancellationToken,
-    exchanges: Exchanges,
+    exchange: Arc<Mutex<Option<Exchange>>>,
     answering: impl Future<Output = Answer>,
 ) -> Answer {
     let mut answering = pin!(answering);
     poll_fn(|cx| match answering.as_mut().poll(cx) {
         Poll::Pending if ending.is_cancelled() => {
-            let body = exchanges.begin().hold(Either::Left(Full::new(Bytes::from("ending"))));
+            let body = taken(&exchange).hold(Either::Left(Full::new(Bytes::from("ending"))));
             Poll::Ready(Reply { status: http::StatusCode::OK, fields: Default::default(), body })
         }
         polled => polled,
@@ -109,8 +112,9 @@ fn connect() -> Served {
         let speaks = greeting(&mut guard, &mut received, &until).await;
         assert_ne!(speaks, Some(Speaks::Http2));
         let answer = |request| {
-            let answering = respond(request, exchanges.clone(), counted.clone());
-            Box::pin(unless(end.clone(), exchanges.clone(), answering))
+            let exchange = Arc::new(Mutex::new(Some(exchanges.begin())));
+            let answering = respond(request, exchange.clone(), counted.clone());
+            Box::pin(unless(end.clone(), exchange, answering))
         };
         if speaks.is_some() { serve(guard, received, &until, &end, answer).await } else { Ok(()) }
     });
@@ -315,7 +319,7 @@ async fn whichever_request_it_is_it_is_polled_when_the_process_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_behind_a_request_does_not_end_it_and_is_bounded() {
+async fn what_waits_behind_a_request_does_not_end_it() {
     let gate = "POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n";
     let chunks = "POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
     // A later request turns out to be none while the first is served.
