@@ -33,8 +33,10 @@ use crate::http1::Body;
 use crate::relay::Reply;
 use crate::request::{Head, Request, Target};
 
-/// What is read at once: where heads may be, which are noted as they come, and of a body.
+/// What is read at once where heads may be, which are noted as they come.
 const READ_BYTES: usize = 8 << 10;
+
+/// What is read at once of what is certainly a body.
 const READ_BODY_BYTES: usize = 64 << 10;
 
 /// With so many other requests waiting behind the one that is served, no more are read, and a caller that leaves is not

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-/// How many requests are under way: as many as share it with who counts them.
+/// How many requests are under way: each has a part in one count.
 #[derive(Debug, Default)]
 pub struct InFlight(Arc<()>);
 
