@@ -497,14 +497,14 @@ impl Inner {
         } else {
             (self.connection.charge(&plan.keys, &args[..used]).await?, false)
         };
-        let Value::Array(parts) = reply else {
+        let Value::Array(parts) = reply.value else {
             return Err(StoreError::Reply("no list".into()));
         };
         let [Value::Int(now), Value::BulkString(verdicts), states @ ..] = &parts[..] else {
             return Err(StoreError::Reply("not a time, verdicts and counters".into()));
         };
         let rates = charges.iter().map(|charge| charge.limit().rate());
-        let counters = Counters::read(plan, rates, *now, states, life)?;
+        let counters = Counters::read(plan, rates, (*now, reply.term), states, life)?;
         Ok((verdicts.clone(), counters.unreplicated(unreplicated)))
     }
 

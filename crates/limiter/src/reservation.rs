@@ -71,6 +71,9 @@ pub struct Standing {
     /// What tells the counter apart from every earlier one of its name, where a store elsewhere says so.
     #[cfg(feature = "redis")]
     pub(crate) life: u64,
+    /// Tells the server that said so, and this run of it, from others. 0: nobody knows.
+    #[cfg(feature = "redis")]
+    pub(crate) term: u32,
 }
 
 impl Standing {
@@ -89,6 +92,8 @@ impl Standing {
             retry,
             #[cfg(feature = "redis")]
             life: 0,
+            #[cfg(feature = "redis")]
+            term: 0,
         }
     }
 

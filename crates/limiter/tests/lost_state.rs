@@ -182,6 +182,34 @@ async fn what_was_cleared_stays_cleared() {
     assert_eq!(used(&stores[0], &limit).await, 0);
 }
 
+/// Everything is told when one counter is found to be lost; what the same server has shown of the others, and was given
+/// back since, is no news.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_given_back_stays_given_back() {
+    let server = Server::start();
+    let stores = patient(&server.url(), 1).await;
+    let (store, limits) = (&stores[0], limits("100/day"));
+    for limit in &limits {
+        let kept = support::granted(store.reserve(charge(limit, "alice", 30)).await.unwrap());
+        let refunded = support::granted(store.reserve(charge(limit, "alice", 20)).await.unwrap());
+        assert_eq!(used(store, limit).await, 50);
+        refunded.settled(&[0]).await.unwrap();
+        drop(kept);
+        assert_eq!(used(store, limit).await, 30);
+    }
+    drop(store.reserve(charge(&limits[0], "bob", 5)).await.unwrap());
+    let keys = ["tollgate:{bob}:rl:user:bob", "tollgate:ctl:epoch"];
+    let gone: u64 = redis::cmd("DEL").arg(&keys).query_async(&mut server.client().await).await.unwrap();
+    assert_eq!(gone, 2);
+    drop(store.reserve(charge(&limits[0], "bob", 1)).await.unwrap());
+    until("all are told", || store.counts().healed >= 2 + limits.len() as u64).await;
+    for limit in &limits {
+        assert_eq!(used(store, limit).await, 30, "{limit:?}");
+    }
+    let bob = store.peek(charge(&limits[0], "bob", 0)).await.unwrap();
+    assert_eq!(bob[0].used, 6);
+}
+
 /// A master and its replica, watched by three sentinels, and stores that count there.
 async fn watched(size: u32) -> (Instance, Instance, Vec<Instance>, Vec<ResilientStore>) {
     let master = Instance::start(&["--repl-diskless-sync-delay", "0"]).await;

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::address::{Endpoint, announced};
-use super::link::{Question, Slot};
+use super::link::{Question, Said, Slot};
 use super::node::{Ground, Node, Target};
 use crate::store::StoreError;
 
@@ -87,7 +87,7 @@ impl Cluster {
         slot: u16,
         until: Instant,
         question: Question<'_>,
-    ) -> Result<Value, StoreError> {
+    ) -> Result<Said, StoreError> {
         let (mut endpoint, mut is) = (self.owner(slot, until).await?, Slot::Owned);
         let mut asked = 0;
         loop {
@@ -262,7 +262,7 @@ impl Shared {
         for endpoint in known {
             let (node, until) = (self.node(&endpoint), Instant::now() + MAP_DEADLINE);
             match node.ask(until, Question::Command(&command), Slot::Owned).await {
-                Ok(answer) => match Map::read(&answer, &endpoint) {
+                Ok(answer) => match Map::read(&answer.value, &endpoint) {
                     Some(map) => return Ok(map),
                     None => problems.push(format!("{endpoint}: it names no masters")),
                 },

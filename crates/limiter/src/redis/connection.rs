@@ -13,7 +13,7 @@ use super::address::{Address, Servers};
 use super::cluster::Cluster;
 use super::dial::Dialer;
 use super::lanes::Lanes;
-use super::link::{Question, Slot};
+use super::link::{Question, Said, Slot};
 use super::node::{Ground, Node, Target};
 use super::scripts::Scripts;
 use super::sentinel::Sentinels;
@@ -70,7 +70,7 @@ impl Way {
         until: Instant,
         keys: &[String],
         question: Question<'_>,
-    ) -> Result<Value, StoreError> {
+    ) -> Result<Said, StoreError> {
         match self {
             Way::One(node) => node.ask(until, question, Slot::Owned).await,
             Way::Cluster(cluster) => {
@@ -200,7 +200,7 @@ impl Connection {
     }
 
     /// Runs a script.
-    pub(super) async fn charge(&self, keys: &[String], args: &[&[u8]]) -> Result<Value, StoreError> {
+    pub(super) async fn charge(&self, keys: &[String], args: &[&[u8]]) -> Result<Said, StoreError> {
         self.ask(keys, Question::Charge(keys, args)).await
     }
 
@@ -210,7 +210,7 @@ impl Connection {
         &self,
         keys: &[String],
         args: &[&[u8]],
-    ) -> Result<(Value, i64), StoreError> {
+    ) -> Result<(Said, i64), StoreError> {
         let until = Instant::now() + self.deadline;
         let lane = self.replicated.idlest(&self.home.ground);
         let mut asked = pin!(lane.way.ask(until, keys, Question::ChargeReplicated(keys, args)));
@@ -224,9 +224,10 @@ impl Connection {
             // answers, it has looked.
             let _ = self.home.servers.ask(until, keys, Question::Command(&ping)).await;
         };
-        match answer? {
+        let Said { value, term } = answer?;
+        match value {
             Value::Array(mut both) => match (both.pop(), both.pop()) {
-                (Some(Value::Int(acknowledged)), Some(answer)) => Ok((answer, acknowledged)),
+                (Some(Value::Int(acknowledged)), Some(value)) => Ok((Said { value, term }, acknowledged)),
                 _ => Err(StoreError::Reply("not an answer and a count".into())),
             },
             _ => Err(StoreError::Reply("no list".into())),
@@ -234,22 +235,22 @@ impl Connection {
     }
 
     /// Runs a script that gets through when the server is out of memory, where the server has that.
-    pub(super) async fn settle(&self, keys: &[String], args: &[&[u8]]) -> Result<Value, StoreError> {
+    pub(super) async fn settle(&self, keys: &[String], args: &[&[u8]]) -> Result<Said, StoreError> {
         self.ask(keys, Question::Settle(keys, args)).await
     }
 
     /// Runs a script.
-    pub(super) async fn heal(&self, keys: &[String], args: &[&[u8]]) -> Result<Value, StoreError> {
+    pub(super) async fn heal(&self, keys: &[String], args: &[&[u8]]) -> Result<Said, StoreError> {
         self.ask(keys, Question::Heal(keys, args)).await
     }
 
     /// Sends a command about a key.
     pub(super) async fn command(&self, key: &String, command: &Cmd) -> Result<Value, StoreError> {
-        self.ask(std::slice::from_ref(key), Question::Command(command)).await
+        Ok(self.ask(std::slice::from_ref(key), Question::Command(command)).await?.value)
     }
 
     /// The keys are all in one slot.
-    async fn ask(&self, keys: &[String], question: Question<'_>) -> Result<Value, StoreError> {
+    async fn ask(&self, keys: &[String], question: Question<'_>) -> Result<Said, StoreError> {
         let until = Instant::now() + self.deadline;
         self.lane().servers.ask(until, keys, question).await
     }
@@ -293,7 +294,7 @@ impl Connection {
         let asked = self
             .runtime()
             .spawn(async move { node.ask(until, Question::Command(&command), Slot::Owned).await });
-        let answer = asked.await.map_err(|_| StoreError::Lost)??;
+        let answer = asked.await.map_err(|_| StoreError::Lost)??.value;
         Ok(Some((answer, number + 1 < nodes.len())))
     }
 
@@ -311,7 +312,7 @@ impl Connection {
         let asked: Vec<_> = nodes.into_iter().map(ask).collect();
         let mut answers = Vec::with_capacity(asked.len());
         for asked in asked {
-            answers.push(asked.await.map_err(|_| StoreError::Lost)??);
+            answers.push(asked.await.map_err(|_| StoreError::Lost)??.value);
         }
         Ok(answers)
     }

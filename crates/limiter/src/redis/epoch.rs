@@ -14,7 +14,7 @@ use super::cluster;
 /// How many slots there are names for.
 const SLOTS: usize = 16_384;
 /// Epochs are numbered up to here, from 1; 0 is unknown. See `EPOCHS` in state.lua.
-const EPOCHS: u64 = 2_097_151;
+const EPOCHS: u32 = 2_097_151;
 /// A life is its epoch times this, and what the caller gave it. See `LIVES` in state.lua.
 const LIVES_BITS: u32 = 32;
 
@@ -29,8 +29,8 @@ pub(super) const fn life_in(epoch: u64, life: u64) -> u64 {
 }
 
 /// What tells the runs of servers apart, of the id that a server gives to each of its own: 40 hexadecimal digits.
-pub(super) fn term(run_id: &str) -> u64 {
-    run_id.get(..8).and_then(|digits| u64::from_str_radix(digits, 16).ok()).map_or(0, |id| id % EPOCHS)
+pub(super) fn term(run_id: &str) -> u32 {
+    run_id.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).map_or(0, |id| id % EPOCHS)
 }
 
 /// Where epochs are written down.

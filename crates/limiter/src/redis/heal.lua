@@ -2,12 +2,13 @@
 --
 -- A counter that was born since, in another epoch, is charged on top of what it was charged meanwhile, and only what it
 -- was not healed by already: several who saw the same heal it once. One that is still the same is raised to what was
--- seen. One that was born since, in the same epoch, was cleared: it stays so.
+-- seen, unless this very run of this server has shown it: whatever it says otherwise by now happened since. One that was
+-- born since, in the same epoch, was cleared: it stays so.
 --
 -- KEYS      a hash per subject, and the key of the epoch
 -- ARGV[1]   the counters, as in `load`
--- ARGV[2]   {life, seen, epochs}; of each that was seen: its counter, the units in use by now, when it was seen, and its
---           life; the rest as for charges
+-- ARGV[2]   {life, seen, epochs}; of each that was seen: its counter, the units in use by now, when it was seen, its
+--           life, and what tells the run that has shown it from others, or 0; the rest as for charges
 -- Returns   by what life each counter is known now
 
 local counters, order = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
@@ -35,9 +36,13 @@ end
 
 local records = {}
 
-local function heal(c, amount, seen, life)
+-- What tells this run from others, or 0.
+local run = tonumber(ARGV[#ARGV])
+
+local function heal(c, amount, seen, life, shown)
     local s = c.state
     local same = s[LIFE] == life
+    if same and shown == run and run > 0 then return end
     local now_in, seen_in = floor(s[LIFE] / LIVES), floor(life / LIVES)
     if not same and (now_in == seen_in or now_in == 0 or seen_in == 0) then return end
     if c[ALGORITHM] == FIXED and index(c, seen) ~= index(c, now) then return end
@@ -66,9 +71,9 @@ end
 
 load(counters, now, order[1], order[3])
 local all, lives = order[2], {}
-for at = 1, #all, 4 do
+for at = 1, #all, 5 do
     local c = counters[all[at]]
-    heal(c, all[at + 1], all[at + 2], all[at + 3])
+    heal(c, all[at + 1], all[at + 2], all[at + 3], all[at + 4])
     lives[#lives + 1] = c.state[LIFE]
 end
 save(counters, now)

@@ -27,6 +27,8 @@ pub(crate) struct Sighting {
     pub(crate) at: Millis,
     /// The life that the counter had then.
     pub(crate) life: u64,
+    /// Tells the server that said so, and this run of it, from others. 0: nobody knows.
+    pub(crate) term: u32,
 }
 
 impl RedisStore {
@@ -47,26 +49,27 @@ impl RedisStore {
     }
 
     /// Charges counters up to what was seen of them, if they were lost since. Doing it again, here or elsewhere, changes
-    /// nothing. Returns the lives that they have now.
-    pub(crate) async fn heal(&self, seen: &[Sighting]) -> Result<Vec<u64>, StoreError> {
+    /// nothing. Returns the lives that they have now, and what tells the server, and this run of it, from others.
+    pub(crate) async fn heal(&self, seen: &[Sighting]) -> Result<(Vec<u64>, u32), StoreError> {
         let met = seen.iter().map(|sighting| (&sighting.limit, &sighting.subject));
         let plan = Plan::of_counters(&self.0.prefix, Some(&self.0.epochs), met, AT_ONCE_MAX)?;
         let mut order = Packer::default();
         order.list(3);
         order.number(self.0.life());
-        order.list(4 * seen.len());
+        order.list(5 * seen.len());
         for (sighting, place) in seen.iter().zip(&plan.places) {
             order.number(*place as u64 + 1);
             order.number(sighting.used.min(super::AMOUNT_MAX));
             order.number(sighting.at.get());
             order.number(sighting.life);
+            order.number(sighting.term.into());
         }
         order.number(plan.epochs as u64);
         let now = self.0.time_given();
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
         let used = if self.0.clock.is_some() { 3 } else { 2 };
         let reply = self.0.connection.heal(&plan.keys, &args[..used]).await?;
-        let Value::Array(lives) = reply else {
+        let Value::Array(lives) = reply.value else {
             return Err(StoreError::Reply("no list".into()));
         };
         let life = |life: &Value| match life {
@@ -75,6 +78,7 @@ impl RedisStore {
         };
         let lives: Option<Vec<u64>> = lives.iter().map(life).collect();
         let lives = lives.filter(|lives| lives.len() == seen.len());
-        lives.ok_or_else(|| StoreError::Reply("not a life for each counter".into()))
+        let lives = lives.ok_or_else(|| StoreError::Reply("not a life for each counter".into()))?;
+        Ok((lives, reply.term))
     }
 }

@@ -38,6 +38,8 @@ return { now, redis.call('ZCARD', KEYS[1]), redis.call('ZCOUNT', KEYS[1], ARGV[4
 pub(crate) struct Charged {
     pub(crate) reading: Reading,
     pub(crate) life: u64,
+    /// By which server, and in which of its runs.
+    pub(crate) term: u32,
     /// To give some of it back.
     pub(crate) receipt: Receipt,
     /// It was charged under this number before, so not again.
@@ -182,7 +184,7 @@ impl RedisStore {
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
         let used = if self.0.clock.is_some() { 3 } else { 2 };
         let reply = self.0.connection.settle(&plan.keys, &args[..used]).await?;
-        let Value::Array(parts) = reply else {
+        let Value::Array(parts) = reply.value else {
             return Err(StoreError::Reply("no list".into()));
         };
         let [Value::Int(now), Value::Array(before), states @ ..] = &parts[..] else {
@@ -192,7 +194,7 @@ impl RedisStore {
             return Err(StoreError::Reply("another number of charges than was sent".into()));
         }
         let rates = late.iter().map(|late| late.limit.rate());
-        let mut counters = Counters::read(&plan, rates, *now, states, life)?;
+        let mut counters = Counters::read(&plan, rates, (*now, reply.term), states, life)?;
         let now = counters.now;
         let readings = late.iter().zip(&plan.places).zip(before).map(|((late, place), before)| {
             let rate = late.limit.rate();
@@ -202,7 +204,13 @@ impl RedisStore {
             let amount = if before { 0 } else { late.amount };
             let charged = state.correct(rate, now, &nothing(rate), amount).charged;
             let receipt = state.receipt(charged);
-            Charged { reading: state.reading(rate, now), life: state.life(), receipt, before }
+            Charged {
+                reading: state.reading(rate, now),
+                life: state.life(),
+                term: reply.term,
+                receipt,
+                before,
+            }
         });
         Ok((now, readings.collect()))
     }
@@ -220,5 +228,6 @@ pub(crate) fn standing(limit: &Arc<Limit>, subject: &Subject, requested: u64) ->
         reset: Millis::ZERO,
         retry: Retry::Now,
         life: 0,
+        term: 0,
     }
 }

@@ -38,6 +38,13 @@ pub(super) enum Question<'q> {
     Command(&'q Cmd),
 }
 
+/// What a server said.
+pub(super) struct Said {
+    pub(super) value: Value,
+    /// Tells the runs of servers apart, as far as the server tells; else 0.
+    pub(super) term: u32,
+}
+
 /// Whether a server of a cluster answers for a slot that is on its way to it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Slot {
@@ -53,8 +60,8 @@ pub(super) struct Link {
     pub(super) version: Option<String>,
     /// As far as the server tells: `master`.
     pub(super) role: Option<String>,
-    /// Tells the runs of servers apart, as far as the server tells; else 0.
-    pub(super) term: u64,
+    /// As in [`Said`].
+    pub(super) term: u32,
     socket: Socket,
     timeouts: AtomicU32,
     replicas: Replicas,

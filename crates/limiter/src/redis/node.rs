@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use ::redis::{RedisConnectionInfo, Value};
+use ::redis::RedisConnectionInfo;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::address::Endpoint;
 use super::dial::{CONNECT_DEADLINE, Dialer};
-use super::link::{Link, Question, Slot, refused};
+use super::link::{Link, Question, Said, Slot, refused};
 use super::scripts::Scripts;
 use super::sentinel::Sentinels;
 use crate::store::StoreError;
@@ -76,7 +76,7 @@ struct Shared {
     connecting: AtomicBool,
     lately: Mutex<Lately>,
     /// Who was connected last, and in which of its runs.
-    run: Mutex<Option<(Endpoint, u64)>>,
+    run: Mutex<Option<(Endpoint, u32)>>,
 }
 
 /// Who is to be asked.
@@ -151,7 +151,7 @@ impl Node {
         until: Instant,
         question: Question<'_>,
         slot: Slot,
-    ) -> Result<Value, StoreError> {
+    ) -> Result<Said, StoreError> {
         let link = self.link(until).await?;
         let answer = self.ask_on(&link, until, question, slot).await;
         match &answer {
@@ -177,7 +177,7 @@ impl Node {
         until: Instant,
         question: Question<'_>,
         slot: Slot,
-    ) -> Result<Value, StoreError> {
+    ) -> Result<Said, StoreError> {
         let answer = timeout_at(until, link.ask(&self.0.ground.scripts, question, slot)).await;
         let Ok(answer) = answer else {
             if link.has_timed_out() {
@@ -197,7 +197,7 @@ impl Node {
             _ if link.has_answered() => self.0.changed(None),
             _ => {}
         }
-        answer.map_err(|error| refused(&error))
+        answer.map(|value| Said { value, term: link.term }).map_err(|error| refused(&error))
     }
 }
 

@@ -194,8 +194,8 @@ impl RedisStore {
         order.number(plan.epochs as u64);
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
         let used = if self.0.clock.is_some() { 3 } else { 2 };
-        let reply = self.0.connection.settle(&plan.keys, &args[..used]).await;
-        let Value::Array(parts) = reply? else {
+        let reply = self.0.connection.settle(&plan.keys, &args[..used]).await?;
+        let Value::Array(parts) = reply.value else {
             return Err(StoreError::Reply("no list".into()));
         };
         let [Value::Int(now), Value::Array(ended), states @ ..] = &parts[..] else {
@@ -205,7 +205,7 @@ impl RedisStore {
             return Err(StoreError::Reply("another number of settlements than was sent".into()));
         }
         let rates = settlements.iter().map(|settlement| settlement.standing.limit.rate());
-        Ok((ended.clone(), Counters::read(plan, rates, *now, states, life)?))
+        Ok((ended.clone(), Counters::read(plan, rates, (*now, reply.term), states, life)?))
     }
 
     /// Settles: one correction per charge.

@@ -8,7 +8,8 @@
 //! # The bound
 //! What is admitted until then is admitted as if there were more room: at most so much is admitted beyond the limit. A
 //! counter that was born since keeps it, on top of what was seen. One that is still there after a failover is raised to
-//! what was seen, which may swallow what was charged to it meanwhile, but no more than was lost of it.
+//! what was seen, which may swallow what was charged to it meanwhile, but no more than was lost of it. What was seen of
+//! it since the failover it has not lost: there what it was given back stays given back.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -146,8 +147,8 @@ impl Inner {
     }
 
     async fn tell_all(&self, seen: &[Sighting]) -> Result<(), StoreError> {
-        let lives = self.redis.heal(seen).await?;
-        seen.iter().zip(lives).for_each(|(sighting, life)| self.mirror.told(sighting, life));
+        let (lives, term) = self.redis.heal(seen).await?;
+        seen.iter().zip(lives).for_each(|(sighting, life)| self.mirror.told(sighting, (life, term)));
         add(&self.tally.healed, seen.len() as u64);
         Ok(())
     }

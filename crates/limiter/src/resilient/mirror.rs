@@ -57,6 +57,8 @@ struct Seen {
     reset: Millis,
     /// The life of the counter.
     life: u64,
+    /// Tells the server that said so, and this run of it, from others. 0: nobody knows.
+    term: u32,
 }
 
 impl Mirror {
@@ -76,8 +78,8 @@ impl Mirror {
             let known = shard.known(&first.subject);
             for standing in together {
                 if standing.limit.algorithm() != Algorithm::Concurrency {
-                    let Standing { used, reset, life, .. } = *standing;
-                    let seen = Seen { limit: Arc::clone(&standing.limit), used, at: now, reset, life };
+                    let Standing { used, reset, life, term, .. } = *standing;
+                    let seen = Seen { limit: Arc::clone(&standing.limit), used, at: now, reset, life, term };
                     lost.extend(known.put(seen));
                 }
             }
@@ -95,9 +97,9 @@ impl Mirror {
         subject: &Subject,
         (used, reset): (u64, Millis),
         at: Millis,
-        life: u64,
+        (life, term): (u64, u32),
     ) -> bool {
-        let seen = Seen { limit: Arc::clone(limit), used, at, reset, life };
+        let seen = Seen { limit: Arc::clone(limit), used, at, reset, life, term };
         let lost = self.shard(subject).known(subject).put(seen);
         lost.is_some() && {
             self.lose(lost.into_iter().collect());
@@ -126,13 +128,13 @@ impl Mirror {
         live.flatten().collect()
     }
 
-    /// The store was told of a counter, and knows it by this life now.
-    pub(super) fn told(&self, sighting: &Sighting, life: u64) {
+    /// The store was told of a counter, and knows it by this life now, in this run of this server.
+    pub(super) fn told(&self, sighting: &Sighting, (life, term): (u64, u32)) {
         let mut shard = self.shard(&sighting.subject);
         if let Some(seen) = shard.seen(&sighting.limit, &sighting.subject)
-            && seen.life == sighting.life
+            && (seen.life, seen.term) == (sighting.life, sighting.term)
         {
-            seen.life = life;
+            (seen.life, seen.term) = (life, term);
         }
     }
 
@@ -220,7 +222,7 @@ impl Seen {
     fn sighting(&self, subject: &Subject, now: Millis) -> Option<Sighting> {
         let used = self.level(now);
         let (limit, subject) = (Arc::clone(&self.limit), subject.clone());
-        (used > 0).then_some(Sighting { limit, subject, used, at: self.at, life: self.life })
+        (used > 0).then_some(Sighting { limit, subject, used, at: self.at, life: self.life, term: self.term })
     }
 
     fn level(&self, now: Millis) -> u64 {
@@ -308,7 +310,7 @@ mod tests {
     #[test]
     fn it_holds_so_many_subjects_and_keeps_those_in_use() {
         let (mirror, limit) = (Mirror::new(), limit("r", "60/minute", Algorithm::FixedWindow));
-        let put = |name: &str| mirror.put(&limit, &user(name), (1, Millis(9)), START, 0);
+        let put = |name: &str| mirror.put(&limit, &user(name), (1, Millis(9)), START, (0, 0));
         for number in 0..3 * SUBJECTS_MAX {
             put(&format!("u{number}"));
             if number % 1_000 == 0 {
@@ -336,7 +338,7 @@ mod tests {
     fn the_latest_reply_counts_whenever_it_comes() {
         let (mirror, limit) = (Mirror::new(), limit("r", "60/minute", Algorithm::FixedWindow));
         let put = |used, at| {
-            mirror.put(&limit, &user("alice"), (used, Millis(60_000)), at, 0);
+            mirror.put(&limit, &user("alice"), (used, Millis(60_000)), at, (0, 0));
             mirror.level(&limit, &user("alice"), at)
         };
         assert_eq!(put(7, START), 7);
@@ -350,7 +352,7 @@ mod tests {
         let mirror = Mirror::new();
         for number in 0..2 * COUNTERS_MAX {
             let limit = limit(&format!("r{number}"), "60/minute", Algorithm::FixedWindow);
-            mirror.put(&limit, &user("alice"), (1, Millis(9)), START, 0);
+            mirror.put(&limit, &user("alice"), (1, Millis(9)), START, (0, 0));
         }
         assert_eq!(mirror.shard(&user("alice")).known(&user("alice")).seen.len(), COUNTERS_MAX);
     }

@@ -57,7 +57,13 @@ impl Fleet {
 
     fn see(&self, member: usize) {
         let reading = self.shared.reading(self.limit.rate(), self.now);
-        self.members[member].0.put(&self.limit, &user("alice"), (reading.used, reading.reset), self.now, 0);
+        self.members[member].0.put(
+            &self.limit,
+            &user("alice"),
+            (reading.used, reading.reset),
+            self.now,
+            (0, 0),
+        );
     }
 
     fn ask(&mut self, member: usize) {
@@ -96,7 +102,7 @@ impl Fleet {
                 self.shared.correct(&rate, now, &nothing, debt.amount);
                 ledger.known(&debt.limit, &debt.subject, debt.amount, now);
                 let reading = self.shared.reading(&rate, now);
-                mirror.put(&self.limit, &user("alice"), (reading.used, reading.reset), now, 0);
+                mirror.put(&self.limit, &user("alice"), (reading.used, reading.reset), now, (0, 0));
             }
         }
         self.failing = None;

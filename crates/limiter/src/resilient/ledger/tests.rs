@@ -40,7 +40,7 @@ impl Case {
             Algorithm::MovingWindow => Millis(MINUTE),
             _ => Millis(50_000),
         };
-        mirror.put(&limit, &user("alice"), (seen, reset), since, 0);
+        mirror.put(&limit, &user("alice"), (seen, reset), since, (0, 0));
         let failing = Failing { number: 1, since, instances };
         Case { ledger: Ledger::new(clock.clone(), Budgets::default()), clock, mirror, limit, failing }
     }
@@ -139,7 +139,7 @@ fn what_is_granted_there_meanwhile_is_not_left_here() {
             let case = Case::new("100/minute", algorithm, instances, 40);
             let seen = |used| {
                 let at = case.failing.since + Millis(1);
-                case.mirror.put(&case.limit, &user("alice"), (used, Millis(49_999)), at, 0);
+                case.mirror.put(&case.limit, &user("alice"), (used, Millis(49_999)), at, (0, 0));
             };
             assert!(case.admits(0, 5), "{algorithm}");
             seen(60);
@@ -253,7 +253,7 @@ fn failing_again_and_again_is_worth_nothing() {
                         &user("alice"),
                         (seen, Millis(MINUTE)),
                         case.failing.since,
-                        0,
+                        (0, 0),
                     );
                 }
             }
