@@ -320,10 +320,10 @@ async fn junk_never_reaches_redis() {
 }
 
 /// What scripts of totals, usage and control data do about once a second, whoever asks what; decisions come by `evalsha`.
-const BATCHED: [&str; 4] = ["hget", "hset", "hincrby", "hmget"];
+const BATCHED: [&str; 8] = ["hget", "hset", "hincrby", "hmget", "get", "set", "hlen", "expire"];
 
 /// How often that was done.
-fn batched(redis: &Redis) -> [u64; 4] {
+fn batched(redis: &Redis) -> [u64; BATCHED.len()] {
     let stats = redis.cli(&["INFO", "commandstats"]);
     let calls = |name: &str| {
         let line = stats

@@ -9,7 +9,7 @@ mod support;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rig::{BACK, N, Rig, WIDE, admitted, decisions, is, sockets_max, windows_hold};
+use rig::{BACK, N, Rig, WIDE, admitted, decisions, is, windows_hold};
 use rustix::process::Signal;
 use support::{
     Answer, Callers, Provider, Proxy, Redis, Tollgate, get, json_answer, post, request, users_config, windows,
@@ -69,7 +69,7 @@ async fn frozen_and_back() {
     let callers = rig.callers(&["wide", "wide", "tight"], 1);
     let stopped = callers.all("all stop asking", "wide", frozen, is("share")).await;
     callers.until("2,000 answers", callers.count(), |answers| answers.len() >= 2_000).await;
-    let sockets = rig.gateways.iter().map(|gateway| gateway.sockets_to(rig.redis.address())).max();
+    let sockets = rig.few_sockets(rig.redis.address()).await;
     let while_frozen = callers.since(0);
     let mut once_open = while_frozen.clone();
     once_open.retain(|answer| answer.sent > frozen + stopped);
@@ -86,7 +86,7 @@ async fn frozen_and_back() {
     let answers = callers.stop().await;
     let slowest = while_frozen.iter().map(|answer| answer.came - answer.sent).max();
     println!("frozen: by shares after {stopped:?}, shared {shared:?} after it went on (150 ms)");
-    println!("{} answers meanwhile, the slowest {slowest:?}; {sockets:?} sockets", while_frozen.len());
+    println!("{} answers meanwhile, the slowest {slowest:?}; {sockets} sockets", while_frozen.len());
     println!(
         "decisions once open: half, 99 % {:?}; {memory_before} MiB, {memory_frozen} MiB",
         decisions(&once_open, "share")
@@ -99,7 +99,6 @@ async fn frozen_and_back() {
     assert!(alone <= L + N, "{alone}");
     // The first that is back does not know yet what the others have to charge.
     assert!(total <= L + (N - 1) * L.div_ceil(N), "{total}");
-    assert!(sockets <= Some(sockets_max()), "{sockets:?}");
     assert!(memory_frozen <= memory_before + 50, "{memory_before} {memory_frozen}");
     assert!(shared < BACK, "{shared:?}");
     let metrics =
@@ -132,8 +131,7 @@ async fn slow_swallowing_and_breaking_connections() {
         }
         let stopped = callers.all("all stop asking", "wide", begun, is("share")).await;
         callers.until("answers by share", callers.count(), |now| now.len() >= 300).await;
-        let sockets = rig.gateways.iter().map(|gateway| gateway.sockets_to(proxy.address)).max();
-        assert!(sockets <= Some(sockets_max()), "{sockets:?}");
+        rig.few_sockets(proxy.address).await;
         proxy.delay(Duration::ZERO);
         proxy.partition(false);
         let back = Instant::now();

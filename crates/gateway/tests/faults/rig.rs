@@ -1,5 +1,6 @@
 //! Four gateways on one Redis, and what callers may see of them.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -83,6 +84,21 @@ impl Rig {
         }
     }
 
+    /// Sockets of any gateway to Redis, which does not answer: never many, and soon no more than it takes to find it again.
+    pub(crate) async fn few_sockets(&self, to: SocketAddr) -> usize {
+        let loops = std::thread::available_parallelism().map_or(1, usize::from);
+        let most = || self.gateways.iter().map(|gateway| gateway.sockets_to(to)).max().unwrap_or(0);
+        let found = most();
+        assert!(found <= 2 * loops + SOCKETS_MAX, "{found} sockets");
+        support::soon("few sockets", async {
+            while most() > loops + SOCKETS_AT_REST {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        found
+    }
+
     /// At the provider came what was admitted, and nobody was told of a failure.
     pub(crate) fn nobody_failed(&self, answers: &[Answer], asked_else: usize) {
         let wrong = answers.iter().find(|answer| !matches!(answer.status, 200 | 429));
@@ -92,10 +108,11 @@ impl Rig {
     }
 }
 
-/// Each event loop holds a connection to Redis and a second one while the first does not answer; control data a few.
-pub(crate) fn sockets_max() -> usize {
-    2 * std::thread::available_parallelism().map_or(1, usize::from) + 4
-}
+/// While Redis does not answer, a gateway holds so many sockets to it: one of each event loop, two that are being made for
+/// decisions, as many for control data, and one that listens; some of those twice, for the moment that it takes to give
+/// the old one up.
+const SOCKETS_AT_REST: usize = 6;
+const SOCKETS_MAX: usize = 8;
 
 pub(crate) fn admitted(answers: &[Answer], user: &str) -> u64 {
     answers.iter().filter(|answer| answer.user == user && answer.is_admitted()).count() as u64
