@@ -8,8 +8,8 @@ use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ::redis::Value;
@@ -60,21 +60,24 @@ use connection::Connection;
 use dial::Dialer;
 use epoch::Epochs;
 pub(crate) use epoch::epoch_of;
-use flights::{Flights, Waiting};
+use flights::{Flight, Flights, Reply, Waiting};
 pub(crate) use heal::Sighting;
 pub(crate) use late::{Beat, Charged, Late, standing as standing_of};
+use link::Overdue;
 use pack::Packer;
 use plan::Plan;
 use plans::Plans;
 use replay::{Counters, Outcome};
 use scripts::Scripts;
 use settlement::Held;
-use underway::Underway;
+use underway::{Piece, Underway};
 
 /// Births are told apart by so many bits.
 const LIFE_BITS: u32 = 32;
 /// The most decisions that may be asked for at once.
 const ASKING_MAX: usize = 16_384;
+/// How many scripts are waited for at once whose callers have been told that they took too long.
+const LATE_MAX: usize = 256;
 /// How much later than the connection a caller gives up: the connection knows more about what went wrong.
 const GRACE: Duration = Duration::from_millis(5);
 /// No amount above this fits any limit; below, a double is exact.
@@ -173,6 +176,8 @@ struct Inner {
     settling: Plans,
     flights: Arc<Flights>,
     asking: AtomicUsize,
+    /// Scripts that are waited for although they took too long.
+    late: AtomicUsize,
     /// Scripts on their way, settlements among them.
     underway: Arc<Underway>,
     denials: Option<Denials<Arc<Plan>, Counters>>,
@@ -236,6 +241,7 @@ impl RedisStore {
             settling: Plans::new(),
             flights: Arc::default(),
             asking: AtomicUsize::new(0),
+            late: AtomicUsize::new(0),
             underway: Arc::default(),
             denials: options.denial_memory.then(Denials::new),
             clock: options.rehearsal.map(|rehearsal| rehearsal.clock),
@@ -311,27 +317,23 @@ impl RedisStore {
             Ok(denial) => return Ok(Decision::Denied(denial)),
             Err(charges) => charges,
         };
-        let _place = Place::among(&self.0.asking).ok_or(StoreError::Busy)?;
+        let _place = Place::among(&self.0.asking, ASKING_MAX).ok_or(StoreError::Busy)?;
         let (reply, answer) = oneshot::channel();
         let mut answer = Awaited(answer);
-        let waiting = Waiting { charges, reply };
+        let waiting = Waiting { charges, reply: Reply::new(reply) };
         let (lane, runtime) = self.0.connection.here();
+        let journey = if self.0.coalescing {
+            self.0
+                .flights
+                .join((lane, Arc::clone(&plan)), waiting)
+                .map(|(flight, batch)| (Some(flight), batch))
+        } else {
+            Some((None, vec![waiting]))
+        };
         // In a task: whoever asked may leave, and others may wait for the same script.
-        if !self.0.coalescing {
-            let (store, piece) = (self.clone(), self.0.underway.begin());
-            drop(runtime.spawn(async move {
-                store.fly(&plan, vec![waiting]).await;
-                drop(piece);
-            }));
-        } else if let Some((mut flight, mut batch)) = self.0.flights.join((lane, plan), waiting) {
-            let (store, piece) = (self.clone(), self.0.underway.begin());
-            drop(runtime.spawn(async move {
-                while !batch.is_empty() {
-                    store.fly(flight.plan(), batch).await;
-                    batch = flight.next();
-                }
-                drop(piece);
-            }));
+        if let Some((flight, batch)) = journey {
+            let next = Next { flight, _piece: self.0.underway.begin() };
+            drop(runtime.spawn(self.clone().fly(plan, next, batch)));
         }
         match timeout(self.0.deadline + GRACE, &mut answer.0).await {
             Ok(Ok(decision)) => decision,
@@ -340,29 +342,74 @@ impl RedisStore {
         }
     }
 
-    /// Decides a batch with one script, and answers everybody in it.
-    async fn fly(&self, plan: &Arc<Plan>, batch: Vec<Waiting>) {
-        let batch: Vec<Waiting> = batch.into_iter().filter(|waiting| !waiting.reply.is_closed()).collect();
-        let Some(first) = batch.first() else {
-            return;
-        };
-        let departure = self.0.denials.as_ref().map(|d| d.departure(plan.subjects(), Instant::now()));
-        let amounts = batch.iter().flat_map(|waiting| &waiting.charges).map(Charge::amount).collect();
+    /// Decides one batch after the other, as long as requests gather. When a script takes too long, somebody else goes on,
+    /// and this only waits for what it granted, to give that back.
+    async fn fly(self, plan: Arc<Plan>, mut next: Next, mut batch: Vec<Waiting>) {
+        while !batch.is_empty() {
+            let waiting = batch.into_iter().filter(|waiting| !waiting.reply.is_closed());
+            let (requests, replies): (Vec<_>, Vec<_>) =
+                waiting.map(|Waiting { charges, reply }| (charges, reply)).unzip();
+            let (goes_on, late) = (Mutex::new(Some(next)), Mutex::new(None));
+            let overdue = || {
+                for reply in &replies {
+                    // Nobody left to tell is nothing to do.
+                    let _ = reply.send(Err(StoreError::Timeout));
+                }
+                if let Some(mut next) = lock(&goes_on).take() {
+                    let batch = next.batch();
+                    drop(Handle::current().spawn(self.flight(Arc::clone(&plan), next, batch)));
+                }
+                *lock(&late) = Place::among(&self.0.late, LATE_MAX);
+                lock(&late).is_some()
+            };
+            let departure = self.0.denials.as_ref().map(|d| d.departure(plan.subjects(), Instant::now()));
+            let refused = self.decide_together(&plan, requests, &replies, &overdue).await;
+            // What comes late is too old to be remembered.
+            let Some(went_on) = lock(&goes_on).take() else { return };
+            if let (Some(refused), Some(denials), Some(departure)) = (refused, &self.0.denials, departure) {
+                denials.remember(Arc::clone(&plan), departure, refused, Instant::now());
+            }
+            next = went_on;
+            batch = next.batch();
+        }
+    }
+
+    /// [`RedisStore::fly`], as something of a known size.
+    fn flight(
+        &self,
+        plan: Arc<Plan>,
+        next: Next,
+        batch: Vec<Waiting>,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(self.clone().fly(plan, next, batch))
+    }
+
+    /// Decides these requests with one script, and answers each. Gives the counters that refused one of them, if that is worth
+    /// remembering.
+    async fn decide_together(
+        &self,
+        plan: &Arc<Plan>,
+        requests: Vec<Vec<Charge>>,
+        replies: &[Reply],
+        overdue: Overdue<'_>,
+    ) -> Option<Counters> {
+        let first = requests.first()?;
+        let amounts = requests.iter().flatten().map(Charge::amount).collect();
         self.0.scripts_sent.fetch_add(1, Ordering::Relaxed);
-        let answer = self.0.ask(plan, &first.charges, amounts).await;
+        let answer = self.0.ask(plan, first, amounts, overdue).await;
         let (verdicts, mut counters) = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                for waiting in batch {
+                for reply in replies {
                     // Nobody left to tell is nothing to do.
-                    let _ = waiting.reply.send(Err(error.clone()));
+                    let _ = reply.send(Err(error.clone()));
                 }
-                return;
+                return None;
             }
         };
         let mut denied = false;
         let mut verdicts = verdicts.into_iter();
-        for Waiting { charges, reply } in batch {
+        for (charges, reply) in requests.into_iter().zip(replies) {
             let outcome = counters.reserve(plan, charges);
             let verdict = verdicts.next() == Some(b'1');
             denied |= matches!(&outcome, Outcome::Denied(denial) if worth_remembering(denial));
@@ -378,9 +425,7 @@ impl RedisStore {
                 unwanted.refund();
             }
         }
-        if let (true, Some(denials), Some(departure)) = (denied, &self.0.denials, departure) {
-            denials.remember(Arc::clone(plan), departure, counters, Instant::now());
-        }
+        denied.then_some(counters)
     }
 
     fn grant(
@@ -423,7 +468,7 @@ impl Store for RedisStore {
                 return self.peek_spread(charges).await;
             }
             let plan = Plan::of_charges(&self.0.prefix, Some(&self.0.epochs), &charges)?;
-            let (_, counters) = self.0.ask(&plan, &charges, Vec::new()).await?;
+            let (_, counters) = self.0.ask(&plan, &charges, Vec::new(), &|| false).await?;
             Ok(counters.stand(&plan, charges))
         })
     }
@@ -480,6 +525,7 @@ impl Inner {
         plan: &Plan,
         charges: &[Charge],
         amounts: Vec<u64>,
+        overdue: Overdue<'_>,
     ) -> Result<(Vec<u8>, Counters), StoreError> {
         let life = self.life();
         let mut order = Packer::default();
@@ -492,10 +538,12 @@ impl Inner {
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
         let used = if self.clock.is_some() { 3 } else { 2 };
         let (reply, unreplicated) = if plan.waits {
-            let (reply, replicas) = self.connection.charge_replicated(&plan.keys, &args[..used]).await?;
+            // Apart, or every decision would be twice as large for the few that wait.
+            let asked = self.connection.charge_replicated(&plan.keys, &args[..used], overdue);
+            let (reply, replicas) = Box::pin(asked).await?;
             (reply, replicas == 0)
         } else {
-            (self.connection.charge(&plan.keys, &args[..used]).await?, false)
+            (self.connection.charge(&plan.keys, &args[..used], overdue).await?, false)
         };
         let Value::Array(parts) = reply.value else {
             return Err(StoreError::Reply("no list".into()));
@@ -549,13 +597,31 @@ fn worth_remembering(denial: &Denial) -> bool {
     })
 }
 
-/// A place among those who ask, given up when dropped.
+/// What a task has that sends scripts: the right to do so, and that it counts as work under way.
+struct Next {
+    /// Without one it is a single script.
+    flight: Option<Flight>,
+    _piece: Piece,
+}
+
+impl Next {
+    /// Those who gathered meanwhile.
+    fn batch(&mut self) -> Vec<Waiting> {
+        self.flight.as_mut().map_or_else(Vec::new, Flight::next)
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A place among so many at most, given up when dropped.
 struct Place<'s>(&'s AtomicUsize);
 
 impl Place<'_> {
-    fn among(asking: &AtomicUsize) -> Option<Place<'_>> {
-        let place = Place(asking);
-        (asking.fetch_add(1, Ordering::Relaxed) < ASKING_MAX).then_some(place)
+    fn among(all: &AtomicUsize, most: usize) -> Option<Place<'_>> {
+        let place = Place(all);
+        (all.fetch_add(1, Ordering::Relaxed) < most).then_some(place)
     }
 }
 

@@ -398,6 +398,58 @@ async fn a_frozen_server_costs_a_deadline_each() {
     println!("answered {:?} after it went on", until_it_answers(&store, &limit).await);
 }
 
+/// How many scripts the server has run.
+async fn scripts_run(server: &Server) -> u64 {
+    let stats: String =
+        redis::cmd("INFO").arg("commandstats").query_async(&mut server.client().await).await.unwrap();
+    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+    line.and_then(|line| line.split(',').next()).map_or(0, |calls| calls.parse().unwrap())
+}
+
+/// Whoever asked was told that it took too long, and has gone elsewhere.
+#[tokio::test]
+async fn what_is_granted_too_late_is_given_back() {
+    let server = Server::start();
+    for (name, options) in [
+        ("bob", RedisOptions::new(&server.url())),
+        ("carol", RedisOptions::new(&server.url()).without_coalescing()),
+    ] {
+        let store = server.store(options.deadline(DEADLINE)).await;
+        let limits = Algorithm::ALL.map(|algorithm| limit(algorithm.as_str(), "1000/day", algorithm));
+        let charges = |amount| limits.iter().flat_map(|limit| charge(limit, name, amount)).collect();
+        until_it_answers(&store, &limits[0]).await;
+        let kept = loop {
+            if let Ok(decision) = store.reserve(charges(5)).await {
+                break granted(decision);
+            }
+        };
+        let (run, sent) = (scripts_run(&server).await, store.counts().scripts);
+        server.signal("STOP");
+        let asked: Vec<_> = (0..4)
+            .map(|_| {
+                let (store, charges) = (store.clone(), charges(7));
+                tokio::spawn(async move { store.reserve(charges).await.map(drop) })
+            })
+            .collect();
+        for asked in asked {
+            assert_eq!(asked.await.unwrap(), Err(StoreError::Timeout));
+        }
+        // Who ends now waits for no answer that comes too late.
+        tokio::time::timeout(Duration::from_secs(1), store.flush()).await.unwrap();
+        let late = store.counts().scripts - sent;
+        server.signal("CONT");
+        let start = Instant::now();
+        let used = async || {
+            let told = store.peek(charges(0)).await.unwrap_or_default();
+            told.iter().map(|standing| standing.used).collect::<Vec<u64>>()
+        };
+        while scripts_run(&server).await < run + late || used().await != [5; 4] {
+            assert!(start.elapsed() < Duration::from_secs(20), "{:?}, not 5", used().await);
+        }
+        drop(kept);
+    }
+}
+
 #[tokio::test]
 async fn no_more_wait_than_there_is_room_for() {
     let server = Server::start();

@@ -290,6 +290,37 @@ async fn settlements_are_sent_once_and_late() {
     assert_eq!(store.counts().settlements_dropped, 0);
 }
 
+/// A server that goes on takes what it was asked meanwhile, and whoever asked has decided without it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_decided_without_an_answer_counts_once() {
+    let server = Server::start();
+    let stores = fleet(&server.url(), 1).await;
+    for (name, limit) in support::resilient::limits("1000/day").into_iter().enumerate() {
+        let name = format!("user{name}");
+        let ask = async || granted(stores[0].reserve(charge(&limit, &name, 1)).await.unwrap()).source();
+        for _ in 0..10 {
+            ask().await;
+        }
+        server.signal("STOP");
+        let (mut by_share, mut asked) = (0, 0);
+        while !stores[0].state().is_open() || asked < 20 {
+            by_share += u64::from(ask().await == Source::Share);
+            asked += 1;
+        }
+        assert!(by_share > 0);
+        server.signal("CONT");
+        shared(&stores).await;
+        let start = Instant::now();
+        let counted = async || {
+            let store = server.store(server.options()).await;
+            store.peek(charge(&limit, &name, 0)).await.unwrap()[0].used
+        };
+        while counted().await != 10 + asked {
+            assert!(start.elapsed() < PATIENCE, "{limit:?}: {} of {}", counted().await, 10 + asked);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_cleared_is_forgotten_here_too() {
     let server = Server::start();

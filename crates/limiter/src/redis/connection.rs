@@ -13,7 +13,7 @@ use super::address::{Address, Servers};
 use super::cluster::Cluster;
 use super::dial::Dialer;
 use super::lanes::Lanes;
-use super::link::{Question, Said, Slot};
+use super::link::{Overdue, Question, Said, Slot};
 use super::node::{Ground, Node, Target};
 use super::scripts::Scripts;
 use super::sentinel::Sentinels;
@@ -199,9 +199,14 @@ impl Connection {
         }
     }
 
-    /// Runs a script.
-    pub(super) async fn charge(&self, keys: &[String], args: &[&[u8]]) -> Result<Said, StoreError> {
-        self.ask(keys, Question::Charge(keys, args)).await
+    /// Runs the charging script.
+    pub(super) async fn charge(
+        &self,
+        keys: &[String],
+        args: &[&[u8]],
+        overdue: Overdue<'_>,
+    ) -> Result<Said, StoreError> {
+        self.ask(keys, Question::Charge(keys, args, overdue)).await
     }
 
     /// Runs the charging script and waits for a replica, when it took something, on a connection of its own. Says how many
@@ -210,14 +215,18 @@ impl Connection {
         &self,
         keys: &[String],
         args: &[&[u8]],
+        overdue: Overdue<'_>,
     ) -> Result<(Said, i64), StoreError> {
         let until = Instant::now() + self.deadline;
         let lane = self.replicated.idlest(&self.home.ground);
-        let mut asked = pin!(lane.way.ask(until, keys, Question::ChargeReplicated(keys, args)));
+        let mut asked = pin!(lane.way.ask(until, keys, Question::ChargeReplicated(keys, args, overdue)));
         let (mut patience, ping) = (ANSWER_PATIENCE, ::redis::cmd("PING"));
         let answer = loop {
             if let Ok(answer) = timeout(patience, &mut asked).await {
                 break answer;
+            }
+            if Instant::now() >= until {
+                break asked.await;
             }
             patience = NUDGE_PAUSE;
             // A server with nothing else to do looks only ten times a second who has waited long enough. Whatever it

@@ -16,7 +16,35 @@ const BATCH_MAX: usize = 64;
 /// One request that waits.
 pub(super) struct Waiting {
     pub(super) charges: Vec<Charge>,
-    pub(super) reply: oneshot::Sender<Result<Decision, StoreError>>,
+    pub(super) reply: Reply,
+}
+
+/// Whom to answer; once.
+pub(super) struct Reply(Mutex<Option<oneshot::Sender<Answer>>>);
+
+type Answer = Result<Decision, StoreError>;
+
+impl Reply {
+    pub(super) fn new(to: oneshot::Sender<Answer>) -> Reply {
+        Reply(Mutex::new(Some(to)))
+    }
+
+    /// Gives it back where nobody waits for it: whoever asked has left, or was answered before.
+    pub(super) fn send(&self, answer: Answer) -> Result<(), Answer> {
+        match self.lock().take() {
+            Some(to) => to.send(answer),
+            None => Err(answer),
+        }
+    }
+
+    /// Whether nobody waits for it.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<oneshot::Sender<Answer>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Which plans have a script on its way, and who waits for the next one.
@@ -56,10 +84,6 @@ impl Flights {
 }
 
 impl Flight {
-    pub(super) fn plan(&self) -> &Arc<Plan> {
-        &self.route.1
-    }
-
     /// Those who gathered meanwhile, in order; without any, the flight is over.
     pub(super) fn next(&mut self) -> Vec<Waiting> {
         let mut gathering = self.flights.lock();

@@ -23,14 +23,18 @@ const REPLICA_PATIENCE_MS: u64 = 20;
 /// The first version that reads the flags of a script.
 const FLAGS_SINCE: u32 = 7;
 
+/// Called at the deadline of a question that was not answered. Says whether the answer is waited for even so: what it
+/// grants, nobody will use.
+pub(super) type Overdue<'q> = &'q (dyn Fn() -> bool + Sync);
+
 /// What a server is asked.
 #[derive(Clone, Copy)]
 pub(super) enum Question<'q> {
     /// The charging script, over these keys, with these arguments.
-    Charge(&'q [String], &'q [&'q [u8]]),
+    Charge(&'q [String], &'q [&'q [u8]], Overdue<'q>),
     /// The same; when it took something, a replica is waited for. Answers with the script's answer, and how many replicas
     /// have acknowledged it.
-    ChargeReplicated(&'q [String], &'q [&'q [u8]]),
+    ChargeReplicated(&'q [String], &'q [&'q [u8]], Overdue<'q>),
     /// The settling script; it gets through when the server is out of memory, where the server has that.
     Settle(&'q [String], &'q [&'q [u8]]),
     /// The healing script.
@@ -43,6 +47,16 @@ pub(super) struct Said {
     pub(super) value: Value,
     /// Tells the runs of servers apart, as far as the server tells; else 0.
     pub(super) term: u32,
+}
+
+impl Question<'_> {
+    /// Its deadline has passed. Says whether the answer is waited for even so.
+    pub(super) fn is_overdue(&self) -> bool {
+        match self {
+            Question::Charge(_, _, overdue) | Question::ChargeReplicated(_, _, overdue) => overdue(),
+            Question::Settle(..) | Question::Heal(..) | Question::Command(_) => false,
+        }
+    }
 }
 
 /// Whether a server of a cluster answers for a slot that is on its way to it.
@@ -157,8 +171,8 @@ impl Link {
     ) -> Result<Value, RedisError> {
         let settle = if self.reads_flags() { Name::SettleAllowOom } else { Name::Settle };
         match question {
-            Question::Charge(keys, args) => self.run(scripts, Name::Charge, keys, args, slot).await,
-            Question::ChargeReplicated(keys, args) => {
+            Question::Charge(keys, args, _) => self.run(scripts, Name::Charge, keys, args, slot).await,
+            Question::ChargeReplicated(keys, args, _) => {
                 let answer = self.run(scripts, Name::Charge, keys, args, slot).await?;
                 let acknowledged = self.replicated(&answer).await;
                 Ok(Value::Array(vec![answer, Value::Int(acknowledged)]))

@@ -31,6 +31,8 @@ const HASTE: Duration = Duration::from_millis(80);
 const HASTE_PAUSE: Duration = Duration::from_millis(20);
 /// How often a master is asked whether it still is one.
 const ROLE_PERIOD: Duration = Duration::from_secs(1);
+/// How long after its deadline an answer is waited for that may have to be undone.
+const LATE: Duration = Duration::from_secs(3);
 /// A connection that is older is made anew when its server is the wrong one: its name may mean another one now.
 const STALE: Duration = Duration::from_millis(500);
 /// Answers of a server that did nothing, because it is the wrong one or not ready.
@@ -158,6 +160,9 @@ impl Node {
             Err(StoreError::Refused { code, .. }) if NOT_NOW.contains(&code.as_str()) => {}
             _ => return answer,
         }
+        if Instant::now() >= until {
+            return answer;
+        }
         if !self.0.leave(&link) {
             return answer;
         }
@@ -178,15 +183,16 @@ impl Node {
         question: Question<'_>,
         slot: Slot,
     ) -> Result<Said, StoreError> {
-        let answer = timeout_at(until, link.ask(&self.0.ground.scripts, question, slot)).await;
+        // Apart: whoever waits for a connection needs no room for a question yet.
+        let mut asked = Box::pin(link.ask(&self.0.ground.scripts, question, slot));
+        let mut answer = timeout_at(until, &mut asked).await;
+        if answer.is_err() {
+            self.0.timed_out(link);
+            if question.is_overdue() {
+                answer = timeout(LATE, asked).await;
+            }
+        }
         let Ok(answer) = answer else {
-            if link.has_timed_out() {
-                self.0.changed(Some("it does not answer".to_string()));
-            }
-            if !link.answers() && self.0.is_current(link) {
-                // It may answer after all before there is another one; where somebody else helps out, nobody waits.
-                if self.0.ground.alone { self.0.reconnect() } else { self.0.lost(link) }
-            }
             return Err(StoreError::Timeout);
         };
         match answer {
@@ -216,6 +222,17 @@ impl Shared {
                 // The sender is a field of `self`: it outlives this.
                 std::future::pending::<()>().await;
             }
+        }
+    }
+
+    /// A question was not answered in time.
+    fn timed_out(self: &Arc<Shared>, link: &Arc<Link>) {
+        if link.has_timed_out() {
+            self.changed(Some("it does not answer".to_string()));
+        }
+        if !link.answers() && self.is_current(link) {
+            // It may answer after all before there is another one; where somebody else helps out, nobody waits.
+            if self.ground.alone { self.reconnect() } else { self.lost(link) }
         }
     }
 

@@ -17,7 +17,7 @@ use super::cluster::slot;
 use super::plan::{self, Plan};
 use super::replay::{Counters, Outcome};
 use super::settlement::Held;
-use super::{Awaited, GRACE, Place, RedisStore};
+use super::{ASKING_MAX, Awaited, GRACE, LATE_MAX, Place, RedisStore, lock};
 use crate::clock::Millis;
 use crate::limit::Charge;
 use crate::reservation::{Decision, Denial, Hold, Standing};
@@ -118,7 +118,7 @@ impl RedisStore {
             Ok(denial) => return Ok(Decision::Denied(denial)),
             Err(parts) => parts,
         };
-        let _place = Place::among(&self.0.asking).ok_or(StoreError::Busy)?;
+        let _place = Place::among(&self.0.asking, ASKING_MAX).ok_or(StoreError::Busy)?;
         let (reply, answer) = oneshot::channel();
         let mut answer = Awaited(answer);
         let (store, piece) = (self.clone(), self.0.underway.begin());
@@ -201,12 +201,9 @@ impl RedisStore {
     /// Asks for all parts at once. When one fails, what the others took is given back.
     async fn ask_parts(&self, parts: Vec<Part>, take: bool) -> Result<Vec<Answered>, StoreError> {
         let ask = |part: Part| {
-            let store = self.clone();
-            self.0.connection.here().1.spawn(async move {
-                let amounts = part.charges.iter().map(Charge::amount).filter(|_| take).collect();
-                let (verdicts, before) = store.0.ask(&part.plan, &part.charges, amounts).await?;
-                Ok(Answered { part, before, granted: verdicts.first() == Some(&b'1') })
-            })
+            let ((tell, told), store) = (oneshot::channel(), self.clone());
+            drop(self.0.connection.here().1.spawn(async move { store.ask_part(part, take, tell).await }));
+            told
         };
         if take {
             self.0.scripts_sent.fetch_add(parts.len() as u64, Ordering::Relaxed);
@@ -230,6 +227,33 @@ impl RedisStore {
             }
         }
         Err(error)
+    }
+
+    /// Asks for one part. When that takes too long, what it takes after all is given back.
+    async fn ask_part(&self, part: Part, take: bool, tell: oneshot::Sender<Result<Answered, StoreError>>) {
+        let (tell, late) = (Mutex::new(Some(tell)), Mutex::new(None));
+        let overdue = || {
+            if let Some(tell) = lock(&tell).take() {
+                // Nobody left to tell is nothing to do.
+                let _ = tell.send(Err(StoreError::Timeout));
+            }
+            *lock(&late) = Place::among(&self.0.late, LATE_MAX).filter(|_| take);
+            lock(&late).is_some()
+        };
+        let amounts = part.charges.iter().map(Charge::amount).filter(|_| take).collect();
+        let answer = self.0.ask(&part.plan, &part.charges, amounts, &overdue).await;
+        let answer = answer.map(|(verdicts, before)| {
+            let granted = verdicts.first() == Some(&b'1');
+            Answered { part, before, granted }
+        });
+        let unwanted = match lock(&tell).take() {
+            Some(tell) => tell.send(answer).err(),
+            None => Some(answer),
+        };
+        if let Some(Ok(unwanted)) = unwanted {
+            // Sent, not awaited.
+            drop(self.give_back(&[unwanted]));
+        }
     }
 
     /// Gives back what the granted parts took.
