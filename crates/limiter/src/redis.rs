@@ -300,7 +300,7 @@ impl RedisStore {
     async fn take(&self, charges: Vec<Charge>) -> Result<Decision, StoreError> {
         if charges.is_empty() {
             // Nothing to ask about; the time of nothing is that of this machine.
-            return Ok(Decision::Granted(self.hold(Vec::new(), SystemClock.now(), Vec::new())));
+            return Ok(Decision::Granted(self.hold(Vec::new(), SystemClock.now(), Vec::new(), None)));
         }
         if self.0.connection.is_cluster() {
             return self.take_spread(charges).await;
@@ -355,8 +355,8 @@ impl RedisStore {
                     // Nobody left to tell is nothing to do.
                     let _ = reply.send(Err(StoreError::Timeout));
                 }
-                if let Some(mut next) = lock(&goes_on).take() {
-                    let batch = next.batch();
+                let goes_on = lock(&goes_on).take().map(|mut next| (next.batch(), next));
+                if let Some((batch, next)) = goes_on.filter(|(batch, _)| !batch.is_empty()) {
                     drop(Handle::current().spawn(self.flight(Arc::clone(&plan), next, batch)));
                 }
                 *lock(&late) = Place::among(&self.0.late, LATE_MAX);
@@ -407,6 +407,9 @@ impl RedisStore {
                 return None;
             }
         };
+        // What came too late is nobody's, and a server that has taken over since may not know of it.
+        let late = replies.first().is_some_and(Reply::is_answered);
+        let only_in = late.then_some(counters.history);
         let mut denied = false;
         let mut verdicts = verdicts.into_iter();
         for (charges, reply) in requests.into_iter().zip(replies) {
@@ -415,7 +418,7 @@ impl RedisStore {
             denied |= matches!(&outcome, Outcome::Denied(denial) if worth_remembering(denial));
             let decision = match outcome {
                 Outcome::Granted(standings, receipts) if verdict => {
-                    Ok(Decision::Granted(self.grant(standings, &counters, receipts)))
+                    Ok(Decision::Granted(self.grant(standings, &counters, receipts, only_in)))
                 }
                 Outcome::Denied(denial) if !verdict => Ok(Decision::Denied(denial.decided_by(Source::Redis))),
                 _ => Err(StoreError::Reply("script and definition disagree".into())),
@@ -433,8 +436,9 @@ impl RedisStore {
         standings: Vec<Standing>,
         counters: &Counters,
         receipts: Vec<Option<crate::spec::Receipt>>,
+        only_in: Option<u32>,
     ) -> Reservation {
-        let reservation = self.hold(standings, counters.now, receipts);
+        let reservation = self.hold(standings, counters.now, receipts, only_in);
         if !counters.unreplicated {
             return reservation;
         }
@@ -447,8 +451,9 @@ impl RedisStore {
         standings: Vec<Standing>,
         now: Millis,
         receipts: Vec<Option<crate::spec::Receipt>>,
+        only_in: Option<u32>,
     ) -> Reservation {
-        let held = Held::new(self.clone(), receipts);
+        let held = Held::new(self.clone(), receipts).only_in(only_in);
         let hold = if self.0.connection.is_cluster() { held.spread() } else { Box::new(held) };
         Reservation::new(standings, now, hold).decided_by(Source::Redis)
     }
@@ -552,7 +557,7 @@ impl Inner {
             return Err(StoreError::Reply("not a time, verdicts and counters".into()));
         };
         let rates = charges.iter().map(|charge| charge.limit().rate());
-        let counters = Counters::read(plan, rates, (*now, reply.term), states, life)?;
+        let counters = Counters::read(plan, rates, (*now, reply.history), states, life)?;
         Ok((verdicts.clone(), counters.unreplicated(unreplicated)))
     }
 

@@ -71,9 +71,9 @@ pub struct Standing {
     /// What tells the counter apart from every earlier one of its name, where a store elsewhere says so.
     #[cfg(feature = "redis")]
     pub(crate) life: u64,
-    /// Tells the server that said so, and this run of it, from others. 0: nobody knows.
+    /// Who says so: tells the time of one server as a master from any other. 0: nobody knows.
     #[cfg(feature = "redis")]
-    pub(crate) term: u32,
+    pub(crate) history: u32,
 }
 
 impl Standing {
@@ -93,7 +93,7 @@ impl Standing {
             #[cfg(feature = "redis")]
             life: 0,
             #[cfg(feature = "redis")]
-            term: 0,
+            history: 0,
         }
     }
 

@@ -443,11 +443,59 @@ async fn what_is_granted_too_late_is_given_back() {
             let told = store.peek(charges(0)).await.unwrap_or_default();
             told.iter().map(|standing| standing.used).collect::<Vec<u64>>()
         };
-        while scripts_run(&server).await < run + late || used().await != [5; 4] {
+        // First what was sent is done: nothing else is asked meanwhile.
+        while scripts_run(&server).await < run + late {
+            assert!(start.elapsed() < Duration::from_secs(20), "never done");
+        }
+        // Of a bucket that also depends on which comes first: what may have drained from it is not given back.
+        while used().await.iter().zip([5, 5, 5, 14]).any(|(used, most)| !(5..=most).contains(used)) {
             assert!(start.elapsed() < Duration::from_secs(20), "{:?}, not 5", used().await);
         }
         drop(kept);
     }
+}
+
+/// Another server has taken over meanwhile, and knows the counter as it was.
+#[tokio::test]
+async fn what_a_server_that_was_left_grants_too_late_is_its_own() {
+    let (old, new) = (Server::start(), Server::start());
+    let folder = tempfile::tempdir().unwrap();
+    let (name, next) = (folder.path().join("redis.sock"), folder.path().join("next"));
+    std::os::unix::fs::symlink(old.socket(), &name).unwrap();
+    let url = format!("unix://{}", name.display());
+    let store = old.store(RedisOptions::new(&url).deadline(DEADLINE)).await;
+    let limit = limit("r", "1000/day", Algorithm::FixedWindow);
+    until_it_answers(&store, &limit).await;
+    let bob = |amount| charge(&limit, "bob", amount);
+    while store.reserve(bob(10)).await.is_err() {}
+    let (mut here, mut there) = (old.client().await, new.client().await);
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut here).await.unwrap();
+    for key in keys {
+        let state: Vec<u8> = redis::cmd("DUMP").arg(&key).query_async(&mut here).await.unwrap();
+        redis::cmd("RESTORE").arg(&key).arg(0).arg(state).query_async::<()>(&mut there).await.unwrap();
+    }
+    let lost = store.counts().settlements_lost;
+    old.signal("STOP");
+    std::os::unix::fs::symlink(new.socket(), &next).unwrap();
+    std::fs::rename(&next, &name).unwrap();
+    // After so many it is given up.
+    for _ in 0..3 {
+        assert_eq!(store.reserve(bob(3)).await.map(drop), Err(StoreError::Timeout));
+    }
+    let start = Instant::now();
+    let before = loop {
+        match store.peek(bob(0)).await {
+            Ok(standings) => break standings[0].used,
+            Err(_) => assert!(start.elapsed() < Duration::from_secs(20), "nobody has taken over"),
+        }
+    };
+    assert!(before >= 10);
+    old.signal("CONT");
+    while store.counts().settlements_lost < lost + 3 {
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", store.counts());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(store.peek(bob(0)).await.unwrap()[0].used, before);
 }
 
 #[tokio::test]

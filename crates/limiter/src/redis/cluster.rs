@@ -90,6 +90,11 @@ impl Cluster {
     ) -> Result<Said, StoreError> {
         let (mut endpoint, mut is) = (self.owner(slot, until).await?, Slot::Owned);
         let mut asked = 0;
+        let overdue = || {
+            self.0.doubt();
+            question.is_overdue()
+        };
+        let question = question.when_overdue(&overdue);
         loop {
             asked += 1;
             let node = self.0.node(&endpoint);
@@ -102,7 +107,7 @@ impl Cluster {
                 self.0.doubt();
                 return answer;
             };
-            if asked == ASKED_MAX || Instant::now() >= until {
+            if asked == ASKED_MAX {
                 return answer;
             }
             match code.as_str() {
@@ -113,6 +118,9 @@ impl Cluster {
                     is = if code == "ASK" { Slot::Arriving } else { Slot::Owned };
                     if is == Slot::Owned {
                         self.0.moved(slot, &named);
+                    }
+                    if Instant::now() >= until {
+                        return answer;
                     }
                     endpoint = named;
                 }

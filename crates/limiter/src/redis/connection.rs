@@ -233,19 +233,25 @@ impl Connection {
             // answers, it has looked.
             let _ = self.home.servers.ask(until, keys, Question::Command(&ping)).await;
         };
-        let Said { value, term } = answer?;
+        let Said { value, history } = answer?;
         match value {
             Value::Array(mut both) => match (both.pop(), both.pop()) {
-                (Some(Value::Int(acknowledged)), Some(value)) => Ok((Said { value, term }, acknowledged)),
+                (Some(Value::Int(acknowledged)), Some(value)) => Ok((Said { value, history }, acknowledged)),
                 _ => Err(StoreError::Reply("not an answer and a count".into())),
             },
             _ => Err(StoreError::Reply("no list".into())),
         }
     }
 
-    /// Runs a script that gets through when the server is out of memory, where the server has that.
-    pub(super) async fn settle(&self, keys: &[String], args: &[&[u8]]) -> Result<Said, StoreError> {
-        self.ask(keys, Question::Settle(keys, args)).await
+    /// Runs the settling script, which gets through when the server is out of memory, where the server has that; if a
+    /// history is given, only on the server of that.
+    pub(super) async fn settle(
+        &self,
+        keys: &[String],
+        args: &[&[u8]],
+        only_in: Option<u32>,
+    ) -> Result<Said, StoreError> {
+        self.ask(keys, Question::Settle(keys, args, only_in)).await
     }
 
     /// Runs a script.

@@ -30,7 +30,12 @@ pub(super) const fn life_in(epoch: u64, life: u64) -> u64 {
 
 /// What tells the runs of servers apart, of the id that a server gives to each of its own: 40 hexadecimal digits.
 pub(super) fn term(run_id: &str) -> u32 {
-    run_id.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).map_or(0, |id| id % EPOCHS)
+    leading(run_id) % EPOCHS
+}
+
+/// What an id of 40 hexadecimal digits begins with; 0, if it is none.
+pub(super) fn leading(id: &str) -> u32 {
+    id.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(0)
 }
 
 /// Where epochs are written down.

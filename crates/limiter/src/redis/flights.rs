@@ -37,6 +37,11 @@ impl Reply {
         }
     }
 
+    /// Whether that was done.
+    pub(super) fn is_answered(&self) -> bool {
+        self.lock().is_none()
+    }
+
     /// Whether nobody waits for it.
     pub(super) fn is_closed(&self) -> bool {
         self.lock().as_ref().is_none_or(oneshot::Sender::is_closed)

@@ -2,13 +2,15 @@
 --
 -- A counter that was born since, in another epoch, is charged on top of what it was charged meanwhile, and only what it
 -- was not healed by already: several who saw the same heal it once. One that is still the same is raised to what was
--- seen, unless this very run of this server has shown it: whatever it says otherwise by now happened since. One that was
--- born since, in the same epoch, was cleared: it stays so.
+-- seen, unless this very server has shown it since it became a master: whatever it says otherwise by now happened since.
+-- One that was born since, in the same epoch, was cleared: it stays so.
 --
 -- KEYS      a hash per subject, and the key of the epoch
 -- ARGV[1]   the counters, as in `load`
 -- ARGV[2]   {life, seen, epochs}; of each that was seen: its counter, the units in use by now, when it was seen, its
---           life, and what tells the run that has shown it from others, or 0; the rest as for charges
+--           life, and who has shown it, or 0; the rest as for charges
+-- ARGV[#-1] who this is: what tells this server's time as a master from any other, or 0
+-- ARGV[#]   as for charges
 -- Returns   by what life each counter is known now
 
 local counters, order = cmsgpack.unpack(ARGV[1]), cmsgpack.unpack(ARGV[2])
@@ -36,13 +38,12 @@ end
 
 local records = {}
 
--- What tells this run from others, or 0.
-local run = tonumber(ARGV[#ARGV])
+local this = tonumber(ARGV[#ARGV - 1])
 
 local function heal(c, amount, seen, life, shown)
     local s = c.state
     local same = s[LIFE] == life
-    if same and shown == run and run > 0 then return end
+    if same and shown == this and this > 0 then return end
     local now_in, seen_in = floor(s[LIFE] / LIVES), floor(life / LIVES)
     if not same and (now_in == seen_in or now_in == 0 or seen_in == 0) then return end
     if c[ALGORITHM] == FIXED and index(c, seen) ~= index(c, now) then return end

@@ -27,8 +27,8 @@ pub(crate) struct Sighting {
     pub(crate) at: Millis,
     /// The life that the counter had then.
     pub(crate) life: u64,
-    /// Tells the server that said so, and this run of it, from others. 0: nobody knows.
-    pub(crate) term: u32,
+    /// Who showed it, as in [`crate::Standing`].
+    pub(crate) history: u32,
 }
 
 impl RedisStore {
@@ -49,7 +49,7 @@ impl RedisStore {
     }
 
     /// Charges counters up to what was seen of them, if they were lost since. Doing it again, here or elsewhere, changes
-    /// nothing. Returns the lives that they have now, and what tells the server, and this run of it, from others.
+    /// nothing. Returns the lives that they have now, and who says so.
     pub(crate) async fn heal(&self, seen: &[Sighting]) -> Result<(Vec<u64>, u32), StoreError> {
         let met = seen.iter().map(|sighting| (&sighting.limit, &sighting.subject));
         let plan = Plan::of_counters(&self.0.prefix, Some(&self.0.epochs), met, AT_ONCE_MAX)?;
@@ -62,7 +62,7 @@ impl RedisStore {
             order.number(sighting.used.min(super::AMOUNT_MAX));
             order.number(sighting.at.get());
             order.number(sighting.life);
-            order.number(sighting.term.into());
+            order.number(sighting.history.into());
         }
         order.number(plan.epochs as u64);
         let now = self.0.time_given();
@@ -79,6 +79,6 @@ impl RedisStore {
         let lives: Option<Vec<u64>> = lives.iter().map(life).collect();
         let lives = lives.filter(|lives| lives.len() == seen.len());
         let lives = lives.ok_or_else(|| StoreError::Reply("not a life for each counter".into()))?;
-        Ok((lives, reply.term))
+        Ok((lives, reply.history))
     }
 }

@@ -38,8 +38,8 @@ return { now, redis.call('ZCARD', KEYS[1]), redis.call('ZCOUNT', KEYS[1], ARGV[4
 pub(crate) struct Charged {
     pub(crate) reading: Reading,
     pub(crate) life: u64,
-    /// By which server, and in which of its runs.
-    pub(crate) term: u32,
+    /// Who says so, as in [`Standing`].
+    pub(crate) history: u32,
     /// To give some of it back.
     pub(crate) receipt: Receipt,
     /// It was charged under this number before, so not again.
@@ -183,7 +183,7 @@ impl RedisStore {
         let now = self.0.time_given();
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
         let used = if self.0.clock.is_some() { 3 } else { 2 };
-        let reply = self.0.connection.settle(&plan.keys, &args[..used]).await?;
+        let reply = self.0.connection.settle(&plan.keys, &args[..used], None).await?;
         let Value::Array(parts) = reply.value else {
             return Err(StoreError::Reply("no list".into()));
         };
@@ -194,7 +194,7 @@ impl RedisStore {
             return Err(StoreError::Reply("another number of charges than was sent".into()));
         }
         let rates = late.iter().map(|late| late.limit.rate());
-        let mut counters = Counters::read(&plan, rates, (*now, reply.term), states, life)?;
+        let mut counters = Counters::read(&plan, rates, (*now, reply.history), states, life)?;
         let now = counters.now;
         let readings = late.iter().zip(&plan.places).zip(before).map(|((late, place), before)| {
             let rate = late.limit.rate();
@@ -207,7 +207,7 @@ impl RedisStore {
             Charged {
                 reading: state.reading(rate, now),
                 life: state.life(),
-                term: reply.term,
+                history: reply.history,
                 receipt,
                 before,
             }
@@ -228,6 +228,6 @@ pub(crate) fn standing(limit: &Arc<Limit>, subject: &Subject, requested: u64) ->
         reset: Millis::ZERO,
         retry: Retry::Now,
         life: 0,
-        term: 0,
+        history: 0,
     }
 }

@@ -1,11 +1,10 @@
 //! One connection to one server, and what can be asked on it.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Instant;
 
 use ::redis::{AsyncConnectionConfig, Cmd, RedisConnectionInfo, RedisError, Value};
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::address::Endpoint;
 use super::dial::{CONNECT_DEADLINE, Dialer, Socket};
@@ -35,8 +34,9 @@ pub(super) enum Question<'q> {
     /// The same; when it took something, a replica is waited for. Answers with the script's answer, and how many replicas
     /// have acknowledged it.
     ChargeReplicated(&'q [String], &'q [&'q [u8]], Overdue<'q>),
-    /// The settling script; it gets through when the server is out of memory, where the server has that.
-    Settle(&'q [String], &'q [&'q [u8]]),
+    /// The settling script; it gets through when the server is out of memory, where the server has that. With a history,
+    /// only the server of that history is asked.
+    Settle(&'q [String], &'q [&'q [u8]], Option<u32>),
     /// The healing script.
     Heal(&'q [String], &'q [&'q [u8]]),
     Command(&'q Cmd),
@@ -45,11 +45,25 @@ pub(super) enum Question<'q> {
 /// What a server said.
 pub(super) struct Said {
     pub(super) value: Value,
-    /// Tells the runs of servers apart, as far as the server tells; else 0.
-    pub(super) term: u32,
+    /// Tells the time of this server as a master from any other; 0: nobody knows.
+    pub(super) history: u32,
 }
 
-impl Question<'_> {
+impl<'q> Question<'q> {
+    /// Whether this server must not be asked.
+    pub(super) fn is_not_for(&self, link: &Link) -> bool {
+        matches!(self, Question::Settle(_, _, Some(history)) if *history == 0 || *history != link.history)
+    }
+
+    /// The same, with something else called at the deadline.
+    pub(super) fn when_overdue(self, overdue: Overdue<'q>) -> Question<'q> {
+        match self {
+            Question::Charge(keys, args, _) => Question::Charge(keys, args, overdue),
+            Question::ChargeReplicated(keys, args, _) => Question::ChargeReplicated(keys, args, overdue),
+            other => other,
+        }
+    }
+
     /// Its deadline has passed. Says whether the answer is waited for even so.
     pub(super) fn is_overdue(&self) -> bool {
         match self {
@@ -74,8 +88,10 @@ pub(super) struct Link {
     pub(super) version: Option<String>,
     /// As far as the server tells: `master`.
     pub(super) role: Option<String>,
-    /// As in [`Said`].
+    /// Tells the runs of servers apart, as far as the server tells; else 0.
     pub(super) term: u32,
+    /// As in [`Said`].
+    pub(super) history: u32,
     socket: Socket,
     timeouts: AtomicU32,
     replicas: Replicas,
@@ -111,17 +127,20 @@ impl Link {
             version: None,
             role: None,
             term: 0,
+            history: 0,
             socket,
             timeouts: AtomicU32::new(0),
             replicas: Replicas::default(),
             loads: Default::default(),
         };
-        let about = link.told(::redis::cmd("INFO").arg("server")).await?;
+        let about = link.told(&::redis::cmd("INFO")).await?;
         if let Some(Value::BulkString(text)) = about {
             let text = String::from_utf8_lossy(&text);
             let said = |name: &str| text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
             link.version = said("redis_version:").map(str::to_string);
             link.term = said("run_id:").map_or(0, epoch::term);
+            // A replica that becomes a master gets a new one: it may not have all that its master had.
+            link.history = said("master_replid:").or(said("run_id:")).map_or(0, epoch::leading);
         }
         link.role = link.ask_role().await?;
         Ok(link)
@@ -168,17 +187,20 @@ impl Link {
         scripts: &Scripts,
         question: Question<'_>,
         slot: Slot,
+        until: Instant,
     ) -> Result<Value, RedisError> {
         let settle = if self.reads_flags() { Name::SettleAllowOom } else { Name::Settle };
         match question {
-            Question::Charge(keys, args, _) => self.run(scripts, Name::Charge, keys, args, slot).await,
+            Question::Charge(keys, args, _) => self.run(scripts, Name::Charge, keys, args, slot, until).await,
             Question::ChargeReplicated(keys, args, _) => {
-                let answer = self.run(scripts, Name::Charge, keys, args, slot).await?;
-                let acknowledged = self.replicated(&answer).await;
+                let answer = self.run(scripts, Name::Charge, keys, args, slot, until).await?;
+                // Too late for whoever wanted a replica.
+                let in_time = Instant::now() < until;
+                let acknowledged = if in_time { self.replicated(&answer).await } else { REPLICAS };
                 Ok(Value::Array(vec![answer, Value::Int(acknowledged)]))
             }
-            Question::Settle(keys, args) => self.run(scripts, settle, keys, args, slot).await,
-            Question::Heal(keys, args) => self.run(scripts, Name::Heal, keys, args, slot).await,
+            Question::Settle(keys, args, _) => self.run(scripts, settle, keys, args, slot, until).await,
+            Question::Heal(keys, args) => self.run(scripts, Name::Heal, keys, args, slot, until).await,
             Question::Command(command) => self.send(command, slot).await,
         }
     }
@@ -227,7 +249,7 @@ impl Link {
     }
 
     /// By digest; when the server does not know it, one caller sends the text and the others ask again. What the
-    /// server did not know it did not do, so asking again is safe.
+    /// server did not know it did not do, so asking again is safe; but not for somebody who has left meanwhile.
     async fn run(
         &self,
         scripts: &Scripts,
@@ -235,21 +257,29 @@ impl Link {
         keys: &[String],
         args: &[&[u8]],
         slot: Slot,
+        until: Instant,
     ) -> Result<Value, RedisError> {
         let (script, load) = (scripts.get(name), &self.loads[name as usize]);
         let call = |how: &str, what: &str| {
             let mut command = ::redis::cmd(how);
-            command.arg(what).arg(keys.len()).arg(keys).arg(args).arg(self.term);
+            command.arg(what).arg(keys.len()).arg(keys).arg(args);
+            if name == Name::Heal {
+                command.arg(self.history);
+            }
+            command.arg(self.term);
             command
         };
         let by_digest = call("EVALSHA", &script.digest);
         for _ in 0..DIGEST_ATTEMPTS {
             let loads = load.count.load(Ordering::Acquire);
-            match self.send(&by_digest, slot).await {
-                Err(error) if error.code() == Some("NOSCRIPT") => {}
+            let unknown = match self.send(&by_digest, slot).await {
+                Err(error) if error.code() == Some("NOSCRIPT") => error,
                 answer => return answer,
-            }
-            let turn = load.turn.lock().await;
+            };
+            let turn = timeout_at(until, load.turn.lock()).await;
+            let Some(turn) = turn.ok().filter(|_| Instant::now() < until) else {
+                return Err(unknown);
+            };
             if load.count.load(Ordering::Acquire) == loads {
                 let answer = self.send(&call("EVAL", &script.text), slot).await;
                 load.count.fetch_add(1, Ordering::Release);

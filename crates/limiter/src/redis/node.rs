@@ -4,7 +4,7 @@
 //! everything: the deadline is outside it, and three timeouts in a row bring a new connection beside the old one.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
@@ -184,26 +184,32 @@ impl Node {
         slot: Slot,
     ) -> Result<Said, StoreError> {
         // Apart: whoever waits for a connection needs no room for a question yet.
-        let mut asked = Box::pin(link.ask(&self.0.ground.scripts, question, slot));
+        if question.is_not_for(link) {
+            return Err(StoreError::Lost);
+        }
+        let mut asked = Box::pin(link.ask(&self.0.ground.scripts, question, slot, until));
         let mut answer = timeout_at(until, &mut asked).await;
         if answer.is_err() {
             self.0.timed_out(link);
-            if question.is_overdue() {
-                answer = timeout(LATE, asked).await;
+            if question.is_overdue()
+                && let Ok(Some(late)) = timeout(LATE, self.0.unless_superseded(link, asked)).await
+            {
+                answer = Ok(late);
             }
         }
         let Ok(answer) = answer else {
             return Err(StoreError::Timeout);
         };
+        let in_time = Instant::now() < until;
         match answer {
             Err(error) if error.is_io_error() || error.is_unrecoverable_error() => {
                 self.0.lost(link);
                 return Err(StoreError::Lost);
             }
-            _ if link.has_answered() => self.0.changed(None),
+            _ if in_time && link.has_answered() => self.0.changed(None),
             _ => {}
         }
-        answer.map(|value| Said { value, term: link.term }).map_err(|error| refused(&error))
+        answer.map(|value| Said { value, history: link.history }).map_err(|error| refused(&error))
     }
 }
 
@@ -231,9 +237,36 @@ impl Shared {
             self.changed(Some("it does not answer".to_string()));
         }
         if !link.answers() && self.is_current(link) {
-            // It may answer after all before there is another one; where somebody else helps out, nobody waits.
-            if self.ground.alone { self.reconnect() } else { self.lost(link) }
+            // It may answer after all before there is another one; where somebody else helps out, nobody waits, and
+            // another one need not be made before it has had its time.
+            if self.ground.alone {
+                self.reconnect();
+            } else if self.drop_link(link) {
+                self.reconnect_after(LATE);
+            }
         }
+    }
+
+    /// What a connection answers late; `None` when the one after it is given up, too, so that there are never many.
+    async fn unless_superseded<T>(
+        &self,
+        link: &Arc<Link>,
+        mut asked: impl Future<Output = T> + Unpin,
+    ) -> Option<T> {
+        let mut current = self.current.subscribe();
+        let mut superseded = pin!(async {
+            let next = |now: &Option<Arc<Link>>| now.as_ref().is_some_and(|now| !Arc::ptr_eq(now, link));
+            let next = current.wait_for(next).await.ok()?.as_ref().map(Arc::downgrade)?;
+            let gone = |now: &Option<Arc<Link>>| {
+                !now.as_ref().is_some_and(|now| std::ptr::eq(Arc::as_ptr(now), next.as_ptr()))
+            };
+            current.wait_for(gone).await.ok().map(drop)
+        });
+        poll_fn(|context| match Pin::new(&mut asked).poll(context) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending => superseded.as_mut().poll(context).map(|_| None),
+        })
+        .await
     }
 
     fn is_current(&self, link: &Arc<Link>) -> bool {
@@ -255,25 +288,32 @@ impl Shared {
 
     /// Lets go of a connection that is broken, or to the wrong server.
     fn lost(self: &Arc<Shared>, link: &Arc<Link>) {
-        let dropped = self.current.send_if_modified(|current| {
-            let broken = current.as_ref().is_some_and(|current| Arc::ptr_eq(current, link));
-            if broken {
-                *current = None;
-            }
-            broken
-        });
-        if dropped {
-            self.changed(None);
+        if self.drop_link(link) {
             self.reconnect();
         }
     }
 
+    /// Says whether it was the one in use.
+    fn drop_link(&self, link: &Arc<Link>) -> bool {
+        let dropped = self
+            .current
+            .send_if_modified(|current| current.take_if(|current| Arc::ptr_eq(current, link)).is_some());
+        if dropped {
+            self.changed(None);
+        }
+        dropped
+    }
+
     /// Makes a new connection in the background, unless one is being made. The old one serves until then.
     fn reconnect(self: &Arc<Shared>) {
+        self.reconnect_after(Duration::ZERO);
+    }
+
+    fn reconnect_after(self: &Arc<Shared>, pause: Duration) {
         if self.connecting.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.ground.dialer.runtime.spawn(keep_connecting(Arc::downgrade(self)));
+        self.ground.dialer.runtime.spawn(keep_connecting(Arc::downgrade(self), pause));
     }
 
     /// The first connection that comes about.
@@ -345,8 +385,9 @@ impl Shared {
     }
 }
 
-/// Ends when there is a connection, or nobody who wants one.
-async fn keep_connecting(shared: Weak<Shared>) {
+/// Begins after a pause. Ends when there is a connection, or nobody who wants one.
+async fn keep_connecting(shared: Weak<Shared>, pause: Duration) {
+    sleep(pause).await;
     while let Some(shared) = shared.upgrade() {
         match shared.connect_in_time().await {
             Ok(link) => {

@@ -17,8 +17,8 @@ use crate::store::StoreError;
 #[derive(Clone, Debug)]
 pub(super) struct Counters {
     pub(super) now: Millis,
-    /// Tells the server that it was, and this run of it, from others; 0: nobody knows.
-    term: u32,
+    /// Whose they were: tells the time of one server as a master from any other. 0: nobody knows.
+    pub(super) history: u32,
     /// Nobody else has what was written, although that was waited for.
     pub(super) unreplicated: bool,
     states: Vec<State>,
@@ -36,7 +36,7 @@ impl Counters {
     pub(super) fn read<'r>(
         plan: &Plan,
         rates: impl Iterator<Item = &'r Rate>,
-        (now, term): (i64, u32),
+        (now, history): (i64, u32),
         values: &[Value],
         life: u64,
     ) -> Result<Counters, StoreError> {
@@ -58,7 +58,7 @@ impl Counters {
         let found = values.iter().map(|value| !matches!(value, Value::Int(_))).collect();
         let states = states.into_iter().collect::<Option<Vec<State>>>();
         let states = states.ok_or_else(|| wrong("a counter without a charge"))?;
-        Ok(Counters { now, term, unreplicated: false, states, found })
+        Ok(Counters { now, history, unreplicated: false, states, found })
     }
 
     pub(super) fn found(&self, place: usize) -> bool {
@@ -98,7 +98,7 @@ impl Counters {
             let (rate, state) = (*charge.limit().rate(), &mut self.states[*place]);
             let receipt = fits.then(|| state.charge(&rate, now, charge.amount()));
             let retry = if fits { Retry::Now } else { state.wait(&rate, now, charge.amount()) };
-            standings.push(standing(charge, state, (now, self.term), fits, retry));
+            standings.push(standing(charge, state, (now, self.history), fits, retry));
             receipts.push(receipt);
         }
         Outcome::Granted(standings, receipts)
@@ -113,7 +113,7 @@ impl Counters {
             let mut state = self.states[*place].clone();
             state.redate(&rate, self.now);
             let retry = state.wait(&rate, self.now, demand);
-            standings.push(standing(charge, &state, (self.now, self.term), false, retry));
+            standings.push(standing(charge, &state, (self.now, self.history), false, retry));
         }
         standings
     }
@@ -133,12 +133,12 @@ impl Counters {
 fn standing(
     charge: Charge,
     state: &State,
-    (now, term): (Millis, u32),
+    (now, history): (Millis, u32),
     taken: bool,
     retry: Retry,
 ) -> Standing {
     let reading = state.reading(charge.limit().rate(), now);
     let (limit, subject, requested) = charge.into_parts();
     let (used, remaining, reset) = (reading.used, reading.remaining, reading.reset);
-    Standing { limit, subject, requested, taken, used, remaining, reset, retry, life: state.life(), term }
+    Standing { limit, subject, requested, taken, used, remaining, reset, retry, life: state.life(), history }
 }

@@ -24,6 +24,8 @@ const ACTUAL_MAX: u64 = (1 << 53) - 1;
 pub(super) struct Held {
     pub(super) store: RedisStore,
     pub(super) receipts: Vec<Option<Receipt>>,
+    /// Where it was granted, if it is to be settled only there: a server that has taken over may not know of it.
+    pub(super) only_in: Option<u32>,
     /// Whether its keys may be on two servers: then no other key comes with them.
     alone: bool,
     /// What was sent last. What is sent next waits for it: a heartbeat that overtook the end of its call would hold a
@@ -44,6 +46,8 @@ struct Settlement {
 struct Sending {
     plan: Arc<Plan>,
     settlements: Vec<Settlement>,
+    /// As in [`Held`].
+    only_in: Option<u32>,
     /// The time for scripts whose clock is given.
     now: String,
 }
@@ -98,7 +102,12 @@ impl Hold for Held {
 
 impl Held {
     pub(super) fn new(store: RedisStore, receipts: Vec<Option<Receipt>>) -> Held {
-        Held { store, receipts, alone: false, sent: Mutex::new(None) }
+        Held { store, receipts, only_in: None, alone: false, sent: Mutex::new(None) }
+    }
+
+    /// Settled only where it was granted.
+    pub(super) fn only_in(self, only_in: Option<u32>) -> Held {
+        Held { only_in, ..self }
     }
 
     /// Of one key, that no other one comes with.
@@ -143,7 +152,7 @@ impl Held {
             true => Arc::new(make(None)?),
             false => store.settling.plan(met, || make(Some(&store.epochs)))?,
         };
-        Ok(Some(Sending { plan, settlements, now: self.store.0.time_given() }))
+        Ok(Some(Sending { plan, settlements, only_in: self.only_in, now: self.store.0.time_given() }))
     }
 
     /// In a task, so that nobody has to wait for it.
@@ -179,7 +188,7 @@ impl RedisStore {
     /// Sends the settling script: what each settlement ended of calls in flight, and the counters as they were before.
     async fn settle(
         &self,
-        Sending { plan, settlements, now }: &Sending,
+        Sending { plan, settlements, only_in, now }: &Sending,
     ) -> Result<(Vec<Value>, Counters), StoreError> {
         let life = self.0.life();
         let mut order = Packer::default();
@@ -194,7 +203,7 @@ impl RedisStore {
         order.number(plan.epochs as u64);
         let args: [&[u8]; 3] = [&plan.set, &order.0, now.as_bytes()];
         let used = if self.0.clock.is_some() { 3 } else { 2 };
-        let reply = self.0.connection.settle(&plan.keys, &args[..used]).await?;
+        let reply = self.0.connection.settle(&plan.keys, &args[..used], *only_in).await?;
         let Value::Array(parts) = reply.value else {
             return Err(StoreError::Reply("no list".into()));
         };
@@ -205,7 +214,7 @@ impl RedisStore {
             return Err(StoreError::Reply("another number of settlements than was sent".into()));
         }
         let rates = settlements.iter().map(|settlement| settlement.standing.limit.rate());
-        Ok((ended.clone(), Counters::read(plan, rates, (*now, reply.term), states, life)?))
+        Ok((ended.clone(), Counters::read(plan, rates, (*now, reply.history), states, life)?))
     }
 
     /// Settles: one correction per charge.

@@ -180,7 +180,7 @@ impl RedisStore {
             .iter()
             .map(|answered| (Arc::clone(&answered.part.plan), answered.before.clone(), answered.granted))
             .collect();
-        let refunds = self.give_back(&answered);
+        let refunds = self.give_back(&answered, false);
         let _ = reply.send(Ok(Decision::Denied(denial(answered))));
         for refund in refunds {
             // Counted where it is sent.
@@ -219,7 +219,7 @@ impl RedisStore {
         let Some(error) = failed else {
             return Ok(answered);
         };
-        let refunds = self.give_back(&answered);
+        let refunds = self.give_back(&answered, false);
         if is_split(&error) {
             // Asked again in a moment: not against itself.
             for refund in refunds {
@@ -246,25 +246,26 @@ impl RedisStore {
             let granted = verdicts.first() == Some(&b'1');
             Answered { part, before, granted }
         });
-        let unwanted = match lock(&tell).take() {
-            Some(tell) => tell.send(answer).err(),
-            None => Some(answer),
+        let (unwanted, late) = match lock(&tell).take() {
+            Some(tell) => (tell.send(answer).err(), false),
+            None => (Some(answer), true),
         };
         if let Some(Ok(unwanted)) = unwanted {
             // Sent, not awaited.
-            drop(self.give_back(&[unwanted]));
+            drop(self.give_back(&[unwanted], late));
         }
     }
 
-    /// Gives back what the granted parts took.
-    fn give_back(&self, answered: &[Answered]) -> Vec<Answer<'static, Vec<Correction>>> {
+    /// Gives back what the granted parts took; of what they took too late, only where it was taken.
+    fn give_back(&self, answered: &[Answered], late: bool) -> Vec<Answer<'static, Vec<Correction>>> {
         let mut refunds = Vec::new();
         for Answered { part, before, .. } in answered.iter().filter(|answered| answered.granted) {
             if let Outcome::Granted(standings, receipts) =
                 before.clone().reserve(&part.plan, part.charges.clone())
             {
                 let nothing = vec![0; standings.len()];
-                refunds.push(Held::new(self.clone(), receipts).spread().settled(&standings, &nothing));
+                let held = Held::new(self.clone(), receipts).only_in(late.then_some(before.history));
+                refunds.push(held.spread().settled(&standings, &nothing));
             }
         }
         refunds
@@ -283,7 +284,7 @@ impl RedisStore {
             receipts.push((part.indexes, held));
         }
         let (standings, receipts) = (in_order(standings), in_order(receipts));
-        let reservation = self.hold(standings, now, receipts);
+        let reservation = self.hold(standings, now, receipts, None);
         if !unreplicated {
             return Ok(Decision::Granted(reservation));
         }
@@ -329,12 +330,13 @@ struct Spread {
 struct Parts {
     store: RedisStore,
     receipts: Vec<Option<Receipt>>,
+    only_in: Option<u32>,
 }
 
 impl Held {
     /// The same, settled in every slot by itself.
     pub(super) fn spread(self) -> Box<dyn Hold> {
-        let parts = Parts { store: self.store, receipts: self.receipts };
+        let parts = Parts { store: self.store, receipts: self.receipts, only_in: self.only_in };
         Box::new(Spread { parts, sent: Mutex::new(None) })
     }
 }
@@ -344,7 +346,7 @@ impl Parts {
     fn part(&self, indexes: &[usize], standings: &[Standing]) -> (Held, Vec<Standing>) {
         let receipts = indexes.iter().map(|index| self.receipts[*index]).collect();
         let standings = indexes.iter().map(|index| standings[*index].clone()).collect();
-        (Held::new(self.store.clone(), receipts), standings)
+        (Held::new(self.store.clone(), receipts).only_in(self.only_in), standings)
     }
 
     fn groups(&self, standings: &[Standing], by: By) -> Vec<Vec<usize>> {
@@ -450,7 +452,7 @@ impl Settling {
             answer => return answer,
         }
         let store = held.store.clone();
-        let all = Parts { store: held.store, receipts: held.receipts };
+        let all = Parts { store: held.store, receipts: held.receipts, only_in: held.only_in };
         let mut corrections = Vec::new();
         for indexes in all.groups(&standings, By::Key) {
             let (held, standings) = all.part(&indexes, &standings);

@@ -147,8 +147,8 @@ impl Inner {
     }
 
     async fn tell_all(&self, seen: &[Sighting]) -> Result<(), StoreError> {
-        let (lives, term) = self.redis.heal(seen).await?;
-        seen.iter().zip(lives).for_each(|(sighting, life)| self.mirror.told(sighting, (life, term)));
+        let (lives, history) = self.redis.heal(seen).await?;
+        seen.iter().zip(lives).for_each(|(sighting, life)| self.mirror.told(sighting, (life, history)));
         add(&self.tally.healed, seen.len() as u64);
         Ok(())
     }

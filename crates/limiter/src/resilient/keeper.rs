@@ -231,7 +231,7 @@ impl Inner {
             add(&self.tally.charged_late, debt.amount);
         }
         let level = (charged.reading.used, charged.reading.reset);
-        if self.mirror.put(&debt.limit, &debt.subject, level, at, (charged.life, charged.term)) {
+        if self.mirror.put(&debt.limit, &debt.subject, level, at, (charged.life, charged.history)) {
             self.has_lost();
         }
     }

@@ -144,8 +144,8 @@ impl Inner {
 fn uncounted_standing(charge: Charge, retry: Retry) -> Standing {
     let (limit, subject, requested) = charge.into_parts();
     let remaining = limit.capacity();
-    let (taken, used, reset, life, term) = (false, 0, Millis::ZERO, 0, 0);
-    Standing { limit, subject, requested, taken, used, remaining, reset, retry, life, term }
+    let (taken, used, reset, life, history) = (false, 0, Millis::ZERO, 0, 0);
+    Standing { limit, subject, requested, taken, used, remaining, reset, retry, life, history }
 }
 
 /// All standings, in the order of the charges.

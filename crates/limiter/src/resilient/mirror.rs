@@ -57,8 +57,8 @@ struct Seen {
     reset: Millis,
     /// The life of the counter.
     life: u64,
-    /// Tells the server that said so, and this run of it, from others. 0: nobody knows.
-    term: u32,
+    /// Who said so: tells the time of one server as a master from any other. 0: nobody knows.
+    history: u32,
 }
 
 impl Mirror {
@@ -78,8 +78,9 @@ impl Mirror {
             let known = shard.known(&first.subject);
             for standing in together {
                 if standing.limit.algorithm() != Algorithm::Concurrency {
-                    let Standing { used, reset, life, term, .. } = *standing;
-                    let seen = Seen { limit: Arc::clone(&standing.limit), used, at: now, reset, life, term };
+                    let Standing { used, reset, life, history, .. } = *standing;
+                    let seen =
+                        Seen { limit: Arc::clone(&standing.limit), used, at: now, reset, life, history };
                     lost.extend(known.put(seen));
                 }
             }
@@ -97,9 +98,9 @@ impl Mirror {
         subject: &Subject,
         (used, reset): (u64, Millis),
         at: Millis,
-        (life, term): (u64, u32),
+        (life, history): (u64, u32),
     ) -> bool {
-        let seen = Seen { limit: Arc::clone(limit), used, at, reset, life, term };
+        let seen = Seen { limit: Arc::clone(limit), used, at, reset, life, history };
         let lost = self.shard(subject).known(subject).put(seen);
         lost.is_some() && {
             self.lose(lost.into_iter().collect());
@@ -128,13 +129,13 @@ impl Mirror {
         live.flatten().collect()
     }
 
-    /// The store was told of a counter, and knows it by this life now, in this run of this server.
-    pub(super) fn told(&self, sighting: &Sighting, (life, term): (u64, u32)) {
+    /// The store was told of a counter, and knows it by this life now. What was seen since, it was not told.
+    pub(super) fn told(&self, sighting: &Sighting, (life, history): (u64, u32)) {
         let mut shard = self.shard(&sighting.subject);
         if let Some(seen) = shard.seen(&sighting.limit, &sighting.subject)
-            && (seen.life, seen.term) == (sighting.life, sighting.term)
+            && (seen.life, seen.history, seen.at) == (sighting.life, sighting.history, sighting.at)
         {
-            (seen.life, seen.term) = (life, term);
+            (seen.life, seen.history) = (life, history);
         }
     }
 
@@ -222,7 +223,14 @@ impl Seen {
     fn sighting(&self, subject: &Subject, now: Millis) -> Option<Sighting> {
         let used = self.level(now);
         let (limit, subject) = (Arc::clone(&self.limit), subject.clone());
-        (used > 0).then_some(Sighting { limit, subject, used, at: self.at, life: self.life, term: self.term })
+        (used > 0).then_some(Sighting {
+            limit,
+            subject,
+            used,
+            at: self.at,
+            life: self.life,
+            history: self.history,
+        })
     }
 
     fn level(&self, now: Millis) -> u64 {
