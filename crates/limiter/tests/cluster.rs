@@ -201,6 +201,33 @@ async fn a_silent_master_costs_the_others_nothing() {
     .await;
 }
 
+/// An event loop with connections of its own asks again as soon as a master goes on: nobody else would for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_loop_that_joined_is_back_at_once() {
+    let nodes = cluster(false).await;
+    let store = connected(&nodes, Duration::from_millis(100)).await;
+    let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let joining = store.clone();
+    other.spawn(async move { joining.join_runtime() }).await.unwrap();
+    let limit = limit("r", "1000/day", Algorithm::FixedWindow);
+    let charges: Vec<Charge> = far_apart().into_iter().map(|subject| of(&limit, subject, 1)).collect();
+    let ask = || {
+        let (store, charges) = (store.clone(), charges.clone());
+        other.spawn(async move { store.reserve(charges).await.map(drop) })
+    };
+    until("it counts there", async || ask().await.unwrap().is_ok()).await;
+    nodes[0].signal("STOP");
+    // So often that it is given up.
+    for asked in [(); 5].map(|()| ask()) {
+        assert!(asked.await.unwrap().is_err());
+    }
+    nodes[0].signal("CONT");
+    let start = Instant::now();
+    until("it counts again", async || ask().await.unwrap().is_ok()).await;
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    other.shutdown_background();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_master_s_replica_takes_over() {
     let mut nodes = cluster(true).await;

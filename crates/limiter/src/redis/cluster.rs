@@ -116,11 +116,13 @@ impl Cluster {
                         return answer;
                     };
                     is = if code == "ASK" { Slot::Arriving } else { Slot::Owned };
+                    if Instant::now() >= until {
+                        // Who knows how old that is.
+                        self.0.doubt();
+                        return answer;
+                    }
                     if is == Slot::Owned {
                         self.0.moved(slot, &named);
-                    }
-                    if Instant::now() >= until {
-                        return answer;
                     }
                     endpoint = named;
                 }
@@ -248,6 +250,9 @@ impl Shared {
             let Some(known) = map.as_ref().filter(|map| map.owner(slot) != Some(to)) else {
                 return false;
             };
+            if !known.masters.contains(to) {
+                self.node(to).promoted();
+            }
             *map = Some(Arc::new(known.with(slot, to)));
             self.ground.master_changed();
             true
@@ -282,8 +287,12 @@ impl Shared {
 
     /// Uses a map: connects to all masters, lets go of servers that are none and not connected.
     fn adopt(&self, map: Map) {
+        let before = self.map.borrow().clone();
         for master in &map.masters {
-            self.node(master);
+            let node = self.node(master);
+            if before.as_ref().is_some_and(|before| !before.masters.contains(master)) {
+                node.promoted();
+            }
         }
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         nodes.retain(|endpoint, node| map.masters.contains(endpoint) || node.connected().is_some());

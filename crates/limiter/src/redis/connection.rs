@@ -157,7 +157,8 @@ impl Connection {
         let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
         let known = std::iter::once(&self.home).chain(&*lanes).any(|lane| lane.is_of(&runtime));
         if !known {
-            let ground = Arc::new(self.home.ground.beside(runtime.clone()));
+            // Which servers of a cluster the first one reaches says nothing of those that this one would ask.
+            let ground = Arc::new(self.home.ground.beside(runtime.clone(), self.is_cluster()));
             let lane = Arc::new(Lane::new(&self.address, ground));
             drop(runtime.spawn(keep_alive(Arc::downgrade(&lane), self.deadline)));
             lanes.push(lane);

@@ -23,6 +23,8 @@ pub(crate) struct Sighting {
     pub(crate) subject: Subject,
     /// Units in use by now.
     pub(crate) used: u64,
+    /// Units in use when it was seen.
+    pub(crate) used_then: u64,
     /// When it was seen, by the store's time.
     pub(crate) at: Millis,
     /// The life that the counter had then.

@@ -139,8 +139,10 @@ impl Link {
             let said = |name: &str| text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
             link.version = said("redis_version:").map(str::to_string);
             link.term = said("run_id:").map_or(0, epoch::term);
-            // A replica that becomes a master gets a new one: it may not have all that its master had.
-            link.history = said("master_replid:").or(said("run_id:")).map_or(0, epoch::leading);
+            // A replica has its master's, and gets one of its own when it takes over: it may not have all that its master had.
+            if said("role:").is_none_or(|role| role == "master") {
+                link.history = said("master_replid:").or(said("run_id:")).map_or(0, epoch::leading);
+            }
         }
         link.role = link.ask_role().await?;
         Ok(link)
@@ -194,9 +196,7 @@ impl Link {
             Question::Charge(keys, args, _) => self.run(scripts, Name::Charge, keys, args, slot, until).await,
             Question::ChargeReplicated(keys, args, _) => {
                 let answer = self.run(scripts, Name::Charge, keys, args, slot, until).await?;
-                // Too late for whoever wanted a replica.
-                let in_time = Instant::now() < until;
-                let acknowledged = if in_time { self.replicated(&answer).await } else { REPLICAS };
+                let acknowledged = self.replicated(&answer, until).await;
                 Ok(Value::Array(vec![answer, Value::Int(acknowledged)]))
             }
             Question::Settle(keys, args, _) => self.run(scripts, settle, keys, args, slot, until).await,
@@ -207,7 +207,7 @@ impl Link {
 
     /// How many replicas have what the script wrote right before. None, when nobody can tell; when it took nothing, there
     /// is nothing to wait for.
-    async fn replicated(&self, answer: &Value) -> i64 {
+    async fn replicated(&self, answer: &Value, until: Instant) -> i64 {
         let took = |verdicts: &Value| matches!(verdicts, Value::BulkString(all) if all.contains(&b'1'));
         if !matches!(answer, Value::Array(parts) if parts.get(1).is_some_and(took)) {
             return REPLICAS;
@@ -216,6 +216,10 @@ impl Link {
         let mut last = self.replicas.last.lock().await;
         if last.0 > before {
             return last.1;
+        }
+        if Instant::now() >= until {
+            // Whoever wanted a replica has left.
+            return REPLICAS;
         }
         let number = self.replicas.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let wait = ::redis::cmd("WAIT").arg(REPLICAS).arg(REPLICA_PATIENCE_MS).clone();

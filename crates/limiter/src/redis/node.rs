@@ -53,14 +53,14 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// The same, driven by another runtime.
-    pub(super) fn beside(&self, runtime: Handle) -> Ground {
+    /// The same, driven by another runtime; `alone` as there.
+    pub(super) fn beside(&self, runtime: Handle, alone: bool) -> Ground {
         Ground {
             dialer: Dialer { runtime, ..self.dialer.clone() },
             login: self.login.clone(),
             scripts: Arc::clone(&self.scripts),
             made: self.made.clone(),
-            alone: false,
+            alone,
             masters: self.masters.clone(),
             began: self.began,
         }
@@ -136,6 +136,13 @@ impl Node {
         self.0.lately().clone()
     }
 
+    /// Another connection is made, which learns anew who this server is: it has become a master.
+    pub(super) fn promoted(&self) {
+        if let Some(link) = self.connected() {
+            self.0.lost(&link);
+        }
+    }
+
     /// Asks for nothing. A connection that does not answer in time is given up at once.
     pub(super) async fn check(&self, until: Instant) {
         let Some(link) = self.connected() else { return };
@@ -202,6 +209,11 @@ impl Node {
         };
         let in_time = Instant::now() < until;
         match answer {
+            // The script would have been sent, had there been time.
+            Err(error) if !in_time && error.code() == Some("NOSCRIPT") => {
+                self.0.timed_out(link);
+                return Err(StoreError::Timeout);
+            }
             Err(error) if error.is_io_error() || error.is_unrecoverable_error() => {
                 self.0.lost(link);
                 return Err(StoreError::Lost);
@@ -387,7 +399,9 @@ impl Shared {
 
 /// Begins after a pause. Ends when there is a connection, or nobody who wants one.
 async fn keep_connecting(shared: Weak<Shared>, pause: Duration) {
-    sleep(pause).await;
+    if !pause.is_zero() {
+        sleep(pause).await;
+    }
     while let Some(shared) = shared.upgrade() {
         match shared.connect_in_time().await {
             Ok(link) => {

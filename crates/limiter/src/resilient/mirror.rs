@@ -133,7 +133,8 @@ impl Mirror {
     pub(super) fn told(&self, sighting: &Sighting, (life, history): (u64, u32)) {
         let mut shard = self.shard(&sighting.subject);
         if let Some(seen) = shard.seen(&sighting.limit, &sighting.subject)
-            && (seen.life, seen.history, seen.at) == (sighting.life, sighting.history, sighting.at)
+            && (seen.life, seen.history) == (sighting.life, sighting.history)
+            && (seen.at, seen.used) == (sighting.at, sighting.used_then)
         {
             (seen.life, seen.history) = (life, history);
         }
@@ -227,6 +228,7 @@ impl Seen {
             limit,
             subject,
             used,
+            used_then: self.used,
             at: self.at,
             life: self.life,
             history: self.history,
