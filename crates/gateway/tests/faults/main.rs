@@ -69,7 +69,7 @@ async fn frozen_and_back() {
     let callers = rig.callers(&["wide", "wide", "tight"], 1);
     let stopped = callers.all("all stop asking", "wide", frozen, is("share")).await;
     callers.until("2,000 answers", callers.count(), |answers| answers.len() >= 2_000).await;
-    let sockets = rig.few_sockets(rig.redis.address()).await;
+    let sockets = rig.few_sockets(rig.redis.address());
     let while_frozen = callers.since(0);
     let mut once_open = while_frozen.clone();
     once_open.retain(|answer| answer.sent > frozen + stopped);
@@ -131,7 +131,7 @@ async fn slow_swallowing_and_breaking_connections() {
         }
         let stopped = callers.all("all stop asking", "wide", begun, is("share")).await;
         callers.until("answers by share", callers.count(), |now| now.len() >= 300).await;
-        rig.few_sockets(proxy.address).await;
+        rig.few_sockets(proxy.address);
         proxy.delay(Duration::ZERO);
         proxy.partition(false);
         let back = Instant::now();

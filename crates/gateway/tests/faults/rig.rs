@@ -84,19 +84,11 @@ impl Rig {
         }
     }
 
-    /// Sockets of any gateway to Redis, which does not answer: never many, and soon no more than it takes to find it again.
-    pub(crate) async fn few_sockets(&self, to: SocketAddr) -> usize {
-        let loops = std::thread::available_parallelism().map_or(1, usize::from);
-        let most = || self.gateways.iter().map(|gateway| gateway.sockets_to(to)).max().unwrap_or(0);
-        let found = most();
-        assert!(found <= loops + SOCKETS_MAX, "{found} sockets");
-        support::soon("few sockets", async {
-            while most() > loops + SOCKETS_AT_REST {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        })
-        .await;
-        found
+    /// The most sockets that any gateway holds to Redis, which does not answer.
+    pub(crate) fn few_sockets(&self, to: SocketAddr) -> usize {
+        let most = self.gateways.iter().map(|gateway| gateway.sockets_to(to)).max().unwrap_or(0);
+        assert!(most <= sockets_max(), "{most} sockets");
+        most
     }
 
     /// At the provider came what was admitted, and nobody was told of a failure.
@@ -108,11 +100,11 @@ impl Rig {
     }
 }
 
-/// While Redis does not answer, a gateway holds so many sockets to it, beside one of each event loop: two that are being made
-/// for decisions, as many for control data, and as many for what is listened to. At first also those that may still be
-/// answered.
-const SOCKETS_AT_REST: usize = 6;
-const SOCKETS_MAX: usize = 8;
+/// Each event loop holds a connection to Redis; and decisions and control data the one that may still answer and two that are
+/// being made, or listen.
+fn sockets_max() -> usize {
+    2 * std::thread::available_parallelism().map_or(1, usize::from) + 4
+}
 
 pub(crate) fn admitted(answers: &[Answer], user: &str) -> u64 {
     answers.iter().filter(|answer| answer.user == user && answer.is_admitted()).count() as u64

@@ -92,7 +92,7 @@ impl Cluster {
         let mut asked = 0;
         let overdue = || {
             self.0.doubt();
-            question.is_overdue()
+            question.overdue()
         };
         let question = question.when_overdue(&overdue);
         loop {

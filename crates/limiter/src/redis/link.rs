@@ -64,8 +64,8 @@ impl<'q> Question<'q> {
         }
     }
 
-    /// Its deadline has passed. Says whether the answer is waited for even so.
-    pub(super) fn is_overdue(&self) -> bool {
+    /// To be called when its deadline has passed. Says whether the answer is waited for even so.
+    pub(super) fn overdue(&self) -> bool {
         match self {
             Question::Charge(_, _, overdue) | Question::ChargeReplicated(_, _, overdue) => overdue(),
             Question::Settle(..) | Question::Heal(..) | Question::Command(_) => false,

@@ -198,7 +198,7 @@ impl Node {
         let mut answer = timeout_at(until, &mut asked).await;
         if answer.is_err() {
             self.0.timed_out(link);
-            if question.is_overdue()
+            if question.overdue()
                 && let Ok(Some(late)) = timeout(LATE, self.0.unless_superseded(link, asked)).await
             {
                 answer = Ok(late);
